@@ -1,0 +1,81 @@
+"""The terms heads are trained with, as pure functions of maps and logits."""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+
+
+def area_loss(maps: torch.Tensor, power: float = 0.3, epsilon: float = 5e-4) -> torch.Tensor:
+    """
+    Mean of `(maps + epsilon) ** power`: small maps are cheap, and near zero every bit of area counts most.
+
+    Source: L-CAM (Gkartzonika et al., ECCV-W 2022); the constants are those of the released code.
+
+    Args:
+        maps (`torch.FloatTensor` of shape `(..., height, width)`): Attention in [0, 1], after the sigmoid.
+        power (`float`, *optional*, defaults to 0.3): Exponent, in (0, 1].
+        epsilon (`float`, *optional*, defaults to 5e-4): Keeps the gradient finite at 0.
+
+    Returns:
+        `torch.FloatTensor` of shape `()`.
+    """
+    return (maps + epsilon).pow(power).mean()
+
+
+def variation_loss(maps: torch.Tensor, batch_size: int, border_weight: float = 0.3) -> torch.Tensor:
+    """
+    Squared differences between neighbouring rows and columns, plus the weighted squares on the four borders.
+
+    The sum runs over every map given and is divided by `2 * batch_size`, as released: with the "batch" regulariser
+    there are `batch_size ** 2` maps and the term grows with the batch. Each border is summed by itself, so the maps
+    need not be square.
+
+    Args:
+        maps (`torch.FloatTensor` of shape `(..., height, width)`): Attention in [0, 1], at the head's resolution.
+        batch_size (`int`): Number of images (not of maps).
+        border_weight (`float`, *optional*, defaults to 0.3): Weight of the border term.
+
+    Returns:
+        `torch.FloatTensor` of shape `()`.
+    """
+    rows = (maps[..., 1:, :] - maps[..., :-1, :]).square().sum()
+    columns = (maps[..., :, 1:] - maps[..., :, :-1]).square().sum()
+    border = (
+        maps[..., 0, :].square().sum()
+        + maps[..., -1, :].square().sum()
+        + maps[..., :, 0].square().sum()
+        + maps[..., :, -1].square().sum()
+    )
+    return (rows + columns + border_weight * border) / (2 * batch_size)
+
+
+def removal_loss(logits: torch.Tensor, target: torch.Tensor) -> torch.Tensor:
+    """
+    `mean(-log(1 - softmax(logits)[target]))`: what is left of the class after its evidence was removed.
+
+    `1 - p` is taken as the softmax mass of all *other* classes, in log space, so it is exact where `p` rounds to 1.
+
+    Args:
+        logits (`torch.FloatTensor` of shape `(batch_size, num_labels)`): The classifier on the complement images.
+        target (`torch.LongTensor` of shape `(batch_size,)`): The class each map explains.
+
+    Returns:
+        `torch.FloatTensor` of shape `()`.
+    """
+    others = logits.scatter(1, target[:, None], float("-inf"))
+    return (logits.logsumexp(dim=1) - others.logsumexp(dim=1)).mean()
+
+
+def cross_entropy(logits: torch.Tensor, target: torch.Tensor) -> torch.Tensor:
+    """
+    Mean cross-entropy of the explained class, in float32 whatever the logits' dtype.
+
+    Args:
+        logits (`torch.FloatTensor` of shape `(batch_size, num_labels)`): The classifier on the kept images.
+        target (`torch.LongTensor` of shape `(batch_size,)`): The class each map explains.
+
+    Returns:
+        `torch.FloatTensor` of shape `()`.
+    """
+    return F.cross_entropy(logits.float(), target)

@@ -1,0 +1,221 @@
+"""Saliency maps as tensors: the only resize, the only min-max and the geometry of image processors.
+
+Everything here is pure: tensors in, tensors out, on the device they came on.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+
+
+def resize_maps(maps: torch.Tensor, size: tuple[int, int]) -> torch.Tensor:
+    """
+    Resize maps bilinearly (`align_corners=False`), the one interpolation every method and metric here uses.
+
+    Args:
+        maps (`torch.Tensor` of shape `(batch_size, height, width)` or `(batch_size, channels, height, width)`):
+            Maps at any resolution, any floating dtype.
+        size (`tuple[int, int]`): `(height, width)` wanted, in pixels.
+
+    Returns:
+        `torch.Tensor`: the maps at `size`, same number of dimensions; the input itself where the size is already right.
+
+    Raises:
+        ValueError: If `maps` has neither 3 nor 4 dimensions or `size` is not two positive numbers.
+    """
+    if maps.ndim not in (3, 4):
+        raise ValueError(
+            f"`maps` must have shape (batch_size, height, width) or (batch_size, channels, height, width), "
+            f"got {tuple(maps.shape)}."
+        )
+    size = tuple(int(side) for side in size)
+    if len(size) != 2 or min(size) < 1:
+        raise ValueError(f"`size` must be (height, width) with both at least 1, got {size}.")
+    if tuple(maps.shape[-2:]) == size:
+        return maps
+    if maps.ndim == 3:
+        return F.interpolate(maps[:, None], size=size, mode="bilinear", align_corners=False)[:, 0]
+    return F.interpolate(maps, size=size, mode="bilinear", align_corners=False)
+
+
+def min_max(maps: torch.Tensor) -> torch.Tensor:
+    """
+    Scale every map to [0, 1] by its own minimum and maximum; a constant map becomes all zeros, never NaN.
+
+    Args:
+        maps (`torch.Tensor` of shape `(..., height, width)`): Maps; each is scaled over its last two dimensions.
+
+    Returns:
+        `torch.Tensor` of the same shape and dtype, in [0, 1].
+    """
+    low = maps.amin(dim=(-2, -1), keepdim=True)
+    span = maps.amax(dim=(-2, -1), keepdim=True) - low
+    return torch.where(span > 0, (maps - low) / torch.where(span > 0, span, torch.ones_like(span)), 0.0)
+
+
+def tokens_to_grid(tokens: torch.Tensor, grid_size: tuple[int, int], num_prefix_tokens: int = 1) -> torch.Tensor:
+    r"""
+    Lay patch tokens out as a feature map, row by row from the top-left patch.
+
+    Source: ViT (https://huggingface.co/papers/2010.11929), section 3.1.
+
+    Args:
+        tokens (`torch.FloatTensor` of shape `(batch_size, num_prefix_tokens + height * width, hidden_size)`):
+            Hidden states of one encoder layer, unscaled.
+        grid_size (`tuple[int, int]`): `(height, width)` in patches, not pixels.
+        num_prefix_tokens (`int`, *optional*, defaults to 1): CLS, distillation and register tokens, all in front.
+
+    Returns:
+        `torch.FloatTensor` of shape `(batch_size, hidden_size, height, width)`.
+
+    Raises:
+        ValueError: If the sequence length is not `num_prefix_tokens + height * width`.
+    """
+    height, width = grid_size
+    if tokens.shape[1] != num_prefix_tokens + height * width:
+        raise ValueError(
+            f"`tokens` has {tokens.shape[1]} tokens, but num_prefix_tokens={num_prefix_tokens} and "
+            f"grid_size={tuple(grid_size)} need {num_prefix_tokens + height * width}."
+        )
+    return tokens[:, num_prefix_tokens:].transpose(1, 2).unflatten(2, (height, width))
+
+
+def grid_to_tokens(feature_map: torch.Tensor, prefix_tokens: torch.Tensor | None = None) -> torch.Tensor:
+    """
+    The inverse of [`tokens_to_grid`]: a feature map back to tokens, with the prefix tokens in front.
+
+    Args:
+        feature_map (`torch.FloatTensor` of shape `(batch_size, hidden_size, height, width)`): Patch features.
+        prefix_tokens (`torch.FloatTensor` of shape `(batch_size, num_prefix_tokens, hidden_size)`, *optional*):
+            Tokens that go in front.
+
+    Returns:
+        `torch.FloatTensor` of shape `(batch_size, num_prefix_tokens + height * width, hidden_size)`.
+    """
+    tokens = feature_map.flatten(2).transpose(1, 2)
+    return tokens if prefix_tokens is None else torch.cat([prefix_tokens, tokens], dim=1)
+
+
+@dataclass(frozen=True)
+class CropGeometry:
+    """
+    Where the pixels a classifier saw lie on the original image.
+
+    An image processor resizes the `original_size` image to `resized_size` and cuts (or pads to) the central
+    `crop_size`. All sizes are `(height, width)` in pixels. Pixel centres are at half-integers, so crop row `i` shows
+    original row `(i + top + 0.5) * original_height / resized_height - 0.5`.
+    """
+
+    original_size: tuple[int, int]
+    resized_size: tuple[int, int]
+    crop_size: tuple[int, int]
+
+    @property
+    def offset(self) -> tuple[int, int]:
+        """`(top, left)` of the crop on the resized image; negative where the processor padded."""
+        return tuple((r - c) // 2 for r, c in zip(self.resized_size, self.crop_size))
+
+    @classmethod
+    def from_processor(cls, image_processor, original_size: tuple[int, int]) -> CropGeometry:
+        """
+        The geometry an image processor applies to an image of `original_size`.
+
+        Args:
+            image_processor: A Transformers image processor, or `None` for pixels that were not changed.
+            original_size (`tuple[int, int]`): `(height, width)` of the original image, in pixels.
+
+        Raises:
+            ValueError: If the processor's `size` has keys that this function does not know.
+        """
+        height, width = (int(side) for side in original_size)
+        resized = (height, width)
+        size = _as_dict(getattr(image_processor, "size", None))
+        crop_pct = getattr(image_processor, "crop_pct", None)
+        crop = None
+        if getattr(image_processor, "do_resize", False) and size:
+            if "height" in size and "width" in size:
+                resized = (size["height"], size["width"])
+            elif "shortest_edge" in size and "longest_edge" in size:
+                resized = _bounded_edges(height, width, size["shortest_edge"], size["longest_edge"])
+            elif "shortest_edge" in size:
+                short = size["shortest_edge"]
+                if crop_pct is None:
+                    resized = _shortest_edge(height, width, short)
+                elif short < 384:  # ConvNeXT's rule: crop below 384, warp from there on
+                    resized, crop = _shortest_edge(height, width, int(short / crop_pct)), (short, short)
+                else:
+                    resized = (short, short)
+            else:
+                raise ValueError(
+                    f"`image_processor.size` is {size}; its resize can be undone when it has height and width, "
+                    "shortest_edge, or shortest_edge and longest_edge."
+                )
+        if getattr(image_processor, "do_center_crop", False):
+            crop_dict = _as_dict(image_processor.crop_size)
+            crop = (crop_dict["height"], crop_dict["width"])
+        return cls((height, width), resized, crop or resized)
+
+
+def uncrop(maps: torch.Tensor, geometry: CropGeometry) -> torch.Tensor:
+    """
+    Put maps of what the classifier saw back onto the original image; pixels it never saw are 0.
+
+    Each original pixel samples the map bilinearly at its own place, in one step from the map's resolution: no
+    intermediate resize to the processor's size, so no error beyond the map's own grid.
+
+    Args:
+        maps (`torch.Tensor` of shape `(batch_size, height, width)`): Maps at any resolution, covering the crop.
+        geometry ([`CropGeometry`]): Of the one original image all of them belong to.
+
+    Returns:
+        `torch.Tensor` of shape `(batch_size, original_height, original_width)`, same dtype.
+    """
+    axes = []
+    for original, resized, crop, offset in zip(
+        geometry.original_size, geometry.resized_size, geometry.crop_size, geometry.offset
+    ):
+        # float64: a 40,000 px side needs more than float32's 24 bits to stay under a hundredth of a pixel
+        centres = (torch.arange(original, device=maps.device, dtype=torch.float64) + 0.5) * (resized / original)
+        axes.append((centres - offset) / crop)  # 0 and 1 are the crop's outer edges
+    # Bilinear sampling is separable: two small gathers and lerps cost less than a general 2-D grid
+    out = maps.float()
+    for dim, position in ((-2, axes[0]), (-1, axes[1])):
+        length = out.shape[dim]
+        index = (position * length - 0.5).clamp(0, length - 1)
+        low = index.floor().long()
+        weight = (index - low).to(out.dtype)
+        if dim == -2:
+            weight = weight[:, None]
+        high = (low + 1).clamp(max=length - 1)
+        out = torch.lerp(out.index_select(dim, low), out.index_select(dim, high), weight)
+        seen = ((position >= 0) & (position <= 1)).to(out.dtype)
+        out = out * (seen[:, None] if dim == -2 else seen)
+    return out.to(maps.dtype)
+
+
+def _as_dict(size) -> dict[str, int]:
+    """Processor sizes are dicts or `SizeDict`s with unset keys as None, depending on the version."""
+    if size is None:
+        return {}
+    if isinstance(size, int):
+        return {"shortest_edge": size}
+    return {key: value for key, value in dict(size).items() if value is not None}
+
+
+def _shortest_edge(height: int, width: int, short: int) -> tuple[int, int]:
+    if height <= width:
+        return short, int(short * width / height)
+    return int(short * height / width), short
+
+
+def _bounded_edges(height: int, width: int, short: int, longest: int) -> tuple[int, int]:
+    if max(height, width) / min(height, width) * short > longest:
+        exact = longest * min(height, width) / max(height, width)
+        short = int(round(exact))
+        long = int(exact * max(height, width) / min(height, width))
+    else:
+        long = int(short * max(height, width) / min(height, width))
+    return (short, long) if height <= width else (long, short)

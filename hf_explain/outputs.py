@@ -1,0 +1,45 @@
+"""What every head and method returns."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from transformers.utils import ModelOutput
+
+
+@dataclass
+class SaliencyOutput(ModelOutput):
+    """
+    One saliency map per image, with what it explains.
+
+    Args:
+        loss (`torch.FloatTensor` of shape `()`, *optional*, returned with `return_loss=True`):
+            The head's training loss.
+        saliency (`torch.FloatTensor` of shape `(batch_size, height, width)`):
+            Where the classifier looked for `target`, in [0, 1], each map scaled by its own minimum and maximum; at
+            the head's or method's own resolution.
+        logits (`torch.FloatTensor` of shape `(batch_size, num_labels)`):
+            The frozen classifier's logits on the unmasked images.
+        target (`torch.LongTensor` of shape `(batch_size,)`): The class explained in each image.
+        saliency_logits (`torch.FloatTensor` of shape `(batch_size, height, width)`, *optional*):
+            The map before scaling, unbounded.
+        reconstruction (`torch.FloatTensor` of shape `(batch_size, 3, height, width)`, *optional*):
+            SCAN's reconstruction of the image, RGB in [-1, 1].
+        explanation (`torch.FloatTensor` of shape `(batch_size, 3, height, width)`, *optional*):
+            FGVis' explanation as valid `pixel_values`.
+        explanation_score (`torch.FloatTensor` of shape `(batch_size,)`, *optional*):
+            The classifier's softmax of `target` on `explanation`.
+        loss_terms (`dict[str, torch.FloatTensor]`, *optional*):
+            The weighted terms `loss` is the sum of, detached scalars, for logging.
+    """
+
+    loss: torch.FloatTensor | None = None
+    saliency: torch.FloatTensor | None = None
+    logits: torch.FloatTensor | None = None
+    target: torch.LongTensor | None = None
+    saliency_logits: torch.FloatTensor | None = None
+    reconstruction: torch.FloatTensor | None = None
+    explanation: torch.FloatTensor | None = None
+    explanation_score: torch.FloatTensor | None = None
+    loss_terms: dict[str, torch.FloatTensor] | None = None
