@@ -1,0 +1,92 @@
+"""The whole suite runs against a Hub of its own, on this machine, and can reach no other.
+
+`huggingface_hub` reads its settings when it is imported, so they are set here, before anything imports it.
+"""
+
+import os
+import shutil
+import socket
+import sys
+import tempfile
+import time
+import types
+from pathlib import Path
+
+
+TESTS = Path(__file__).parent
+sys.path.insert(0, str(TESTS))
+
+from hub_server import HubServer  # noqa: E402
+
+
+HUB = HubServer()
+HF_HOME = Path(tempfile.mkdtemp(prefix="hf_explain_tests_"))
+CLIENT_ENVIRONMENT = {
+    "HF_ENDPOINT": HUB.url,
+    "HF_HOME": str(HF_HOME),
+    "HF_HUB_DISABLE_XET": "1",  # the chunked protocol needs a compiled client; LFS over HTTP does not
+    "HF_HUB_DISABLE_TELEMETRY": "1",
+    "HF_HUB_DISABLE_PROGRESS_BARS": "1",
+    "HF_HUB_DOWNLOAD_TIMEOUT": "3",
+    "HF_HUB_ETAG_TIMEOUT": "3",
+    "HF_UPDATE_DOWNLOAD_COUNTS": "0",
+    "MPLBACKEND": "agg",
+}
+for variable in list(os.environ):
+    if variable.startswith(("HF_", "HUGGING", "TRANSFORMERS_")):
+        del os.environ[variable]
+os.environ.update(CLIENT_ENVIRONMENT)
+
+import pytest  # noqa: E402
+
+
+OWNER, OWNER_TOKEN = "user", "hf_ownerSecretOwnerSecretOwnerSecret"
+GUEST, GUEST_TOKEN = "guest", "hf_guestSecretGuestSecretGuestSecret"
+
+
+def pytest_configure(config):
+    HUB.__enter__()
+
+
+def pytest_unconfigure(config):
+    HUB.__exit__()
+    shutil.rmtree(HF_HOME, ignore_errors=True)
+
+
+@pytest.fixture(autouse=True, scope="session")
+def no_network():
+    """Any connection that leaves this machine is an error, not a skipped test."""
+    connect = socket.socket.connect
+
+    def connect_locally(self, address):
+        local = self.family == socket.AF_UNIX or address[0] in ("127.0.0.1", "localhost", "::1", "0.0.0.0")
+        if not local:
+            raise OSError(f"tests must not use the network: connection to {address}")
+        return connect(self, address)
+
+    socket.socket.connect = connect_locally
+    yield
+    socket.socket.connect = connect
+
+
+@pytest.fixture
+def hub(monkeypatch):
+    """
+    An empty Hub with two users and an empty cache; this process is signed in as the first of them.
+
+    The client's pauses between retries are written to `hub.waits` instead of being waited for.
+    """
+    import huggingface_hub.file_download
+    import huggingface_hub.utils._http
+
+    HUB.waits = []
+    clock = types.SimpleNamespace(**{**vars(time), "sleep": HUB.waits.append})
+    monkeypatch.setattr(huggingface_hub.utils._http, "time", clock)
+    monkeypatch.setattr(huggingface_hub.file_download, "time", clock)
+    HUB.reset()
+    HUB.add_user(OWNER, OWNER_TOKEN)
+    HUB.add_user(GUEST, GUEST_TOKEN)
+    shutil.rmtree(HF_HOME / "hub", ignore_errors=True)
+    monkeypatch.setenv("HF_TOKEN", OWNER_TOKEN)
+    yield HUB
+    HUB.reset()
