@@ -1,0 +1,28 @@
+from hf_explain.modeling_mask_trained import MaskTrainedConfig
+
+
+class LCamConfig(MaskTrainedConfig):
+    """
+    Configuration of an L-CAM head.
+
+    Source: Gkartzonika, Gkalelis, Mezaris, "Learning Visual Explanations for DCNN-Based Image Classifiers Using an
+    Attention Mechanism", ECCV Workshops 2022.
+
+    Args:
+        variant (`str`, *optional*, defaults to `"img"`): What the map masks in training: `"img"` the image (L-CAM-Img)
+            or `"fm"` the tapped features (L-CAM-Fm). The head itself is the same.
+        feature_layers (`list[str]`, *optional*): The one tapped layer. By default the last one whose positions still
+            reach the logits: the last stage of ConvNeXt and ResNet, the layer before the last block of ViT and DeiT.
+        kwargs: The loss, see [`MaskTrainedConfig`].
+    """
+
+    model_type = "lcam"
+
+    variant: str = "img"
+
+    def validate_explainer(self) -> None:
+        super().validate_explainer()
+        if self.variant not in ("img", "fm"):
+            raise ValueError(f"`variant` must be 'img' (L-CAM-Img) or 'fm' (L-CAM-Fm), got {self.variant!r}.")
+        if self.feature_layers is not None and len(self.feature_layers) != 1:
+            raise ValueError(f"L-CAM taps one layer; `feature_layers` has {len(self.feature_layers)}.")

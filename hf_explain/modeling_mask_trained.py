@@ -1,0 +1,121 @@
+"""Training by masking, shared by L-CAM and T-TAME: a good map is a small one that keeps the class."""
+
+from __future__ import annotations
+
+import torch
+
+from hf_explain.backbones import ClassifierFeatures
+from hf_explain.losses import area_loss, cross_entropy, removal_loss, variation_loss
+from hf_explain.maps import resize_maps
+from hf_explain.modeling_explainer import ExplainerConfig, ExplainerPreTrainedModel
+from hf_explain.outputs import SaliencyOutput
+from hf_explain.perturbation import MASK_SPACES, blend, fill_values, mask_space_fill
+
+
+class MaskTrainedConfig(ExplainerConfig):
+    """
+    Fields of the loss `ce_weight * CE + area_weight * area + variation_weight * variation (+ removal_weight * removal)`.
+
+    Args:
+        ce_weight (`float`, *optional*, defaults to 1.5): Weight of the cross-entropy on the kept image.
+        area_weight (`float`, *optional*, defaults to 2.0): Weight of the area; 0 with `variation_weight=0` is the
+            papers' ablation "*".
+        area_power (`float`, *optional*, defaults to 0.3): Exponent of the area.
+        area_epsilon (`float`, *optional*, defaults to 5e-4): Added to the map before the power.
+        variation_weight (`float`, *optional*, defaults to 0.01): Weight of the variation.
+        border_weight (`float`, *optional*, defaults to 0.3): Weight of the border inside the variation.
+        regularize (`str`, *optional*, defaults to `"batch"`): The maps that area and variation see: `"own"`, every
+            image's map of its own target, or `"batch"`, every image's map of every target in the batch, as released.
+        removal_weight (`float`, *optional*, defaults to 0.0): Weight of the removal term (ours): the image with the
+            map's evidence removed must lose the class. 0 is the loss as published.
+        mask_space (`str`, *optional*): `"pixel"` multiplies the [0, 1] image (masked pixels go black),
+            `"normalized"` multiplies `pixel_values` (masked pixels go to the mean colour). `"pixel"` when not given.
+    """
+
+    ce_weight: float = 1.5
+    area_weight: float = 2.0
+    area_power: float = 0.3
+    area_epsilon: float = 5e-4
+    variation_weight: float = 0.01
+    border_weight: float = 0.3
+    regularize: str = "batch"
+    removal_weight: float = 0.0
+    mask_space: str = "pixel"
+
+    def validate_explainer(self) -> None:
+        super().validate_explainer()
+        for name in ("ce_weight", "area_weight", "variation_weight", "border_weight", "removal_weight"):
+            if getattr(self, name) < 0:
+                raise ValueError(f"`{name}` must be at least 0, got {getattr(self, name)}.")
+        if not 0 < self.area_power <= 1:
+            raise ValueError(f"`area_power` must lie in (0, 1], got {self.area_power}.")
+        if self.area_epsilon <= 0:
+            raise ValueError(f"`area_epsilon` must be above 0, got {self.area_epsilon}.")
+        if self.regularize not in ("own", "batch"):
+            raise ValueError(f"`regularize` must be 'own' or 'batch', got {self.regularize!r}.")
+        if self.mask_space not in MASK_SPACES:
+            raise ValueError(f"`mask_space` must be one of {', '.join(MASK_SPACES)}, got {self.mask_space!r}.")
+
+
+class MaskTrainedExplainer(ExplainerPreTrainedModel):
+    """A head whose map is trained by masking what the classifier sees and asking it again."""
+
+    config_class = MaskTrainedConfig
+
+    def pairwise_saliency_logits(self, features: ClassifierFeatures, target: torch.Tensor) -> torch.Tensor:
+        """
+        Every image's map of every target in the batch, `(batch_size, batch_size, height, width)`: entry `[i, j]` is
+        image i's map of image j's target. Never of classes outside the batch.
+        """
+        raise TypeError(f"{type(self).__name__} does not define `pairwise_saliency_logits`.")
+
+    def masked_logits(
+        self, pixel_values: torch.Tensor, features: ClassifierFeatures, attention: torch.Tensor
+    ) -> torch.Tensor:
+        """
+        The classifier's logits where only what `attention` keeps is left.
+
+        Args:
+            pixel_values (`torch.FloatTensor` of shape `(batch_size, num_channels, height, width)`): The images.
+            features ([`ClassifierFeatures`]): Of the same images.
+            attention (`torch.FloatTensor` of shape `(copies * batch_size, height, width)`): In [0, 1]; several copies
+                of the batch, one behind the other, go through the classifier in one pass.
+
+        Returns:
+            `torch.FloatTensor` of shape `(copies * batch_size, num_labels)`.
+        """
+        config = self.config
+        kept = resize_maps(attention, tuple(pixel_values.shape[-2:]))
+        pixel_values = pixel_values.repeat(len(kept) // len(pixel_values), 1, 1, 1)
+        fill = fill_values(pixel_values, mask_space_fill(config.mask_space), config.image_mean, config.image_std)
+        return self.backbone(blend(pixel_values, kept, fill))
+
+    def compute_loss(
+        self, pixel_values: torch.Tensor, features: ClassifierFeatures, target: torch.Tensor
+    ) -> SaliencyOutput:
+        config = self.config
+        if config.regularize == "batch":
+            pairs = self.pairwise_saliency_logits(features, target)
+            maps = pairs.diagonal(dim1=0, dim2=1).permute(2, 0, 1)
+            regularized = pairs.sigmoid()
+        else:
+            maps = self.saliency_logits(features, target)
+            regularized = maps.sigmoid()
+        attention = maps.sigmoid()
+        removal = config.removal_weight > 0
+        asked = torch.cat([attention, 1 - attention]) if removal else attention
+        logits = self.masked_logits(pixel_values, features, asked)
+        terms = {"cross_entropy": config.ce_weight * cross_entropy(logits[: len(target)], target)}
+        if config.area_weight:
+            area = area_loss(regularized.float(), config.area_power, config.area_epsilon)
+            terms["area"] = config.area_weight * area
+        if config.variation_weight:
+            variation = variation_loss(regularized.float(), len(target), config.border_weight)
+            terms["variation"] = config.variation_weight * variation
+        if removal:
+            terms["removal"] = config.removal_weight * removal_loss(logits[len(target) :].float(), target)
+        return SaliencyOutput(
+            loss=sum(terms.values()),
+            saliency_logits=maps,
+            loss_terms={name: term.detach() for name, term in terms.items()},
+        )
