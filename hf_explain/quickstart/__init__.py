@@ -1,0 +1,1 @@
+"""One command from nothing to a trained explainer, its pictures and its numbers."""

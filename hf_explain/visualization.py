@@ -1,0 +1,478 @@
+"""Pictures of saliency maps and of the numbers about them: overlays, grids, curves and bars.
+
+Everything returns an RGB `PIL.Image.Image`. Charts are drawn on their own matplotlib canvas, never through pyplot, so
+there is no global state: it works in threads and without a display. Colours are safe for the colour-blind.
+"""
+
+from __future__ import annotations
+
+import functools
+import os
+import uuid
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+import matplotlib
+import numpy as np
+import torch
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.figure import Figure
+from PIL import Image, ImageDraw, ImageFont, ImageOps
+
+
+COLORMAPS = ("viridis", "cividis", "inferno", "magma", "plasma")
+# Okabe and Ito's palette without its yellow, which is too faint for a line on white, and with black last
+PALETTE = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
+_DASHES = ("-", "--", ":", "-.")
+_DPI = 160  # a chart is 720 px wide: 10 pt type is still 11 px tall when a phone shows it 360 px wide
+_INK, _PAPER = (32, 33, 36), (255, 255, 255)
+
+
+def overlay(
+    image,
+    saliency_map,
+    *,
+    colormap: str = "viridis",
+    alpha: float = 0.8,
+    legend: bool = False,
+    grayscale: bool = False,
+) -> Image.Image:
+    """
+    Lay a saliency map over its image; the more salient a pixel, the more opaque its colour.
+
+    Args:
+        image (`PIL.Image.Image`, `np.ndarray` or `torch.Tensor`): The picture: any PIL mode (its EXIF rotation is
+            applied), `uint8` in [0, 255] or floating point in [0, 1], of shape `(height, width)`,
+            `(height, width, 3)` or `(3, height, width)`. Channels are RGB.
+        saliency_map (`PIL.Image.Image`, `np.ndarray` or `torch.Tensor` of shape `(height, width)`): In [0, 1] (a PIL
+            image of mode "L": in [0, 255]), at the image's size, as `pipeline("saliency")` returns both.
+        colormap (`str`, *optional*, defaults to `"viridis"`): One of `COLORMAPS`.
+        alpha (`float`, *optional*, defaults to 0.8): Opacity where the map is 1; at 0,
+            the image shows unchanged.
+        legend (`bool`, *optional*, defaults to `False`): Adds a strip below with the colour scale from 0 to 1.
+        grayscale (`bool`, *optional*, defaults to `False`): Draws the image without its own colours, so that every
+            colour seen is the map's; best for colourful pictures.
+
+    Returns:
+        `PIL.Image.Image`: RGB, the image's size, or taller by the strip.
+
+    Raises:
+        ValueError: If the map's size is not the image's, values are NaN or out of range, or an option is unknown.
+        TypeError: If `image` or `saliency_map` is of another type.
+    """
+    if not 0 <= alpha <= 1:
+        raise ValueError(f"`alpha` is an opacity and must lie in [0, 1], got {alpha}.")
+    image = _as_image(image)
+    saliency = _as_map(saliency_map, "saliency_map")
+    if saliency.shape != (image.height, image.width):
+        raise ValueError(
+            f"`saliency_map` is {saliency.shape[0]}x{saliency.shape[1]} (height x width) and `image` is "
+            f"{image.height}x{image.width}; bring the map to the image's size first, with "
+            "`hf_explain.maps.resize_maps` or by using `pipeline('saliency')`, which does."
+        )
+    if grayscale:
+        image = image.convert("L").convert("RGB")
+    blended = Image.fromarray(_blend(np.asarray(image, dtype=np.float32), saliency, colormap, alpha))
+    return _with_legend(blended, colormap, alpha) if legend else blended
+
+
+def colorize(saliency_map, *, colormap: str = "viridis") -> Image.Image:
+    """
+    A saliency map as colours, without the image; arguments as in [`overlay`].
+
+    Returns:
+        `PIL.Image.Image`: RGB, the map's size.
+    """
+    return Image.fromarray(_paint(_as_map(saliency_map, "saliency_map"), colormap).round().astype(np.uint8))
+
+
+def saliency_grid(
+    rows: Sequence[Sequence],
+    columns: Sequence[str] | None = None,
+    captions: Sequence[Sequence[str | None]] | None = None,
+    row_labels: Sequence[str] | None = None,
+    cell_size: int = 160,
+) -> Image.Image:
+    """
+    Pictures side by side: one row per image, one column per method, say.
+
+    Args:
+        rows (`Sequence[Sequence]`): Pictures as [`overlay`] takes or returns them; `None` leaves a cell empty. Rows
+            may differ in length.
+        columns (`Sequence[str]`, *optional*): A heading per column.
+        captions (`Sequence[Sequence[str]]`, *optional*): A line under each picture, nested as `rows` is.
+        row_labels (`Sequence[str]`, *optional*): A line above each row.
+        cell_size (`int`, *optional*, defaults to 160): Side of the square every picture is fitted into, in pixels.
+            Pictures keep their proportions; enlarged ones show their pixels.
+
+    Returns:
+        `PIL.Image.Image`: RGB, white background. Text too wide for its cell ends in "…".
+
+    Raises:
+        ValueError: If there are no pictures, or headings or captions do not fit them in number.
+    """
+    rows = [list(row) for row in rows]
+    width = max((len(row) for row in rows), default=0)
+    if width == 0:
+        raise ValueError("`rows` holds no pictures; give at least one row with one picture.")
+    if cell_size < 32:
+        raise ValueError(f"`cell_size` must be at least 32 pixels, got {cell_size}.")
+    for name, given, wanted in (("columns", columns, width), ("captions", captions, len(rows))):
+        if given is not None and len(given) != wanted:
+            raise ValueError(f"`{name}` has {len(given)} entries, but `rows` needs {wanted}.")
+    if row_labels is not None and len(row_labels) != len(rows):
+        raise ValueError(f"`row_labels` has {len(row_labels)} entries, but there are {len(rows)} rows.")
+    for index, row in enumerate(rows):
+        if captions is not None and len(captions[index]) != len(row):
+            raise ValueError(
+                f"`captions[{index}]` has {len(captions[index])} entries, but its row {len(row)} pictures."
+            )
+
+    gap, text_size = max(4, cell_size // 24), max(11, cell_size // 11)
+    line = round(text_size * 1.5)
+    heading, above = line * (columns is not None), line * (row_labels is not None)
+    row_height = above + cell_size + line * (captions is not None) + gap
+    sheet = Image.new("RGB", (gap + width * (cell_size + gap), gap + heading + len(rows) * row_height), _PAPER)
+    pen = ImageDraw.Draw(sheet)
+    for column, text in enumerate(columns or ()):
+        _write(pen, gap + column * (cell_size + gap), gap, text, cell_size, text_size, bold=True)
+    for index, row in enumerate(rows):
+        top = gap + heading + index * row_height
+        if row_labels is not None:
+            _write(pen, gap, top, row_labels[index], sheet.width - 2 * gap, text_size, bold=True)
+        for column, picture in enumerate(row):
+            left = gap + column * (cell_size + gap)
+            if picture is not None:
+                fitted = _fit(_as_image(picture), cell_size)
+                offset = (cell_size - fitted.width) // 2, (cell_size - fitted.height) // 2
+                sheet.paste(fitted, (left + offset[0], top + above + offset[1]))
+            if captions is not None and captions[index][column]:
+                _write(pen, left, top + above + cell_size, captions[index][column], cell_size, text_size)
+    return sheet
+
+
+def plot_curves(
+    curves: Mapping[str, Sequence[float]],
+    steps: Sequence[float] | None = None,
+    *,
+    bands: Mapping[str, tuple[Sequence[float], Sequence[float]]] | None = None,
+    title: str | None = None,
+    x_label: str = "pixels removed (%)",
+    y_label: str = "score (%)",
+) -> Image.Image:
+    """
+    Curves over the same steps, such as a perturbation curve per method.
+
+    Up to six curves are labelled at their ends in their own colours; more get a legend below. Lines differ in dash
+    and marker as well as in colour.
+
+    Args:
+        curves (`Mapping[str, Sequence[float]]`): A name and one value per step for each curve.
+        steps (`Sequence[float]`, *optional*): Positions on the x axis; 0, 1, 2, … when absent.
+        bands (`Mapping[str, tuple]`, *optional*): `(low, high)` for some of the curves, shaded (confidence bounds).
+        title (`str`, *optional*): Above the chart.
+        x_label (`str`, *optional*): With its unit.
+        y_label (`str`, *optional*): With its unit.
+
+    Returns:
+        `PIL.Image.Image`: RGB, 720 px wide, readable at half that width.
+
+    Raises:
+        ValueError: If there are no curves, lengths differ, values are not finite or a band has no curve.
+    """
+    if not curves:
+        raise ValueError("`curves` is empty; give at least one curve.")
+    series = {name: _as_series(values, f"curves[{name!r}]") for name, values in curves.items()}
+    length = len(next(iter(series.values())))
+    positions = np.arange(length) if steps is None else _as_series(steps, "steps")
+    bounds = {}
+    for name, (low, high) in (bands or {}).items():
+        if name not in series:
+            raise ValueError(f"`bands` names {name!r}, which is not among the curves: {', '.join(series)}.")
+        bounds[name] = _as_series(low, f"bands[{name!r}] (low)"), _as_series(high, f"bands[{name!r}] (high)")
+    for name, values in [*series.items(), *((name, side) for name, pair in bounds.items() for side in pair)]:
+        if len(values) != len(positions):
+            raise ValueError(f"{name!r} has {len(values)} values, but there are {len(positions)} steps.")
+
+    direct = len(series) <= 6
+    legend_rows = 0 if direct else -(-len(series) // 3)
+    figure = _figure(3.4 + 0.24 * legend_rows)
+    axes = figure.add_subplot()
+    for index, (name, values) in enumerate(series.items()):
+        color, dash = PALETTE[index % len(PALETTE)], _DASHES[index % len(_DASHES)]
+        axes.plot(
+            positions, values, color=color, linestyle=dash, marker="os^Dv<>"[index % 7], markersize=3.5, label=name
+        )
+        if name in bounds:
+            axes.fill_between(positions, *bounds[name], color=color, alpha=0.15, linewidth=0)
+    _dress(axes, title, x_label, y_label)
+    axes.grid(color="#e3e3e3", linewidth=0.6)
+    if direct:
+        _label_ends(axes, positions, series)
+    else:
+        figure.legend(loc="outside lower center", ncols=3, fontsize=9, frameon=False)
+    return _render(figure)
+
+
+def bar_chart(
+    values: Mapping[str, float],
+    errors: Mapping[str, float | tuple[float, float]] | None = None,
+    *,
+    title: str | None = None,
+    x_label: str = "",
+    highlight: str | Sequence[str] = (),
+    precision: int = 1,
+) -> Image.Image:
+    """
+    One horizontal bar per name, with its number beside it.
+
+    Args:
+        values (`Mapping[str, float]`): From the top down, in the order given.
+        errors (`Mapping[str, float | tuple[float, float]]`, *optional*): For some of the names, the half-width of the
+            error bar, or its `(low, high)` ends on the axis, as a bootstrap gives them.
+        title (`str`, *optional*): Above the chart.
+        x_label (`str`, *optional*): With its unit.
+        highlight (`str` or `Sequence[str]`, *optional*): Names whose bars are drawn in the accent colour.
+        precision (`int`, *optional*, defaults to 1): Decimals of the numbers.
+
+    Returns:
+        `PIL.Image.Image`: RGB, 720 px wide, readable at half that width.
+
+    Raises:
+        ValueError: If there are no bars, numbers are not finite, or `errors` or `highlight` names an unknown bar.
+    """
+    if not values:
+        raise ValueError("`values` is empty; give at least one bar.")
+    names = list(values)
+    lengths = _as_series(list(values.values()), "values")
+    highlight = [highlight] if isinstance(highlight, str) else list(highlight)
+    for option, given in (("errors", errors or {}), ("highlight", highlight)):
+        unknown = [name for name in given if name not in values]
+        if unknown:
+            raise ValueError(f"`{option}` names {unknown[0]!r}, which is not among the bars: {', '.join(names)}.")
+    low, high = lengths.copy(), lengths.copy()
+    for name, error in (errors or {}).items():
+        index = names.index(name)
+        ends = (lengths[index] - error, lengths[index] + error) if np.isscalar(error) else error
+        low[index], high[index] = _as_series(ends, f"errors[{name!r}]")
+        if not low[index] <= lengths[index] <= high[index]:
+            raise ValueError(
+                f"`errors[{name!r}]` spans {low[index]:g} to {high[index]:g}, which does not hold the value "
+                f"{lengths[index]:g}; give a positive half-width or the (low, high) ends."
+            )
+
+    figure = _figure(0.9 + 0.32 * len(names))
+    axes = figure.add_subplot()
+    rows = np.arange(len(names))
+    colors = [PALETTE[1] if name in highlight else PALETTE[0] for name in names]
+    axes.barh(rows, lengths, height=0.66, color=colors)
+    drawn = [index for index, name in enumerate(names) if name in (errors or {})]
+    if drawn:
+        reach = np.stack([lengths - low, high - lengths])[:, drawn]
+        axes.errorbar(lengths[drawn], rows[drawn], xerr=reach, fmt="none", ecolor="#202124", elinewidth=1, capsize=2.5)
+    for row, length in enumerate(lengths):
+        end, side = (low[row], -1) if length < 0 else (high[row], 1)
+        axes.annotate(
+            f"{length:.{precision}f}".replace("-", "\N{MINUS SIGN}"),
+            (end, row),
+            xytext=(4 * side, 0),
+            textcoords="offset points",
+            ha="left" if side > 0 else "right",
+            va="center",
+            fontsize=9,
+        )
+    axes.set_yticks(rows, names)
+    axes.invert_yaxis()
+    axes.axvline(0, color="#202124", linewidth=0.8)
+    axes.margins(x=0.16)  # room for the numbers
+    _dress(axes, title, x_label, "")
+    axes.spines["left"].set_visible(False)
+    axes.tick_params(axis="y", length=0)
+    return _render(figure)
+
+
+def save_image(image: Image.Image, path: str | os.PathLike) -> Path:
+    """
+    Write a picture under a temporary name beside `path`, then rename it, so that `path` is never half a file.
+
+    Args:
+        image (`PIL.Image.Image`): The picture.
+        path (`str` or `os.PathLike`): Where to; the suffix names the format (`.png`, `.jpg`, `.webp`, …).
+
+    Returns:
+        `pathlib.Path`: `path`.
+
+    Raises:
+        ValueError: If the suffix names no image format.
+        FileNotFoundError: If the folder does not exist.
+    """
+    path = Path(path)
+    file_format = Image.registered_extensions().get(path.suffix.lower())
+    if file_format is None:
+        raise ValueError(f"`path` is {str(path)!r}: {path.suffix!r} names no image format; use .png, for example.")
+    if not path.parent.is_dir():
+        raise FileNotFoundError(f"`path` is {str(path)!r}, but the folder {str(path.parent)!r} does not exist.")
+    temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex}")
+    try:
+        with open(temporary, "xb") as file:
+            image.save(file, format=file_format)
+        os.replace(temporary, path)
+    except BaseException:
+        temporary.unlink(missing_ok=True)
+        raise
+    return path
+
+
+def _as_image(image) -> Image.Image:
+    if isinstance(image, Image.Image):
+        return ImageOps.exif_transpose(image).convert("RGB")
+    array = _as_array(image, "image")
+    if array.ndim == 2:
+        array = np.stack([array] * 3, axis=-1)
+    elif array.ndim == 3 and array.shape[-1] != 3 and array.shape[0] == 3:
+        array = np.moveaxis(array, 0, -1)
+    if array.ndim != 3 or array.shape[-1] != 3:
+        raise ValueError(
+            f"`image` must have shape (height, width), (height, width, 3) or (3, height, width), got {array.shape}."
+        )
+    if array.dtype != np.uint8:
+        _check_range(array, "image", "undo the normalisation of `pixel_values` before showing them")
+        array = (array * 255).round().astype(np.uint8)
+    return Image.fromarray(np.ascontiguousarray(array))
+
+
+def _as_map(saliency_map, name: str) -> np.ndarray:
+    if isinstance(saliency_map, Image.Image):
+        return np.asarray(saliency_map.convert("L"), dtype=np.float32) / 255
+    array = _as_array(saliency_map, name)
+    if array.ndim != 2:
+        raise ValueError(f"`{name}` must have shape (height, width), one map for one image, got {array.shape}.")
+    if array.dtype == np.uint8:
+        return array.astype(np.float32) / 255
+    array = array.astype(np.float32)
+    _check_range(array, name, "scale the map with `hf_explain.maps.min_max` first")
+    return array
+
+
+def _as_array(value, name: str) -> np.ndarray:
+    if isinstance(value, torch.Tensor):
+        value = value.detach().cpu()
+        return (value.float() if value.is_floating_point() else value).numpy()
+    if isinstance(value, np.ndarray):
+        return value
+    raise TypeError(f"`{name}` must be a PIL image, a numpy array or a torch tensor, got {type(value).__name__}.")
+
+
+def _check_range(array: np.ndarray, name: str, remedy: str) -> None:
+    if array.size == 0:
+        raise ValueError(f"`{name}` is empty: its shape is {array.shape}.")
+    low, high = float(array.min()), float(array.max())
+    if not (low >= 0 and high <= 1):  # so that NaN is caught too
+        raise ValueError(f"`{name}` must lie in [0, 1], got values from {low:g} to {high:g}; {remedy}.")
+
+
+def _as_series(values, name: str) -> np.ndarray:
+    array = np.asarray(values.detach().cpu() if isinstance(values, torch.Tensor) else values, dtype=np.float64)
+    if array.ndim != 1 or array.size == 0 or not np.isfinite(array).all():
+        raise ValueError(f"`{name}` must be a list of finite numbers, got {values!r}.")
+    return array
+
+
+def _paint(saliency: np.ndarray, colormap: str) -> np.ndarray:
+    if colormap not in COLORMAPS:
+        raise ValueError(f"`colormap` is {colormap!r}; choose one that is safe for the colour-blind: {COLORMAPS}.")
+    return matplotlib.colormaps[colormap](saliency)[..., :3].astype(np.float32) * 255
+
+
+def _blend(image: np.ndarray, saliency: np.ndarray, colormap: str, alpha: float) -> np.ndarray:
+    opacity = (alpha * saliency)[..., None]
+    return (image + opacity * (_paint(saliency, colormap) - image)).round().astype(np.uint8)
+
+
+def _with_legend(image: Image.Image, colormap: str, alpha: float) -> Image.Image:
+    text_size = min(28, max(10, image.width // 20))
+    strip, pad = round(text_size * 1.8), text_size // 2
+    sheet = Image.new("RGB", (image.width, image.height + strip), _PAPER)
+    sheet.paste(image, (0, 0))
+    pen, font = ImageDraw.Draw(sheet), _font(text_size, False)
+    middle = image.height + strip // 2
+    left = pad + round(font.getlength("0")) + pad
+    right = image.width - pad - round(font.getlength("1")) - pad
+    pen.text((pad, middle), "0", fill=_INK, font=font, anchor="lm")
+    pen.text((image.width - pad, middle), "1", fill=_INK, font=font, anchor="rm")
+    if right > left:
+        height = max(4, strip // 2)
+        ramp = np.broadcast_to(np.linspace(0, 1, right - left, dtype=np.float32), (height, right - left))
+        # On white, and as transparent as on the picture: the strip shows the colours the picture has
+        bar = _blend(np.full((*ramp.shape, 3), 255, dtype=np.float32), ramp, colormap, alpha)
+        sheet.paste(Image.fromarray(bar), (left, middle - height // 2))
+    return sheet
+
+
+def _fit(image: Image.Image, side: int) -> Image.Image:
+    scale = side / max(image.size)
+    size = tuple(max(1, round(edge * scale)) for edge in image.size)
+    return image.resize(size, Image.Resampling.NEAREST if scale > 1 else Image.Resampling.LANCZOS)
+
+
+@functools.lru_cache(maxsize=32)
+def _font(size: int, bold: bool) -> ImageFont.FreeTypeFont:
+    # matplotlib ships this font, so text looks the same on every machine
+    name = "DejaVuSans-Bold.ttf" if bold else "DejaVuSans.ttf"
+    return ImageFont.truetype(os.path.join(matplotlib.get_data_path(), "fonts", "ttf", name), size)
+
+
+def _write(
+    pen: ImageDraw.ImageDraw, left: int, top: int, text: str, width: int, size: int, bold: bool = False
+) -> None:
+    font, text = _font(size, bold), str(text)
+    if font.getlength(text) > width:
+        while text and font.getlength(text + "…") > width:
+            text = text[:-1]
+        text = text.rstrip() + "…"
+    pen.text((left, top + size // 6), text, fill=_INK, font=font)
+
+
+def _figure(height: float) -> Figure:
+    figure = Figure(figsize=(720 / _DPI, height), dpi=_DPI, layout="constrained", facecolor="white")
+    FigureCanvasAgg(figure)
+    return figure
+
+
+def _dress(axes, title: str | None, x_label: str, y_label: str) -> None:
+    if title:
+        axes.set_title(title, fontsize=11, loc="left")
+    axes.set_xlabel(x_label, fontsize=10)
+    axes.set_ylabel(y_label, fontsize=10)
+    axes.tick_params(labelsize=9)
+    axes.spines[["top", "right"]].set_visible(False)
+
+
+def _label_ends(axes, positions: np.ndarray, series: Mapping[str, np.ndarray]) -> None:
+    """Name each curve at its right end, moving names apart where ends are close."""
+    bottom, top = axes.get_ylim()
+    room = (top - bottom) * 0.075  # one line of text
+    order = sorted(series, key=lambda name: series[name][-1])
+    heights = [float(series[name][-1]) for name in order]
+    for index in range(1, len(heights)):  # up, away from the one below ...
+        heights[index] = max(heights[index], heights[index - 1] + room)
+    heights[-1] = min(heights[-1], top - room / 2)
+    for index in range(len(heights) - 2, -1, -1):  # ... and back down from the frame
+        heights[index] = min(heights[index], heights[index + 1] - room)
+    for name, height in zip(order, heights):
+        color = PALETTE[list(series).index(name) % len(PALETTE)]
+        axes.annotate(
+            name,
+            (positions[-1], height),
+            xytext=(8, 0),
+            textcoords="offset points",
+            color=color,
+            fontsize=9.5,
+            va="center",
+            annotation_clip=False,
+        )
+
+
+def _render(figure: Figure) -> Image.Image:
+    figure.canvas.draw()
+    return Image.fromarray(np.asarray(figure.canvas.buffer_rgba())[..., :3].copy())
