@@ -1,0 +1,535 @@
+"""Metrics as functions: tensors in, numbers out, on the device of the images, one number per image always kept.
+
+`predict` is any callable from `pixel_values` to logits; a [`FrozenClassifier`] is one. Nothing is modified in place.
+Every result carries its `protocol`: a plain dictionary of what was measured and how.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+
+from hf_explain.metrics.engine import (
+    Predict,
+    base_logits,
+    batch_limit,
+    read_score,
+    reference_classes,
+    removal_scores,
+    run_jobs,
+)
+from hf_explain.perturbation import (
+    blend,
+    check_percent,
+    check_pixel_values,
+    fill_values,
+    full_size_saliency,
+    image_keys,
+    keep_top,
+    mask_space_fill,
+    pixel_counts,
+    rank_pixels,
+)
+
+
+ORDERS = ("positive", "negative")
+
+
+def step_fractions(steps: int, stop: float = 1.0) -> tuple[float, ...]:
+    """
+    `steps + 1` fractions from 0 to `stop` at equal distances.
+
+    Raises:
+        ValueError: If `steps` is below 1 or `stop` is outside (0, 1].
+    """
+    if isinstance(steps, bool) or not isinstance(steps, int) or steps < 1:
+        raise ValueError(f"`steps` must be a whole number of at least 1, got {steps!r}.")
+    if not 0 < stop <= 1:
+        raise ValueError(f"`stop` must lie in (0, 1], got {stop}.")
+    return tuple(round(stop * step / steps, 12) for step in range(steps + 1))
+
+
+# Published settings as data: `auc_d(..., **PRESETS["auc_d"]["chefer"])`.
+PRESETS: dict[str, dict[str, dict[str, Any]]] = {
+    "auc_d": {
+        # Ours: the model's own top-1, 0...100 % in 10 % steps, area over [0, 1]
+        "default": {"fractions": step_fractions(10), "score": "agreement", "fill": "black"},
+        # Chefer et al. 2021: accuracy against labels, 0...90 %, counts rounded down, area not divided by its 0.9
+        "chefer": {
+            "fractions": step_fractions(9, 0.9),
+            "score": "accuracy",
+            "fill": "black",
+            "rounding": "floor",
+            "normalize": False,
+        },
+        # SCAN 2026: the same after maps are brought to the grid of a ViT-B/16; for CNNs pass grid_size=(7, 7)
+        "scan": {
+            "fractions": step_fractions(9, 0.9),
+            "score": "accuracy",
+            "fill": "black",
+            "rounding": "floor",
+            "normalize": False,
+            "grid_size": (14, 14),
+        },
+        # RISE 2018: softmax of the top-1, 28 steps (1,792 pixels at 224²), the mean colour
+        "rise": {"fractions": step_fractions(28), "score": "probability", "fill": "mean"},
+    },
+    "average_drop": {
+        "default": {"percents": (100, 50, 15), "rule": "ceil", "mask_space": "pixel"},
+        "lcam": {"percents": (100, 50, 15), "rule": "ceil", "mask_space": "pixel"},
+        "ttame": {"percents": (100, 50, 15), "rule": "quantile", "mask_space": "pixel"},
+    },
+    "insertion_deletion": {
+        "default": {"steps": 28, "deletion_fill": "mean", "insertion_fill": "blur"},
+        "rise": {"steps": 28, "deletion_fill": "mean", "insertion_fill": "blur"},
+    },
+}
+
+
+# ---------------------------------------------------------------------------------------------------------------- area
+
+
+def auc(curve: torch.Tensor, fractions: Sequence[float] | None = None, normalize: bool = True) -> torch.Tensor:
+    """
+    Area under curves by the trapezoid rule.
+
+    With equal steps and `normalize` this is RISE's `(Σ − first/2 − last/2) / (n − 1)`.
+
+    Args:
+        curve (`torch.Tensor` of shape `(..., num_steps)`): Scores.
+        fractions (sequence of `float` of length `num_steps`, *optional*): Where they lie, increasing; equal steps over
+            [0, 1] by default.
+        normalize (`bool`, *optional*, defaults to `True`): Divide by the width of the range, so that a constant curve
+            of 1 has area 1 (`False`: as Chefer et al., whose range of 0.9 gives 0.9).
+
+    Returns:
+        `torch.DoubleTensor` of shape `(...)`.
+
+    Raises:
+        ValueError: If there are fewer than two points or `fractions` does not fit them.
+    """
+    num_steps = curve.shape[-1] if curve.ndim else 0
+    if num_steps < 2:
+        raise ValueError(f"`curve` needs at least 2 points for an area, got {num_steps}.")
+    if fractions is None:
+        fractions = step_fractions(num_steps - 1)
+    points = torch.as_tensor(tuple(fractions), dtype=torch.float64, device=curve.device)
+    if len(points) != num_steps or not bool((points.diff() > 0).all()):
+        raise ValueError(f"`fractions` must be {num_steps} increasing numbers, one per point of the curve.")
+    area = torch.trapezoid(curve.double(), points, dim=-1)
+    return area / (points[-1] - points[0]) if normalize else area
+
+
+# -------------------------------------------------------------------------------------------------------------- curves
+
+
+@dataclass
+class PerturbationCurves:
+    """
+    Scores while pixels are removed.
+
+    Args:
+        fractions (`tuple[float, ...]`): Part of the pixels removed at each step.
+        positive (`torch.FloatTensor` of shape `(batch_size, num_steps)`, *optional*): Most salient removed first.
+        negative (`torch.FloatTensor` of shape `(batch_size, num_steps)`, *optional*): Least salient removed first.
+        target (`torch.LongTensor` of shape `(batch_size,)`): The class each score looks at.
+        protocol (`dict`): How it was measured.
+    """
+
+    fractions: tuple[float, ...]
+    positive: torch.Tensor | None
+    negative: torch.Tensor | None
+    target: torch.Tensor
+    protocol: dict[str, Any]
+
+
+def perturbation_curves(
+    predict: Predict,
+    pixel_values: torch.Tensor,
+    saliency: torch.Tensor,
+    *,
+    target: torch.Tensor | Sequence[int] | int | None = None,
+    labels: torch.Tensor | Sequence[int] | None = None,
+    fractions: Sequence[float] = step_fractions(10),
+    score: str = "agreement",
+    fill: str | Sequence[float] = "black",
+    image_mean: Sequence[float] | None = None,
+    image_std: Sequence[float] | None = None,
+    orders: Sequence[str] = ORDERS,
+    rounding: str = "nearest",
+    grid_size: tuple[int, int] | None = None,
+    logits: torch.Tensor | None = None,
+    seed: int = 0,
+    image_ids: torch.Tensor | Sequence[int] | None = None,
+    max_batch: int = 64,
+    max_bytes: int | None = None,
+) -> PerturbationCurves:
+    r"""
+    Remove pixels in the order of saliency, and in the opposite one, and watch the classifier.
+
+    A map is ranked once. The unperturbed image is one forward pass for both curves (none with `logits`), and so is the
+    fully removed one; where that is a plain colour it is one image for the whole batch. All other steps of all images
+    run `max_batch` at a time.
+
+    Source: Chefer et al. 2021 (https://huggingface.co/papers/2012.09838), section 4.
+
+    Args:
+        predict (`Callable`): `pixel_values` to logits.
+        pixel_values (`torch.Tensor` of shape `(batch_size, channels, height, width)`): Normalised images.
+        saliency (`torch.Tensor` of shape `(batch_size, map_height, map_width)`): Non-negative maps at any resolution;
+            resized bilinearly to the image.
+        target (`torch.LongTensor` of shape `(batch_size,)` or `int`, *optional*): Class whose softmax
+            `score="probability"` reads; the unperturbed top-1 by default.
+        labels (`torch.LongTensor` of shape `(batch_size,)`, *optional*): True classes, for `score="accuracy"`.
+        fractions (sequence of `float`, *optional*, defaults to 0, 0.1, ..., 1): Parts of the pixels removed.
+        score (`str`, *optional*, defaults to `"agreement"`): `"agreement"` (top-1 unchanged), `"accuracy"` (top-1 is
+            the label) or `"probability"` (softmax of `target`).
+        fill (`str` or colour, *optional*, defaults to `"black"`): See [`~hf_explain.perturbation.fill_values`].
+        image_mean (sequence of `float`, *optional*): The image processor's, needed for black and colours.
+        image_std (sequence of `float`, *optional*): The image processor's, needed for black and colours.
+        orders (sequence of `str`, *optional*): `"positive"`, `"negative"` or both.
+        rounding (`str`, *optional*, defaults to `"nearest"`): Fraction to pixel count, `"nearest"` or `"floor"`.
+        grid_size (`tuple[int, int]`, *optional*): Average maps down to this `(height, width)` first (SCAN's protocol).
+        logits (`torch.Tensor` of shape `(batch_size, num_labels)`, *optional*): Of the unperturbed images, if at hand.
+        seed (`int`, *optional*, defaults to 0): Orders pixels of equal saliency.
+        image_ids (`torch.LongTensor` of shape `(batch_size,)`, *optional*): See
+            [`~hf_explain.perturbation.image_keys`].
+        max_batch (`int`, *optional*, defaults to 64): Images per forward pass.
+        max_bytes (`int`, *optional*): Bytes of `pixel_values` per forward pass, a second limit.
+
+    Returns:
+        [`PerturbationCurves`].
+
+    Raises:
+        ValueError: If maps are not one finite, non-negative map per image, or an option is unknown; each names the
+            argument, the value and what would work.
+    """
+    pixel_values = check_pixel_values(pixel_values)
+    limit = batch_limit(pixel_values, max_batch, max_bytes)
+    fractions = _check_fractions(fractions)
+    orders = (orders,) if isinstance(orders, str) else tuple(orders)
+    if not orders or any(order not in ORDERS for order in orders):
+        raise ValueError(f"`orders` must be some of {', '.join(ORDERS)}, got {orders}.")
+    full_size = full_size_saliency(_to_grid(saliency, grid_size), pixel_values)
+    filled = fill_values(pixel_values, fill, image_mean, image_std)
+    counts = pixel_counts(fractions, full_size[0].numel(), rounding)
+    logits = base_logits(predict, pixel_values, logits, limit)
+    classes = reference_classes(score, logits, target, labels)
+    ranks = rank_pixels(full_size, image_keys(pixel_values, image_ids, seed))
+    scores = removal_scores(predict, pixel_values, ranks, counts, orders, filled, classes, score, logits, limit)
+    protocol = {
+        "score": score,
+        "target": _target_name(score, target),
+        "fractions": list(fractions),
+        "fill": _fill_name(fill),
+        "rounding": rounding,
+        "grid_size": None if grid_size is None else list(grid_size),
+        "image_size": list(pixel_values.shape[-2:]),
+        "seed": seed,
+    }
+    return PerturbationCurves(
+        fractions=fractions,
+        positive=scores[orders.index("positive")] if "positive" in orders else None,
+        negative=scores[orders.index("negative")] if "negative" in orders else None,
+        target=classes,
+        protocol=protocol,
+    )
+
+
+@dataclass
+class AucD:
+    """
+    Areas under the perturbation curves, in percent (0 to 100), one per image; means over images are the metric.
+
+    Args:
+        auc_d (`torch.DoubleTensor` of shape `(batch_size,)`): `negative_auc - positive_auc`; higher is better.
+        positive_auc (`torch.DoubleTensor` of shape `(batch_size,)`): Most salient removed first; lower is better.
+        negative_auc (`torch.DoubleTensor` of shape `(batch_size,)`): Least salient removed first; higher is better.
+        curves ([`PerturbationCurves`]): What they are the areas of.
+        protocol (`dict`): How it was measured.
+    """
+
+    auc_d: torch.Tensor
+    positive_auc: torch.Tensor
+    negative_auc: torch.Tensor
+    curves: PerturbationCurves
+    protocol: dict[str, Any]
+
+
+def auc_d(
+    predict: Predict, pixel_values: torch.Tensor, saliency: torch.Tensor, *, normalize: bool = True, **options
+) -> AucD:
+    """
+    AUC-D: the negative perturbation AUC minus the positive one, times 100.
+
+    A map of random numbers gives about 0. `PRESETS["auc_d"]` holds published settings.
+
+    Source: SCAN (2026); the curves are those of Chefer et al. 2021.
+
+    Args:
+        predict (`Callable`): `pixel_values` to logits.
+        pixel_values (`torch.Tensor` of shape `(batch_size, channels, height, width)`): Normalised images.
+        saliency (`torch.Tensor` of shape `(batch_size, map_height, map_width)`): Non-negative maps, any resolution.
+        normalize (`bool`, *optional*, defaults to `True`): See [`auc`].
+        **options: Those of [`perturbation_curves`], except `orders`.
+
+    Returns:
+        [`AucD`].
+    """
+    curves = perturbation_curves(predict, pixel_values, saliency, **{**options, "orders": ORDERS})
+    positive, negative = (
+        100 * auc(curve, curves.fractions, normalize) for curve in (curves.positive, curves.negative)
+    )
+    return AucD(negative - positive, positive, negative, curves, {**curves.protocol, "normalize": normalize})
+
+
+@dataclass
+class InsertionDeletion:
+    """
+    RISE's two curves and their areas, in [0, 1], one per image.
+
+    Args:
+        insertion_auc (`torch.DoubleTensor` of shape `(batch_size,)`): Higher is better.
+        deletion_auc (`torch.DoubleTensor` of shape `(batch_size,)`): Lower is better.
+        insertion (`torch.FloatTensor` of shape `(batch_size, num_steps + 1)`): Most salient pixels put in first.
+        deletion (`torch.FloatTensor` of shape `(batch_size, num_steps + 1)`): Most salient pixels taken out first.
+        target (`torch.LongTensor` of shape `(batch_size,)`): The class whose softmax is read.
+        protocol (`dict`): How it was measured.
+    """
+
+    insertion_auc: torch.Tensor
+    deletion_auc: torch.Tensor
+    insertion: torch.Tensor
+    deletion: torch.Tensor
+    target: torch.Tensor
+    protocol: dict[str, Any]
+
+
+def insertion_deletion(
+    predict: Predict,
+    pixel_values: torch.Tensor,
+    saliency: torch.Tensor,
+    *,
+    target: torch.Tensor | Sequence[int] | int | None = None,
+    steps: int = 28,
+    deletion_fill: str | Sequence[float] = "mean",
+    insertion_fill: str | Sequence[float] = "blur",
+    image_mean: Sequence[float] | None = None,
+    image_std: Sequence[float] | None = None,
+    logits: torch.Tensor | None = None,
+    seed: int = 0,
+    image_ids: torch.Tensor | Sequence[int] | None = None,
+    max_batch: int = 64,
+    max_bytes: int | None = None,
+) -> InsertionDeletion:
+    """
+    Insertion and deletion of RISE: softmax of `target` while pixels come into a blurred image, or leave the image.
+
+    Every step moves ⌈HW / steps⌉ pixels, the last one what is left.
+
+    Source: RISE (https://huggingface.co/papers/1806.07421), section 4.2, and its released evaluation code.
+
+    Args:
+        predict (`Callable`): `pixel_values` to logits.
+        pixel_values (`torch.Tensor` of shape `(batch_size, channels, height, width)`): Normalised images.
+        saliency (`torch.Tensor` of shape `(batch_size, map_height, map_width)`): Non-negative maps, any resolution.
+        target (`torch.LongTensor` of shape `(batch_size,)` or `int`, *optional*): The top-1 by default.
+        steps (`int`, *optional*, defaults to 28): Steps per curve; 28 are 1,792 pixels each at 224².
+        deletion_fill, insertion_fill (`str` or colour, *optional*): See [`~hf_explain.perturbation.fill_values`].
+        image_mean, image_std (sequence of `float`, *optional*): Needed for black and colours.
+        logits, seed, image_ids, max_batch, max_bytes: As in [`perturbation_curves`].
+
+    Returns:
+        [`InsertionDeletion`].
+
+    Raises:
+        ValueError: As [`perturbation_curves`], and if `steps` is below 1.
+    """
+    step_fractions(steps)  # the check alone: steps here are whole pixels
+    pixel_values = check_pixel_values(pixel_values)
+    num_pixels = pixel_values.shape[-2] * pixel_values.shape[-1]
+    per_step = -(-num_pixels // steps)
+    counts = [*range(0, num_pixels, per_step), num_pixels]
+    limit = batch_limit(pixel_values, max_batch, max_bytes)
+    full_size = full_size_saliency(saliency, pixel_values)
+    fills = [fill_values(pixel_values, fill, image_mean, image_std) for fill in (deletion_fill, insertion_fill)]
+    logits = base_logits(predict, pixel_values, logits, limit)
+    classes = reference_classes("probability", logits, target, None)
+    ranks = rank_pixels(full_size, image_keys(pixel_values, image_ids, seed))
+    # Inserting the k most salient pixels is removing all others, the least salient ones
+    deletion, insertion = (
+        removal_scores(predict, pixel_values, ranks, removed, (order,), filled, classes, "probability", logits, limit)[
+            0
+        ]
+        for order, filled, removed in (
+            ("positive", fills[0], counts),
+            ("negative", fills[1], [num_pixels - count for count in counts]),
+        )
+    )
+    protocol = {
+        "score": "probability",
+        "target": _target_name("probability", target),
+        "steps": len(counts) - 1,
+        "pixels_per_step": per_step,
+        "deletion_fill": _fill_name(deletion_fill),
+        "insertion_fill": _fill_name(insertion_fill),
+        "image_size": list(pixel_values.shape[-2:]),
+        "seed": seed,
+    }
+    return InsertionDeletion(auc(insertion), auc(deletion), insertion, deletion, classes, protocol)
+
+
+# -------------------------------------------------------------------------------------------------------- average drop
+
+
+@dataclass
+class AverageDrop:
+    """
+    What is left of the classifier's confidence on the most salient part alone, per image and percentage kept.
+
+    Args:
+        percents (`tuple[float, ...]`): Percentages of pixels kept, v.
+        drop (`torch.FloatTensor` of shape `(batch_size, num_percents)`): `max(0, p - p') / p`, in [0, 1].
+        increase (`torch.BoolTensor` of shape `(batch_size, num_percents)`): `p' > p`, strictly.
+        area (`torch.FloatTensor` of shape `(batch_size, num_percents)`): Mean of the soft map kept, in [0, 1].
+        probability (`torch.FloatTensor` of shape `(batch_size,)`): p, softmax of the target on the image.
+        kept_probability (`torch.FloatTensor` of shape `(batch_size, num_percents)`): p', on the kept part.
+        target (`torch.LongTensor` of shape `(batch_size,)`): The class.
+        protocol (`dict`): How it was measured.
+    """
+
+    percents: tuple[float, ...]
+    drop: torch.Tensor
+    increase: torch.Tensor
+    area: torch.Tensor
+    probability: torch.Tensor
+    kept_probability: torch.Tensor
+    target: torch.Tensor
+    protocol: dict[str, Any]
+
+    @property
+    def average_drop(self) -> torch.Tensor:
+        """AD(v) over these images in percent, lower is better; `torch.DoubleTensor` of shape `(num_percents,)`."""
+        return 100 * self.drop.double().mean(0)
+
+    @property
+    def increase_in_confidence(self) -> torch.Tensor:
+        """IC(v) over these images in percent, higher is better; `torch.DoubleTensor` of shape `(num_percents,)`."""
+        return 100 * self.increase.double().mean(0)
+
+
+def average_drop(
+    predict: Predict,
+    pixel_values: torch.Tensor,
+    saliency: torch.Tensor,
+    *,
+    target: torch.Tensor | Sequence[int] | int | None = None,
+    percents: Sequence[float] = (100, 50, 15),
+    rule: str = "ceil",
+    mask_space: str = "pixel",
+    image_mean: Sequence[float] | None = None,
+    image_std: Sequence[float] | None = None,
+    logits: torch.Tensor | None = None,
+    seed: int = 0,
+    image_ids: torch.Tensor | Sequence[int] | None = None,
+    max_batch: int = 64,
+    max_bytes: int | None = None,
+) -> AverageDrop:
+    """
+    Average drop and increase in confidence, AD(v) and IC(v).
+
+    The map is resized to the image, all but its most salient v % is set to 0, the rest stays soft, and the image is
+    multiplied by it.
+
+    Source: Grad-CAM++ (https://huggingface.co/papers/1710.11063), section 4.1; v from L-CAM (ECCV-W 2022) and T-TAME
+    (IEEE Access 2024).
+
+    Args:
+        predict (`Callable`): `pixel_values` to logits.
+        pixel_values (`torch.Tensor` of shape `(batch_size, channels, height, width)`): Normalised images.
+        saliency (`torch.Tensor` of shape `(batch_size, map_height, map_width)`): Maps in [0, 1], any resolution.
+        target (`torch.LongTensor` of shape `(batch_size,)` or `int`, *optional*): The top-1 by default.
+        percents (sequence of `float`, *optional*, defaults to `(100, 50, 15)`): Pixels kept, each in (0, 100].
+        rule (`str`, *optional*, defaults to `"ceil"`): See [`~hf_explain.perturbation.keep_top`].
+        mask_space (`str`, *optional*, defaults to `"pixel"`): Multiply the [0, 1] picture (masked goes black) or, with
+            `"normalized"`, `pixel_values` (masked goes to the mean colour).
+        image_mean, image_std (sequence of `float`, *optional*): The image processor's, needed for `"pixel"`.
+        logits, seed, image_ids, max_batch, max_bytes: As in [`perturbation_curves`].
+
+    Returns:
+        [`AverageDrop`].
+
+    Raises:
+        ValueError: As [`perturbation_curves`], and if a percentage is outside (0, 100] or a map goes above 1.
+    """
+    pixel_values = check_pixel_values(pixel_values)
+    percents = tuple(check_percent(percent) for percent in percents)
+    if not percents:
+        raise ValueError("`percents` must name at least one percentage of pixels kept, in (0, 100].")
+    limit = batch_limit(pixel_values, max_batch, max_bytes)
+    filled = fill_values(pixel_values, mask_space_fill(mask_space), image_mean, image_std)
+    full_size = full_size_saliency(saliency, pixel_values, at_most_one=True)
+    needs_ranks = rule == "ceil" and any(percent < 100 for percent in percents)
+    ranks = rank_pixels(full_size, image_keys(pixel_values, image_ids, seed)) if needs_ranks else None
+    kept = torch.stack([keep_top(full_size, percent, rule, ranks) for percent in percents], dim=1)
+
+    logits = base_logits(predict, pixel_values, logits, limit)
+    classes = reference_classes("probability", logits, target, None)
+    probability = read_score(logits, classes, "probability")
+    kept_probability = run_jobs(
+        predict,
+        lambda jobs: blend(pixel_values[jobs // len(percents)], kept.flatten(0, 1)[jobs], filled),
+        lambda job_logits, jobs: read_score(job_logits, classes[jobs // len(percents)], "probability"),
+        len(pixel_values) * len(percents),
+        limit,
+        pixel_values.device,
+    ).view(len(pixel_values), len(percents))
+    base = probability[:, None]
+    # A target the softmax gives exactly 0 has nothing left to lose: its drop is 0, not 0/0
+    drop = torch.where(base > 0, (base - kept_probability).clamp(min=0) / torch.where(base > 0, base, 1.0), 0.0)
+    protocol = {
+        "target": _target_name("probability", target),
+        "percents": list(percents),
+        "rule": rule,
+        "mask_space": mask_space,
+        "image_size": list(pixel_values.shape[-2:]),
+        "seed": seed,
+    }
+    return AverageDrop(
+        percents, drop, kept_probability > base, kept.mean((2, 3)), probability, kept_probability, classes, protocol
+    )
+
+
+# -------------------------------------------------------------------------------------------------------------- pieces
+
+
+def _check_fractions(fractions: Sequence[float]) -> tuple[float, ...]:
+    fractions = tuple(float(fraction) for fraction in fractions)
+    if not fractions:
+        raise ValueError("`fractions` must name at least one part of the pixels to remove, in [0, 1].")
+    if any(after <= before for before, after in zip(fractions, fractions[1:])):
+        raise ValueError(f"`fractions` must increase, got {fractions}.")
+    return fractions
+
+
+def _to_grid(saliency: torch.Tensor, grid_size: tuple[int, int] | None) -> torch.Tensor:
+    if grid_size is None or not isinstance(saliency, torch.Tensor) or saliency.ndim != 3:
+        return saliency  # shapes are judged once, after this
+    grid_size = tuple(int(side) for side in grid_size)
+    if len(grid_size) != 2 or min(grid_size) < 1:
+        raise ValueError(f"`grid_size` must be (height, width) with both at least 1, got {grid_size}.")
+    return F.adaptive_avg_pool2d(saliency.detach().float()[:, None], grid_size)[:, 0]
+
+
+def _fill_name(fill: str | Sequence[float]) -> str | list[float]:
+    return fill if isinstance(fill, str) else [float(value) for value in fill]
+
+
+def _target_name(score: str, target) -> str:
+    if score == "accuracy":
+        return "label"
+    return "given" if score == "probability" and target is not None else "top-1"
