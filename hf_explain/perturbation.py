@@ -437,10 +437,28 @@ def check_saliency(saliency: torch.Tensor, batch_size: int, at_most_one: bool = 
     return saliency
 
 
-def full_size_saliency(saliency: torch.Tensor, pixel_values: torch.Tensor, at_most_one: bool = False) -> torch.Tensor:
-    """Checked maps (see [`check_saliency`]), on the device and at the resolution of `pixel_values`, float32."""
+def full_size_saliency(
+    saliency: torch.Tensor, pixel_values: torch.Tensor, at_most_one: bool = False, exact_ties: bool = True
+) -> torch.Tensor:
+    """
+    Checked maps (see [`check_saliency`]), on the device and at the resolution of `pixel_values`, float32.
+
+    Args:
+        saliency (`torch.Tensor` of shape `(batch_size, map_height, map_width)`): Maps at any resolution.
+        pixel_values (`torch.Tensor` of shape `(batch_size, channels, height, width)`): The images.
+        at_most_one (`bool`, *optional*, defaults to `False`): Also refuse values above 1.
+        exact_ties (`bool`, *optional*, defaults to `True`): Resize in float64. In float32 the interpolation of equal
+            numbers comes out unequal in the last digit, and a constant map would be ranked by its rounding errors,
+            the same way in every image, instead of by the seed. `False` is what published code does.
+
+    Returns:
+        `torch.FloatTensor` of shape `(batch_size, height, width)`.
+    """
     saliency = check_saliency(saliency, len(pixel_values), at_most_one)
-    return resize_maps(saliency.to(pixel_values.device), tuple(pixel_values.shape[-2:]))
+    if exact_ties:
+        # by way of the CPU for the one kind of device that has no float64
+        saliency = (saliency.cpu() if saliency.device.type == "mps" else saliency).double()
+    return resize_maps(saliency, tuple(pixel_values.shape[-2:])).float().to(pixel_values.device)
 
 
 def _one_tensor(value, name: str) -> torch.Tensor:

@@ -306,3 +306,12 @@ def test_bad_types():
 def test_full_size_saliency(images):
     assert full_size_saliency(torch.rand(5, 2, 2, dtype=torch.float64), images).shape == (5, 6, 8)
     assert full_size_saliency([torch.rand(2, 2)] * 5, images).dtype == torch.float32
+
+
+@pytest.mark.parametrize("value", [0.1, 0.3, 1 / 3, 0.7, 1.0])
+def test_resized_plateaus_stay_ties(value):
+    saliency = torch.zeros(1, 7, 7)
+    saliency[:, 2:, 1:6] = value
+    full_size = full_size_saliency(saliency, torch.zeros(1, 3, 224, 199))
+    plateau = full_size[:, 32 * 2 + 16 :, round(199 / 7 * 1.5) + 1 : round(199 / 7 * 5.5) - 1]
+    assert plateau.unique().tolist() == [saliency.max().item()]

@@ -373,7 +373,7 @@ def insertion_deletion(
     protocol = {
         "score": "probability",
         "target": _target_name("probability", target),
-        "steps": len(counts) - 1,
+        "steps": steps,
         "pixels_per_step": per_step,
         "deletion_fill": _fill_name(deletion_fill),
         "insertion_fill": _fill_name(insertion_fill),
@@ -472,9 +472,11 @@ def average_drop(
         raise ValueError("`percents` must name at least one percentage of pixels kept, in (0, 100].")
     limit = batch_limit(pixel_values, max_batch, max_bytes)
     filled = fill_values(pixel_values, mask_space_fill(mask_space), image_mean, image_std)
-    full_size = full_size_saliency(saliency, pixel_values, at_most_one=True)
-    needs_ranks = rule == "ceil" and any(percent < 100 for percent in percents)
-    ranks = rank_pixels(full_size, image_keys(pixel_values, image_ids, seed)) if needs_ranks else None
+    ranks = None
+    if rule == "ceil":
+        ranks = rank_pixels(full_size_saliency(saliency, pixel_values), image_keys(pixel_values, image_ids, seed))
+    # The values kept, and the quantiles, are those of the resize every head and method uses
+    full_size = full_size_saliency(saliency, pixel_values, at_most_one=True, exact_ties=False)
     kept = torch.stack([keep_top(full_size, percent, rule, ranks) for percent in percents], dim=1)
 
     logits = base_logits(predict, pixel_values, logits, limit)
