@@ -1,0 +1,109 @@
+"""What the training-free methods share: one pass for features and logits, the tail's gradient, the output."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import torch
+
+from hf_explain.backbones import FrozenClassifier, LayerFeatures
+from hf_explain.maps import min_max
+from hf_explain.outputs import SaliencyOutput
+from hf_explain.perturbation import check_pixel_values
+
+
+def prepare_pixels(pixel_values: torch.Tensor) -> torch.Tensor:
+    """Checked `pixel_values`, detached and usable by autograd even if they were made in inference mode."""
+    pixel_values = check_pixel_values(pixel_values).detach()
+    return pixel_values.clone() if pixel_values.is_inference() else pixel_values
+
+
+def features_and_target(
+    classifier: FrozenClassifier, pixel_values: torch.Tensor, target, layer: str | int | None
+) -> tuple[LayerFeatures, torch.Tensor, torch.Tensor]:
+    """
+    One pass without a graph: the features of `layer` (the classifier's default one for `None`), logits and classes.
+
+    Returns:
+        `tuple`: [`LayerFeatures`], logits of shape `(batch_size, num_labels)`, classes of shape `(batch_size,)`.
+    """
+    layer = classifier.default_layer if layer is None else classifier.resolve_layer(layer)
+    pixel_values = prepare_pixels(pixel_values)
+    with torch.no_grad():
+        features = classifier.features(pixel_values, [layer])
+        classes = classifier.resolve_target(target, len(pixel_values), features.logits)
+    return features[layer], features.logits, classes
+
+
+def target_logits(logits: torch.Tensor, classes: torch.Tensor) -> torch.Tensor:
+    """The logit of each image's class, shape `(batch_size,)`."""
+    return logits.gather(1, classes[:, None])[:, 0]
+
+
+def tail_gradient(classifier: FrozenClassifier, features: LayerFeatures, classes: torch.Tensor) -> torch.Tensor:
+    """
+    Gradient of the target logit with respect to a layer's feature map; only the tail after the layer has a graph.
+
+    Args:
+        classifier ([`FrozenClassifier`]): The classifier.
+        features ([`LayerFeatures`]): From [`features_and_target`].
+        classes (`torch.LongTensor` of shape `(batch_size,)`): Classes explained.
+
+    Returns:
+        `torch.FloatTensor` of shape `(batch_size, channels, height, width)`, float32.
+
+    Raises:
+        ValueError: If no position of the layer's feature map reaches the logits.
+    """
+    with torch.enable_grad():
+        feature_map = features.feature_map.detach().requires_grad_()
+        logits = classifier.forward_from_features(features.replace(feature_map=feature_map))
+        (gradient,) = torch.autograd.grad(target_logits(logits, classes).sum(), feature_map, allow_unused=True)
+    check_reaches_logits(classifier, features.layer, gradient)
+    return gradient.float()
+
+
+def check_reaches_logits(classifier: FrozenClassifier, layer: str, effect: torch.Tensor | None) -> None:
+    """A ValueError, rather than a map of zeros, where a layer's positions have no `effect` on any image's logits."""
+    if effect is not None and bool(effect.any()):
+        return
+    raise ValueError(
+        f"`layer` {layer!r} has no effect on the logits through its positions (after a transformer's last block the "
+        f"classifier reads the prefix tokens alone); choose an earlier layer than {layer!r}"
+        + ("." if layer == classifier.default_layer else f", for example {classifier.default_layer!r}.")
+    )
+
+
+def positive_part(maps: torch.Tensor) -> torch.Tensor:
+    """
+    ReLU of each map; a map without a single positive value is kept as it is.
+
+    A ReLU would leave such a map all zeros, which shows nothing; its own order is still the method's answer to where
+    the evidence is least against the class.
+    """
+    return torch.where((maps > 0).flatten(1).any(1)[:, None, None], maps.clamp(min=0), maps)
+
+
+def saliency_output(maps: torch.Tensor, logits: torch.Tensor, classes: torch.Tensor) -> SaliencyOutput:
+    """
+    The output of a method whose raw maps are `maps`: `saliency` is their min-max, everything detached.
+
+    Args:
+        maps (`torch.FloatTensor` of shape `(batch_size, height, width)`): Raw maps.
+        logits (`torch.FloatTensor` of shape `(batch_size, num_labels)`): The classifier's logits.
+        classes (`torch.LongTensor` of shape `(batch_size,)`): Classes explained.
+    """
+    maps = maps.detach().float()
+    return SaliencyOutput(saliency=min_max(maps), logits=logits.detach(), target=classes, saliency_logits=maps)
+
+
+def check_count(value: int, name: str, minimum: int = 1) -> int:
+    """`value` if it is a whole number of at least `minimum`, else a ValueError that names it."""
+    if isinstance(value, bool) or not isinstance(value, int) or value < minimum:
+        raise ValueError(f"`{name}` must be a whole number of at least {minimum}, got {value!r}.")
+    return value
+
+
+def chunks(total: int, size: int) -> Iterator[slice]:
+    """Slices of at most `size` that cover `range(total)`."""
+    return (slice(start, min(start + size, total)) for start in range(0, total, size))
