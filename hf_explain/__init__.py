@@ -1,0 +1,38 @@
+"""Visual explanations of Hugging Face image classifiers.
+
+Importing the package registers the heads with `AutoConfig`, `AutoModel` and `AutoModelForSaliency`, and the task with
+`transformers.pipeline("saliency")`.
+"""
+
+from transformers import AutoConfig, AutoModel
+from transformers.pipelines import PIPELINE_REGISTRY
+
+from hf_explain import metrics
+from hf_explain.backbones import FrozenClassifier
+from hf_explain.heads.lcam import LCamConfig, LCamForSaliency
+from hf_explain.mapping import EXPLAINERS, METHODS, AutoModelForSaliency
+from hf_explain.outputs import SaliencyOutput
+from hf_explain.pipeline import SaliencyPipeline
+
+
+__version__ = "0.1.0"
+
+for _model_type, (_config_class, _model_class) in EXPLAINERS.items():
+    AutoConfig.register(_model_type, _config_class, exist_ok=True)
+    AutoModel.register(_config_class, _model_class, exist_ok=True)
+    AutoModelForSaliency.register(_config_class, _model_class, exist_ok=True)
+
+if "saliency" not in PIPELINE_REGISTRY.supported_tasks:
+    PIPELINE_REGISTRY.register_pipeline("saliency", SaliencyPipeline, pt_model=(AutoModelForSaliency,), type="image")
+
+__all__ = [
+    "EXPLAINERS",
+    "METHODS",
+    "AutoModelForSaliency",
+    "FrozenClassifier",
+    "LCamConfig",
+    "LCamForSaliency",
+    "SaliencyOutput",
+    "SaliencyPipeline",
+    "metrics",
+]

@@ -1,0 +1,71 @@
+"""Every head and every training-free method, by name: the only lists of them."""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+
+from transformers.models.auto.auto_factory import _BaseAutoModelClass, _LazyAutoMapping
+from transformers.models.auto.configuration_auto import CONFIG_MAPPING_NAMES
+
+from hf_explain.heads.lcam import LCamConfig, LCamForSaliency
+from hf_explain.methods.cam import gradcam
+from hf_explain.methods.controls import centre, random
+
+
+# model_type -> (configuration, model)
+EXPLAINERS = {
+    "lcam": (LCamConfig, LCamForSaliency),
+}
+
+# name -> function(classifier, pixel_values, target=None, **options) -> SaliencyOutput
+METHODS = {
+    "gradcam": gradcam,
+    "random": random,
+    "centre": centre,
+}
+
+DEFAULT_METHOD = "gradcam"
+
+
+class AutoModelForSaliency(_BaseAutoModelClass):
+    """
+    Loads any saved head as the class it was saved from.
+
+    Example:
+
+    ```python
+    >>> head = AutoModelForSaliency.from_pretrained("me/lcam-resnet-50")
+    ```
+    """
+
+    _model_mapping = _LazyAutoMapping(CONFIG_MAPPING_NAMES, OrderedDict())
+
+
+def resolve_method(name: str):
+    """
+    The training-free method of a name.
+
+    Args:
+        name (`str`): A key of `METHODS`.
+
+    Raises:
+        ValueError: If there is none; the message lists the names.
+    """
+    if name not in METHODS:
+        raise ValueError(f"`method` {name!r} does not exist; the methods are {', '.join(METHODS)}.")
+    return METHODS[name]
+
+
+def resolve_head(name: str):
+    """
+    The model class of a head's name.
+
+    Args:
+        name (`str`): A key of `EXPLAINERS`.
+
+    Raises:
+        ValueError: If there is none; the message lists the names.
+    """
+    if name not in EXPLAINERS:
+        raise ValueError(f"`head` {name!r} does not exist; the heads are {', '.join(EXPLAINERS)}.")
+    return EXPLAINERS[name][1]

@@ -1,0 +1,313 @@
+"""`pipeline("saliency")`: a picture in, a map of where the classifier looked out, on the original image."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from PIL import Image
+from torch.utils.data import Dataset
+from transformers import Pipeline
+from transformers.image_utils import ChannelDimension
+
+from hf_explain.backbones import FrozenClassifier
+from hf_explain.images import load_rgb
+from hf_explain.mapping import DEFAULT_METHOD, resolve_method
+from hf_explain.maps import CropGeometry, uncrop
+from hf_explain.modeling_explainer import ExplainerPreTrainedModel
+
+
+class SaliencyPipeline(Pipeline):
+    """
+    Where an image classifier looked.
+
+    Works with a trained head (`LCamForSaliency`, ...) and with any plain image classifier, which is explained by a
+    training-free method.
+
+    Example:
+
+    ```python
+    >>> from transformers import pipeline
+    >>> import hf_explain
+
+    >>> pipe = pipeline("saliency", model="me/lcam-resnet-50")
+    >>> pipe("tench.jpg", top_k=2)
+    [{"label": "tench", "score": 0.93, "saliency": <PIL "L">, "saliency_map": <float32 (H, W) in [0, 1]>}, ...]
+    ```
+    """
+
+    _load_processor = False
+    _load_image_processor = None  # a missing one becomes None; then the classifier's own is used
+    _load_feature_extractor = False
+    _load_tokenizer = False
+
+    def __init__(self, *args, **kwargs):
+        super().__init__(*args, **kwargs)
+        if isinstance(self.model, ExplainerPreTrainedModel):
+            self.head: ExplainerPreTrainedModel | None = self.model
+            self.classifier: FrozenClassifier = self.model.backbone
+            if self.classifier is None:
+                raise ValueError("The head has no classifier; load it with from_pretrained or call attach(classifier).")
+        else:
+            self.head = None
+            self.classifier = FrozenClassifier(self.model, image_processor=self.image_processor)
+        if self.image_processor is None:
+            self.image_processor = self.classifier.image_processor
+        if self.image_processor is None:
+            raise ValueError(
+                f"{self.classifier.name_or_path or type(self.classifier.model).__name__!r} has no image processor "
+                "beside it (preprocessor_config.json); pass pipeline(..., image_processor=...)."
+            )
+
+    # ------------------------------------------------------------------ parameters
+
+    def _sanitize_parameters(
+        self,
+        target=None,
+        top_k: int | None = None,
+        method: str | None = None,
+        on_error: str | None = None,
+        timeout: float | None = None,
+        **options,
+    ):
+        preprocess, forward = {}, {}
+        if target is not None:
+            preprocess["target"] = target
+        if timeout is not None:
+            preprocess["timeout"] = timeout
+        if on_error is not None:
+            if on_error not in ("raise", "return"):
+                raise ValueError(f"`on_error` must be 'raise' or 'return', got {on_error!r}.")
+            preprocess["on_error"] = on_error
+        if top_k is not None:
+            if isinstance(top_k, bool) or not isinstance(top_k, int) or top_k < 1:
+                raise ValueError(f"`top_k` must be a whole number of at least 1, got {top_k!r}.")
+            forward["top_k"] = top_k
+        if method is not None:
+            resolve_method(method)
+            forward["method"] = method
+        forward.update(options)
+        return preprocess, forward, {}
+
+    def __call__(self, inputs, target=None, **kwargs):
+        """
+        Explain one image or many.
+
+        Args:
+            inputs (`str`, `os.PathLike`, `PIL.Image.Image`, `numpy.ndarray`, `torch.Tensor`, a list of them, a
+                generator, a `datasets` column or a `datasets` dataset): Images: paths, http(s) URLs, pictures in any
+                mode, or arrays as for [`~hf_explain.images.load_rgb`]. Also dictionaries
+                `{"image": ..., "target": ...}`, for streams in which every image has its own target.
+            target (`int`, `str` or a list of them, *optional*): The explained class, by index or label name. For one
+                image, a list asks for several classes; for a list of images, a list gives one entry per image (which
+                may itself be a list). The classifier's own `top_k` classes when not given.
+            top_k (`int`, *optional*, defaults to 1): How many of the classifier's top classes to explain, where no
+                target is given.
+            method (`str`, *optional*): A training-free method of `hf_explain.mapping.METHODS`. When not given, the
+                trained head, or Grad-CAM for a plain classifier.
+            on_error (`str`, *optional*, defaults to `"raise"`): `"return"` puts `[{"error": message}]` in the place of
+                an image that cannot be read and goes on with the others.
+            timeout (`float`, *optional*): Seconds to wait for a URL.
+            batch_size (`int`, *optional*, defaults to 1): Images per forward pass.
+            num_workers (`int`, *optional*): Processes that load images.
+            kwargs: Options of the method (`layer=...`) or head (`percentile=...` of SCAN).
+
+        Returns:
+            `list[dict]` for one image, one dictionary per explained class: `label` (`str`), `score` (`float`, the
+            classifier's probability), `saliency` (`PIL.Image.Image` in mode L) and `saliency_map` (`numpy.ndarray` of
+            `float32`, shape `(height, width)` of the original image, in [0, 1], 0 where the classifier's crop did not
+            reach). A list of such lists for several images, an iterator over them for generators and datasets.
+
+        Raises:
+            ValueError: If a target, method or option does not exist, or an image cannot be read.
+            FileNotFoundError: If a path does not exist.
+        """
+        if isinstance(inputs, (str, dict, Image.Image)) or hasattr(inputs, "__fspath__"):
+            return super().__call__(inputs, target=target, **kwargs)
+        if isinstance(inputs, (np.ndarray, torch.Tensor)):
+            if inputs.ndim != 4:
+                return super().__call__(inputs, target=target, **kwargs)
+            inputs = list(inputs)
+        lazy = isinstance(inputs, Dataset) or _is_datasets_dataset(inputs)
+        if _is_datasets_dataset(inputs):
+            inputs = _image_column(inputs)
+        if hasattr(inputs, "__len__") and hasattr(inputs, "__getitem__"):
+            per_image = isinstance(target, (Sequence, np.ndarray, torch.Tensor)) and not isinstance(target, str)
+            if per_image and len(target) != len(inputs):
+                raise ValueError(
+                    f"`target` has {len(target)} entries for {len(inputs)} images; give one class for all of them or "
+                    "one entry per image (a list, for several classes)."
+                )
+            items = _Items(inputs, target if per_image else None)
+            results = super().__call__(items, target=None if per_image else target, **kwargs)
+            return results if lazy else list(results)
+        if hasattr(inputs, "__iter__"):
+            # a generator's length is unknown: a list of targets means several classes of each image
+            return super().__call__((item for item in inputs), target=target, **kwargs)
+        raise TypeError(f"`inputs` must be an image or many images, got {type(inputs).__name__}.")
+
+    # ------------------------------------------------------------------ one image in
+
+    def preprocess(self, inputs, target=None, timeout=None, on_error="raise") -> dict[str, Any]:
+        if isinstance(inputs, dict):
+            if "image" not in inputs:
+                raise ValueError(f"An input dictionary needs the key 'image', got the keys {sorted(inputs)}.")
+            target = inputs.get("target", target)
+            inputs = inputs["image"]
+        error = ""
+        try:
+            image = load_rgb(inputs, timeout=timeout)
+        except (ValueError, TypeError, OSError) as problem:
+            if on_error == "raise":
+                raise
+            error, image = str(problem), Image.new("RGB", (32, 32))
+        # told, not guessed: for sides of 1, 3 or 4 pixels the layout could be taken for channels first
+        pixel_values = self.image_processor(
+            images=image, return_tensors="pt", input_data_format=ChannelDimension.LAST
+        )["pixel_values"]
+        return {
+            "pixel_values": pixel_values.to(self.dtype),
+            # plus one, because 0 pads images with fewer targets in a batch, and alone means the top classes
+            "target": self._resolve_targets(target)[None] + 1,
+            "original_size": torch.tensor([[image.height, image.width]]),
+            "error": error,
+        }
+
+    def _resolve_targets(self, target) -> torch.Tensor:
+        if target is None:
+            return torch.tensor([-1])
+        several = isinstance(target, (Sequence, np.ndarray, torch.Tensor)) and not isinstance(target, str)
+        if several and getattr(target, "ndim", 1) == 0:
+            several = False
+        count = len(target) if several else 1
+        if count == 0:
+            raise ValueError("`target` is an empty list; leave it out for the classifier's own top classes.")
+        return self.classifier.resolve_target(target, count).cpu()
+
+    # ------------------------------------------------------------------ a batch through
+
+    def _forward(self, model_inputs: dict[str, Any], method: str | None = None, top_k: int = 1, **options):
+        pixel_values, asked = model_inputs["pixel_values"], model_inputs["target"] - 1
+        if method is None and self.head is None:
+            method = DEFAULT_METHOD
+        explain = self.head.forward_head if method is None else resolve_method(method)
+        _check_options(explain, method or type(self.head).__name__, options)
+        top_k = min(top_k, self.classifier.num_labels)
+        own = (asked < 0).all(dim=1)
+        if method is not None and bool(own.all()) and top_k == 1:
+            outputs = [explain(self.classifier, pixel_values, None, **options)]
+        else:
+            features = self.head.forward_features(pixel_values) if method is None else None
+            logits = self.classifier(pixel_values) if features is None else features.logits
+            # as many columns as the image with the most targets has; -1 in columns an image does not need
+            columns = torch.full((len(asked), max(asked.shape[1], top_k if bool(own.any()) else 1)), -1)
+            columns = columns.to(asked)
+            columns[:, : asked.shape[1]] = asked
+            columns[own, :top_k] = logits[own].topk(top_k, dim=1).indices
+            asked = columns
+            outputs = []
+            for targets in asked.clamp(min=0).unbind(dim=1):
+                if method is None:
+                    outputs.append(explain(features, targets, **options))
+                else:
+                    outputs.append(explain(self.classifier, pixel_values, targets, **options))
+        target = outputs[0].target[:, None] if bool(own.all()) and len(outputs) == 1 else asked
+        result = {
+            "saliency": torch.stack([output.saliency for output in outputs], dim=1),
+            "logits": outputs[0].logits,
+            "target": target,
+            "original_size": model_inputs["original_size"],
+            "error": model_inputs["error"],
+        }
+        for name in ("reconstruction", "explanation", "explanation_score"):
+            if getattr(outputs[0], name) is not None:
+                result[name] = torch.stack([getattr(output, name) for output in outputs], dim=1)
+        return result
+
+    # ------------------------------------------------------------------ one image out
+
+    def postprocess(self, model_outputs: dict[str, Any]) -> list[dict[str, Any]]:
+        if model_outputs["error"]:
+            return [{"error": model_outputs["error"]}]
+        geometry = CropGeometry.from_processor(self.image_processor, tuple(model_outputs["original_size"][0].tolist()))
+        logits = model_outputs["logits"][0].float()
+        multi_label = getattr(self.classifier.config, "problem_type", None) == "multi_label_classification"
+        scores = logits.sigmoid() if multi_label or len(logits) == 1 else logits.softmax(dim=-1)
+        targets = model_outputs["target"][0]
+        wanted = (targets >= 0).nonzero()[:, 0]
+        maps = uncrop(model_outputs["saliency"][0].float()[wanted], geometry).clamp_(0, 1)
+        pictures = (maps * 255).round().to(torch.uint8).numpy()
+        results = []
+        for place, column in enumerate(wanted.tolist()):
+            index = int(targets[column])
+            result = {
+                "label": self.classifier.id2label[index],
+                "score": float(scores[index]),
+                "saliency": Image.fromarray(pictures[place]),
+                "saliency_map": maps[place].numpy(),
+            }
+            if "reconstruction" in model_outputs:
+                result["reconstruction"] = _picture((model_outputs["reconstruction"][0, column].float() + 1) / 2)
+            if "explanation" in model_outputs:
+                result["explanation"] = _picture(self._unnormalise(model_outputs["explanation"][0, column].float()))
+                result["explanation_score"] = float(model_outputs["explanation_score"][0, column])
+            results.append(result)
+        return results
+
+    def _unnormalise(self, pixel_values: torch.Tensor) -> torch.Tensor:
+        mean, std = (torch.tensor(v)[:, None, None] for v in (self.classifier.image_mean, self.classifier.image_std))
+        return pixel_values * std + mean
+
+
+class _Items(Dataset):
+    """Images with their own targets, fetched one by one, so that a column of 50,000 is never in memory at once."""
+
+    def __init__(self, images, targets=None):
+        self.images, self.targets = images, targets
+
+    def __len__(self) -> int:
+        return len(self.images)
+
+    def __getitem__(self, index: int):
+        image = self.images[index]
+        if self.targets is None:
+            return image
+        image = image["image"] if isinstance(image, dict) else image
+        return {"image": image, "target": self.targets[index]}
+
+
+def _is_datasets_dataset(inputs) -> bool:
+    return type(inputs).__module__.startswith("datasets.") and hasattr(inputs, "column_names")
+
+
+def _image_column(dataset) -> Dataset | Iterator:
+    """The one image column of a `datasets` dataset, lazily."""
+    from datasets import Image as ImageFeature
+
+    names = [name for name, feature in (dataset.features or {}).items() if isinstance(feature, ImageFeature)]
+    if len(names) != 1:
+        raise ValueError(
+            f"`inputs` is a dataset with the image columns {names} among {list(dataset.features or {})}; pass the "
+            "column itself, as dataset['image']."
+        )
+    return dataset[names[0]] if hasattr(dataset, "__len__") else (row[names[0]] for row in dataset)
+
+
+def _check_options(function, name: str, options: dict[str, Any]) -> None:
+    parameters = inspect.signature(function).parameters
+    known = [key for key in parameters if key not in ("classifier", "pixel_values", "target", "features", "self")]
+    for option in options:
+        if option not in known:
+            raise ValueError(
+                f"{name!r} has no option {option!r}; its options are {', '.join(known) if known else 'none'}."
+            )
+
+
+def _picture(image: torch.Tensor) -> Image.Image:
+    return Image.fromarray((image.clamp(0, 1) * 255).round().to(torch.uint8).permute(1, 2, 0).cpu().numpy())
+
+
+__all__ = ["SaliencyPipeline"]
