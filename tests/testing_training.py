@@ -1,0 +1,84 @@
+"""A head small enough to train in milliseconds, and pictures to train it on."""
+
+import io
+from dataclasses import dataclass
+from pathlib import Path
+
+import datasets
+import numpy as np
+import torch
+from PIL import Image
+from safetensors.torch import save_file
+from torch import nn
+from transformers.utils import ModelOutput
+
+
+@dataclass
+class TinyOutput(ModelOutput):
+    loss: torch.Tensor | None = None
+    loss_terms: dict | None = None
+
+
+class TinyHead(nn.Module):
+    """Frozen BatchNorm'd stem, trainable 1x1 conv; draws random numbers in training, as some heads do."""
+
+    def __init__(self, noise: float = 0.1):
+        super().__init__()
+        generator = torch.Generator().manual_seed(0)
+        self.stem = nn.Conv2d(3, 4, 3, stride=2)
+        self.norm = nn.BatchNorm2d(4)
+        self.head = nn.Conv2d(4, 3, 1)
+        for parameter in self.parameters():
+            parameter.data = torch.randn(parameter.shape, generator=generator) * 0.3
+        self.stem.requires_grad_(False)
+        self.norm.requires_grad_(False)
+        self.noise = noise
+        self.seen = []
+
+    def train(self, mode: bool = True):
+        super().train(mode)
+        self.norm.eval()
+        return self
+
+    def forward(self, pixel_values, target=None, return_loss=False):
+        features = self.norm(self.stem(pixel_values))
+        if self.training:
+            self.seen.append(pixel_values.detach().clone())
+            features = features + self.noise * torch.randn_like(features)
+        logits = self.head(features).mean((2, 3))
+        target = logits.argmax(-1) if target is None else target
+        loss = nn.functional.cross_entropy(logits, target) + 0.1 * logits.square().mean()
+        return TinyOutput(loss=loss, loss_terms={"size": logits.square().mean().detach()})
+
+    def save_pretrained(self, directory):
+        Path(directory).mkdir(parents=True, exist_ok=True)
+        save_file(
+            {"weight": self.head.weight.data, "bias": self.head.bias.data}, Path(directory) / "model.safetensors"
+        )
+
+
+def picture(index: int, size: tuple[int, int] = (24, 20)) -> Image.Image:
+    rng = np.random.default_rng(index)
+    return Image.fromarray(rng.integers(0, 256, (size[1], size[0], 3), dtype=np.uint8))
+
+
+def encoded(index: int) -> bytes:
+    buffer = io.BytesIO()
+    picture(index).save(buffer, format="PNG")
+    return buffer.getvalue()
+
+
+def picture_dataset(count: int = 30, image: str = "image", label: str = "label") -> datasets.Dataset:
+    features = datasets.Features({image: datasets.Image(), label: datasets.ClassLabel(names=["a", "b", "c"])})
+    rows = {image: [{"bytes": encoded(i), "path": None} for i in range(count)], label: [i % 3 for i in range(count)]}
+    return datasets.Dataset.from_dict(rows, features=features)
+
+
+def parquet_shards(directory: Path, count: int = 30, shards: int = 4) -> Path:
+    """A directory like ImageNet's on the Hub: data/train-00000-of-00004.parquet and so on."""
+    dataset = picture_dataset(count)
+    (directory / "data").mkdir(parents=True)
+    for shard in range(shards):
+        part = dataset.shard(shards, shard, contiguous=True)
+        part.to_parquet(str(directory / "data" / f"train-{shard:05d}-of-{shards:05d}.parquet"))
+    return directory
