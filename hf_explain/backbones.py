@@ -14,7 +14,10 @@ from dataclasses import dataclass, replace
 
 import torch
 from torch import nn
-from transformers import AutoImageProcessor, AutoModelForImageClassification
+from transformers import AutoModelForImageClassification
+
+# not from the top level: transformers 5.17 hands out a placeholder there that demands torchvision
+from transformers.models.auto.image_processing_auto import AutoImageProcessor
 from transformers.utils import ModelOutput, logging
 from transformers.utils.hub import cached_file, extract_commit_hash
 
@@ -212,7 +215,7 @@ class FrozenClassifier(nn.Module):
             found = cached_file(name, "config.json", revision=revision or "main", **hub_kwargs)
             classifier.revision = extract_commit_hash(found, None) or revision
         if image_processor is None:
-            classifier._image_processor = _load_image_processor(name, revision=classifier.revision, **hub_kwargs)
+            classifier.image_processor = load_image_processor(name, revision=classifier.revision, **hub_kwargs)
         return classifier
 
     @classmethod
@@ -269,8 +272,12 @@ class FrozenClassifier(nn.Module):
     def image_processor(self):
         """The classifier's Transformers image processor, or `None` where there is none."""
         if self._image_processor is None and self.name_or_path and os.path.isdir(self.name_or_path):
-            self._image_processor = _load_image_processor(self.name_or_path)
+            self._image_processor = load_image_processor(self.name_or_path)
         return self._image_processor
+
+    @image_processor.setter
+    def image_processor(self, image_processor) -> None:
+        self._image_processor = image_processor
 
     @property
     def image_mean(self) -> tuple[float, ...]:
@@ -507,11 +514,11 @@ class FrozenClassifier(nn.Module):
                 raise ValueError("`target` is None, which means the top class, but no `logits` were given.")
             return logits.argmax(dim=-1)
         device = logits.device if logits is not None else self.device
+        if isinstance(target, torch.Tensor) and (target.dtype.is_floating_point or target.dtype == torch.bool):
+            raise TypeError(f"`target` must hold class indices (integers), got a tensor of {target.dtype}.")
         if isinstance(target, torch.Tensor) and target.ndim == 0 or isinstance(target, (int, str)):
             return torch.full((batch_size,), self._class_index(target), dtype=torch.long, device=device)
         if isinstance(target, torch.Tensor) and target.ndim == 1 and len(target) == batch_size:
-            if target.dtype.is_floating_point or target.dtype == torch.bool:
-                raise TypeError(f"`target` must hold class indices (integers), got a tensor of {target.dtype}.")
             outside = (target < 0) | (target >= self.num_labels)
             if outside.any():  # one reduction, no per-element transfer
                 self._class_index(int(target[outside][0]))
@@ -557,8 +564,10 @@ class FrozenClassifier(nn.Module):
                 f"`target` {name!r} names several classes: {found[:6]}; use the index of the one you mean."
             )
         labels = [str(label) for label in self.id2label.values()]
-        folded = {label.casefold(): label for label in labels}
-        near = [folded[match] for match in difflib.get_close_matches(wanted, folded, n=3, cutoff=0.4)] or labels[:3]
+        # ImageNet's names are lists of synonyms: each counts, else a typo in one is far from the whole
+        parts = {part.strip().casefold(): label for label in labels for part in (label, *label.split(","))}
+        matches = difflib.get_close_matches(wanted, parts, n=6, cutoff=0.4)
+        near = list(dict.fromkeys(parts[match] for match in matches))[:3] or labels[:3]
         raise ValueError(
             f"`target` {name!r} is no label of this classifier; the nearest are {', '.join(map(repr, near))}."
         )
@@ -759,8 +768,18 @@ def _looks_like_path(name: str) -> bool:
     return name.startswith((".", "/", "~")) or os.path.isabs(name) or name.count("/") > 1 or "\\" in name
 
 
-def _load_image_processor(name: str, revision: str | None = None, **kwargs):
-    """The processor saved beside a classifier, or None where none was saved."""
+def load_image_processor(name: str, revision: str | None = None, **kwargs):
+    """
+    The image processor saved beside a classifier or a head.
+
+    Args:
+        name (`str`): Directory or Hub id.
+        revision (`str`, *optional*): Branch, tag or commit on the Hub.
+        kwargs: cache_dir, token, local_files_only, subfolder.
+
+    Returns:
+        The Transformers image processor, or `None` where none was saved.
+    """
     try:
         found = cached_file(
             name, "preprocessor_config.json", revision=revision or "main", _raise_exceptions_for_missing_entries=False,

@@ -41,7 +41,8 @@ def fingerprint(module: nn.Module, dtype: torch.dtype | None = None) -> str:
 
 def fingerprints(module: nn.Module) -> dict[str, str]:
     """
-    The checksum of a module in every dtype of `FINGERPRINT_DTYPES`, for a config to record.
+    The checksum of a module for a config to record: in every dtype of `FINGERPRINT_DTYPES`, or where its weights are
+    rounded already (bfloat16, float16) in their own dtype alone, because the others would be of rounded weights.
 
     Args:
         module (`torch.nn.Module`): The classifier.
@@ -49,7 +50,9 @@ def fingerprints(module: nn.Module) -> dict[str, str]:
     Returns:
         `dict[str, str]`: dtype name to fingerprint.
     """
-    return {name: fingerprint(module, getattr(torch, name)) for name in FINGERPRINT_DTYPES}
+    own = _dtype_name(module)
+    names = (own,) if own in FINGERPRINT_DTYPES and own != "float32" else FINGERPRINT_DTYPES
+    return {name: fingerprint(module, getattr(torch, name)) for name in names}
 
 
 def matches(module: nn.Module, recorded: dict[str, str]) -> bool:
@@ -61,13 +64,19 @@ def matches(module: nn.Module, recorded: dict[str, str]) -> bool:
         recorded (`dict[str, str]`): What [`fingerprints`] returned when the head was saved.
 
     Returns:
-        `bool`: True when the checksum agrees. A dtype that was not recorded (float64) is compared as float32.
+        `bool`: True when the checksum agrees. Weights in a dtype that was not recorded are compared in a recorded one:
+        float64 as float32, and the float32 original of a classifier that was explained in bfloat16 as bfloat16.
     """
-    floating = next((p.dtype for p in module.parameters() if p.is_floating_point()), torch.float32)
-    name = str(floating).removeprefix("torch.")
+    name = _dtype_name(module)
     if name in recorded:
         return fingerprint(module) == recorded[name]
-    return fingerprint(module, torch.float32) == recorded.get("float32")
+    name = next((name for name in FINGERPRINT_DTYPES if name in recorded), None)
+    return name is not None and fingerprint(module, getattr(torch, name)) == recorded[name]
+
+
+def _dtype_name(module: nn.Module) -> str:
+    floating = next((p.dtype for p in module.parameters() if p.is_floating_point()), torch.float32)
+    return str(floating).removeprefix("torch.")
 
 
 def _fold(tensor: torch.Tensor) -> bytes:

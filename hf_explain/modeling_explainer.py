@@ -10,11 +10,12 @@ from dataclasses import fields
 from typing import Any
 
 import torch
+from safetensors import SafetensorError
 from torch import nn
 from transformers import CONFIG_MAPPING, AutoConfig, PreTrainedConfig, PreTrainedModel
 from transformers import initialization as init
 
-from hf_explain.backbones import ClassifierFeatures, FrozenClassifier
+from hf_explain.backbones import ClassifierFeatures, FrozenClassifier, load_image_processor
 from hf_explain.fingerprint import fingerprints, matches
 from hf_explain.maps import min_max
 from hf_explain.outputs import SaliencyOutput
@@ -104,6 +105,11 @@ class ExplainerPreTrainedModel(PreTrainedModel):
 
     def __init__(self, config: ExplainerConfig):
         super().__init__(config)
+        if config.feature_channels is None:
+            raise ValueError(
+                f"The configuration of {type(self).__name__} names no tapped layers and their channels, so it belongs "
+                f"to no head; make a new head for a classifier with {type(self).__name__}.from_classifier(classifier)."
+            )
         self.backbone: FrozenClassifier | None = None
         if config.self_contained:
             if config.backbone_config is None:
@@ -118,6 +124,10 @@ class ExplainerPreTrainedModel(PreTrainedModel):
     def default_feature_layers(cls, classifier: FrozenClassifier, config: ExplainerConfig) -> list[str]:
         """Layers to tap where the config names none."""
         return [classifier.default_layer]
+
+    @classmethod
+    def complete_config(cls, classifier: FrozenClassifier, config: ExplainerConfig) -> None:
+        """Fill in, in place, fields whose default depends on the classifier; its tapped layers are known by then."""
 
     def saliency_logits(self, features: ClassifierFeatures, target: torch.Tensor) -> torch.Tensor:
         """The raw maps of `target` from the tapped features, `(batch_size, height, width)`, unbounded."""
@@ -189,6 +199,8 @@ class ExplainerPreTrainedModel(PreTrainedModel):
         features = self.forward_features(pixel_values)
         if not return_loss:
             return self.forward_head(features, target)
+        # a container's requires_grad_ goes straight to the parameters and so past the classifier's own
+        self.backbone.requires_grad_(False)
         target = self.backbone.resolve_target(target, len(features.logits), features.logits)
         output = self.compute_loss(pixel_values, features, target)
         output.logits, output.target = features.logits, target
@@ -241,7 +253,7 @@ class ExplainerPreTrainedModel(PreTrainedModel):
             ValueError: If the classifier has another number of classes, lacks a tapped layer, or its weights differ.
         """
         config = self.config
-        if config.backbone_config is not None and classifier.num_labels != config.num_labels:
+        if classifier.num_labels != config.num_labels:
             raise ValueError(
                 f"This head explains {config.num_labels} classes, the classifier "
                 f"{classifier.name_or_path or type(classifier.model).__name__!r} has {classifier.num_labels}; "
@@ -318,6 +330,7 @@ class ExplainerPreTrainedModel(PreTrainedModel):
         layers = config.feature_layers or cls.default_feature_layers(classifier, config)
         config.feature_layers = [classifier.resolve_layer(layer) for layer in layers]
         config.feature_channels = [classifier.num_channels(layer) for layer in config.feature_layers]
+        cls.complete_config(classifier, config)
         config.validate_explainer()
         model = cls(config).to(device=classifier.device, dtype=classifier.dtype)
         model.attach(classifier, verify_fingerprint=False)
@@ -356,14 +369,22 @@ class ExplainerPreTrainedModel(PreTrainedModel):
         shared = {key: kwargs[key] for key in _SHARED_LOADING if kwargs.get(key) is not None}
         kwargs["use_safetensors"] = True  # a pickle can run code; heads are never saved as one
         model, info = super().from_pretrained(name, *model_args, output_loading_info=True, **kwargs)
+        missing = sorted(info["missing_keys"])  # filled with random numbers, which explain nothing
+        lost = [key for key in missing if key.startswith(_BACKBONE)]
+        if lost:
+            raise ValueError(
+                f"{name!r} says self_contained=true but its weights lack the classifier ({len(lost)} tensors, "
+                f"such as {lost[0]!r}); save it again with self_contained=True or set it to false."
+            )
+        if missing:
+            raise ValueError(
+                f"The weights of the head {name!r} lack {len(missing)} tensors, such as {missing[0]!r}; it was saved "
+                "incompletely or by another version: save or download it again."
+            )
         if model.config.self_contained:
-            missing = sorted(key for key in info["missing_keys"] if key.startswith(_BACKBONE))
-            if missing:
-                raise ValueError(
-                    f"{name!r} says self_contained=true but its weights lack the classifier ({len(missing)} tensors, "
-                    f"such as {missing[0]!r}); save it again with self_contained=True or set it to false."
-                )
             model.backbone.requires_grad_(False)  # the meta device forgets what __init__ froze
+            hub_options = {key: kwargs[key] for key in ("cache_dir", "token", "local_files_only") if key in kwargs}
+            model.backbone.image_processor = load_image_processor(name, kwargs.get("revision"), **hub_options)
             if classifier is None and attn_implementation is not None:
                 model.set_attn_implementation(attn_implementation)
         if classifier is not None or not model.config.self_contained:
@@ -406,8 +427,8 @@ class ExplainerPreTrainedModel(PreTrainedModel):
         """
         Save the head (and with `self_contained=True` the classifier) and its image processor, all or nothing.
 
-        Everything is written to a temporary directory beside the target and moved in place file by file, so an
-        interrupted save leaves what was there before.
+        Everything is written to a temporary directory first and then moved in place, a new directory as a whole and
+        the files of an existing one with a way back, so a failed save leaves what was there before.
 
         Args:
             save_directory (`str` or `os.PathLike`): Directory; created where missing.
@@ -427,29 +448,38 @@ class ExplainerPreTrainedModel(PreTrainedModel):
             if self.config.backbone_config is None:
                 raise ValueError("`self_contained` needs a Transformers classifier; this one has no config to save.")
         hub = {key: kwargs.pop(key) for key in ("repo_id", "commit_message", "private", "token") if key in kwargs}
-        parent = os.path.dirname(target)
+        exists, parent = os.path.isdir(target), os.path.dirname(target)
+        # inside an existing directory, which may be a mount of its own that nothing can be renamed into
+        home = target if exists else parent
+        created = _missing_ancestor(parent)
         try:
             os.makedirs(parent, exist_ok=True)
-            temporary = tempfile.mkdtemp(prefix=f".{os.path.basename(target)}.", dir=parent)
+            temporary = tempfile.mkdtemp(prefix=f".{os.path.basename(target)}.", dir=home)
         except OSError as error:
+            _remove(created)
             raise OSError(f"`save_directory` {target!r} cannot be written: {error.strerror or error}.") from error
+        saved = False
         try:
             if self_contained is not None:
                 self.config.self_contained = self_contained
-            super().save_pretrained(temporary, **kwargs)
+            new = os.path.join(temporary, "new")  # a temporary directory itself is private to its owner
+            super().save_pretrained(new, **kwargs)
             processor = self.backbone.image_processor if self.backbone is not None else None
             if processor is not None:
-                processor.save_pretrained(temporary)
-            os.makedirs(target, exist_ok=True)
-            for file in sorted(os.listdir(temporary), key=lambda file: file == "config.json"):
-                os.replace(os.path.join(temporary, file), os.path.join(target, file))
-        except OSError as error:
-            raise OSError(
-                f"Saving to {target!r} failed and was undone: {error.strerror or error}."
-            ) from error
+                processor.save_pretrained(new)
+            if exists:
+                _move_files(new, target, os.path.join(temporary, "old"))
+            else:
+                os.replace(new, target)
+            saved = True
+        except (OSError, SafetensorError) as error:  # safetensors reports a full disk in its own way
+            reason = getattr(error, "strerror", None) or error
+            raise OSError(f"Saving to {target!r} failed and was undone: {reason}.") from error
         finally:
             self.config.self_contained = before
             shutil.rmtree(temporary, ignore_errors=True)
+            if not saved:
+                _remove(created)
         if push_to_hub:
             self.push_to_hub(hub.pop("repo_id", os.path.basename(target)), **hub)
 
@@ -464,8 +494,45 @@ def _drop_backbone(module: ExplainerPreTrainedModel, state_dict: dict, prefix: s
 def _forget_backbone(module: ExplainerPreTrainedModel, incompatible_keys) -> None:
     """What is deliberately not saved is not missing."""
     if not module.config.self_contained:
-        missing = incompatible_keys.missing_keys
-        missing[:] = [key for key in missing if not key.startswith(_BACKBONE)]
+        missing = incompatible_keys.missing_keys  # with the prefixes of whatever wraps the head
+        missing[:] = [key for key in missing if f".{_BACKBONE}" not in f".{key}"]
+
+
+def _missing_ancestor(directory: str) -> str | None:
+    """The topmost directory that making `directory` would create."""
+    created = None
+    while not os.path.lexists(directory):
+        created, directory = directory, os.path.dirname(directory)
+    return created
+
+
+def _remove(directory: str | None) -> None:
+    if directory is not None:
+        shutil.rmtree(directory, ignore_errors=True)
+
+
+def _move_files(source: str, target: str, old: str) -> None:
+    """Move files over those of an existing directory, config.json last; after an error all are what they were."""
+    os.mkdir(old)
+    moved: list[str] = []
+    try:
+        for name in sorted(os.listdir(source), key=lambda name: name == "config.json"):
+            destination, kept = os.path.join(target, name), os.path.join(old, name)
+            if os.path.exists(destination):
+                try:
+                    os.link(destination, kept)
+                except OSError:  # file systems without hard links
+                    shutil.copy2(destination, kept)
+            os.replace(os.path.join(source, name), destination)
+            moved.append(name)
+    except BaseException:
+        for name in moved:
+            destination, kept = os.path.join(target, name), os.path.join(old, name)
+            if os.path.exists(kept):
+                os.replace(kept, destination)
+            else:
+                os.remove(destination)
+        raise
 
 
 def _is_path(name: str) -> bool:

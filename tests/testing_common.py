@@ -1,0 +1,718 @@
+"""Tiny seeded classifiers of every family, and the one tester that every head passes.
+
+A head's test is a subclass of [`ExplainerTesterMixin`] that names its class and its variants:
+
+```python
+class TestLCam(ExplainerTesterMixin):
+    head_class = LCamForSaliency
+    variants = {"img": {"variant": "img"}, "fm": {"variant": "fm"}}
+```
+"""
+
+import copy
+import errno
+import functools
+import json
+import os
+import pickle
+import shutil
+
+import pytest
+import safetensors.torch
+import torch
+from torch import nn
+from transformers import (
+    AutoImageProcessor,
+    ConvNextConfig,
+    ConvNextForImageClassification,
+    DeiTConfig,
+    DeiTForImageClassification,
+    DeiTForImageClassificationWithTeacher,
+    ResNetConfig,
+    ResNetForImageClassification,
+    ViTConfig,
+    ViTForImageClassification,
+)
+
+from hf_explain.backbones import FrozenClassifier
+
+
+LABELS = ("tench, Tinca tinca", "cat", "tiger cat", "French horn", "church")
+IMAGENET_MEAN, IMAGENET_STD = [0.485, 0.456, 0.406], [0.229, 0.224, 0.225]
+_TRANSFORMER = {
+    "hidden_size": 32,
+    "num_hidden_layers": 3,
+    "num_attention_heads": 2,
+    "intermediate_size": 48,
+    "image_size": 32,
+    "patch_size": 8,
+}
+_NORMALIZE = {"do_normalize": True, "image_mean": IMAGENET_MEAN, "image_std": IMAGENET_STD, "do_rescale": True}
+_CROP_PCT = {
+    "image_processor_type": "ConvNextImageProcessor",
+    "do_resize": True,
+    "size": {"shortest_edge": 64},
+    "crop_pct": 0.875,
+    **_NORMALIZE,
+}
+_DEIT_CROP = {
+    "image_processor_type": "DeiTImageProcessor",
+    "do_resize": True,
+    "size": {"height": 36, "width": 36},
+    "do_center_crop": True,
+    "crop_size": {"height": 32, "width": 32},
+    **_NORMALIZE,
+}
+# family: (class, config, native image size, another size whose grid is not square, image processor)
+_FAMILIES = {
+    "vit": (
+        ViTForImageClassification,
+        lambda **labels: ViTConfig(**_TRANSFORMER, **labels),
+        (32, 32),
+        (32, 48),
+        {
+            "image_processor_type": "ViTImageProcessor",
+            "do_resize": True,
+            "size": {"height": 32, "width": 32},
+            **_NORMALIZE,
+            "image_mean": [0.5, 0.4, 0.3],  # nobody's default: what the processor says must be what is used
+            "image_std": [0.5, 0.25, 0.2],
+        },
+    ),
+    "deit": (
+        DeiTForImageClassification,
+        lambda **labels: DeiTConfig(**_TRANSFORMER, **labels),
+        (32, 32),
+        (48, 32),
+        _DEIT_CROP,
+    ),
+    "deit-teacher": (
+        DeiTForImageClassificationWithTeacher,
+        lambda **labels: DeiTConfig(**_TRANSFORMER, **labels),
+        (32, 32),
+        (32, 48),
+        _DEIT_CROP,
+    ),
+    "convnext": (
+        ConvNextForImageClassification,
+        lambda **labels: ConvNextConfig(
+            hidden_sizes=[8, 12, 16, 24], depths=[1, 1, 1, 1], layer_scale_init_value=0.5, image_size=64, **labels
+        ),
+        (64, 64),
+        (64, 96),
+        _CROP_PCT,
+    ),
+    "resnet": (
+        ResNetForImageClassification,
+        lambda **labels: ResNetConfig(
+            embedding_size=8, hidden_sizes=[8, 12, 16, 24], depths=[1, 1, 1, 1], layer_type="basic", **labels
+        ),
+        (64, 64),
+        (96, 64),
+        _CROP_PCT,
+    ),
+}
+FAMILIES = tuple(_FAMILIES)
+
+
+def randomize(model: nn.Module, seed: int = 0) -> nn.Module:
+    """
+    Weights of unit gain and BatchNorm statistics that are not 0 and 1, so that every part of the network shows in its
+    logits; freshly initialised networks hardly depend on their input.
+    """
+    generator = torch.Generator().manual_seed(seed)
+    with torch.no_grad():
+        for name, tensor in (*model.named_parameters(), *model.named_buffers()):
+            if not tensor.is_floating_point():
+                continue
+            if name.endswith("running_var"):
+                tensor.uniform_(0.5, 1.5, generator=generator)
+            elif tensor.ndim >= 2:
+                tensor.normal_(0, tensor[0].numel() ** -0.5, generator=generator)
+            else:
+                tensor.add_(0.1 * torch.randn(tensor.shape, generator=generator))
+    return model.eval()
+
+
+@functools.cache
+def _template(family: str, num_labels: int, seed: int) -> nn.Module:
+    cls, config, *_ = _FAMILIES[family]
+    names = (LABELS + tuple(f"class {index}" for index in range(len(LABELS), num_labels)))[:num_labels]
+    labels = {"id2label": dict(enumerate(names)), "label2id": {name: index for index, name in enumerate(names)}}
+    return randomize(cls(config(**labels)), seed)
+
+
+def tiny_model(family: str, num_labels: int = len(LABELS), seed: int = 0) -> nn.Module:
+    """A Transformers classifier of one family, a fresh copy each time, in eval mode."""
+    return copy.deepcopy(_template(family, num_labels, seed))
+
+
+def tiny_processor(family: str, directory):
+    """The family's image processor, through a file as a user gets it; naming its class would warn."""
+    with open(os.path.join(directory, "preprocessor_config.json"), "w") as file:
+        json.dump(_FAMILIES[family][-1], file)
+    return AutoImageProcessor.from_pretrained(directory)
+
+
+def tiny_classifier(family: str, num_labels: int = len(LABELS), seed: int = 0) -> FrozenClassifier:
+    """A [`FrozenClassifier`] of one family, a fresh copy each time."""
+    return FrozenClassifier(tiny_model(family, num_labels, seed))
+
+
+def save_classifier(family: str, directory, num_labels: int = len(LABELS), seed: int = 0) -> str:
+    """A classifier with its image processor in a directory, as the Hub holds them."""
+    tiny_model(family, num_labels, seed).save_pretrained(directory)
+    tiny_processor(family, directory)
+    return str(directory)
+
+
+def image_size(family: str) -> tuple[int, int]:
+    return _FAMILIES[family][2]
+
+
+def other_size(family: str) -> tuple[int, int]:
+    """A size the family accepts that is not square and neither is its grid."""
+    return _FAMILIES[family][3]
+
+
+def random_pixels(family: str, batch_size: int = 2, size: tuple[int, int] | None = None, seed: int = 0):
+    """Smooth and noisy at once, as pictures are, normalised."""
+    generator = torch.Generator().manual_seed(seed)
+    height, width = size or image_size(family)
+    coarse = torch.randn(batch_size, 3, 4, 4, generator=generator)
+    smooth = nn.functional.interpolate(coarse, size=(height, width), mode="bilinear")
+    return smooth + 0.3 * torch.randn(batch_size, 3, height, width, generator=generator)
+
+
+def snapshot(module: nn.Module) -> dict[str, torch.Tensor]:
+    """Every parameter and buffer, also those that state_dict leaves out, copied."""
+    return {name: tensor.detach().clone() for name, tensor in (*module.named_parameters(), *module.named_buffers())}
+
+
+def assert_unchanged(module: nn.Module, before: dict[str, torch.Tensor]) -> None:
+    after = snapshot(module)
+    assert after.keys() == before.keys()
+    changed = [name for name in before if not torch.equal(before[name], after[name])]
+    assert not changed, f"{len(changed)} tensors changed, such as {changed[0]}"
+
+
+def assert_frozen(classifier: FrozenClassifier) -> None:
+    assert not any(parameter.requires_grad for parameter in classifier.parameters())
+    assert not any(module.training for module in classifier.modules())
+
+
+def train_steps(head: nn.Module, pixel_values: torch.Tensor, steps: int = 3, lr: float = 0.05) -> list[float]:
+    """A plain loop over one batch, the way any trainer drives a head."""
+    head.train()
+    optimizer = torch.optim.SGD([p for p in head.parameters() if p.requires_grad], lr=lr, momentum=0.9)
+    losses = []
+    for _ in range(steps):
+        output = head(pixel_values, return_loss=True)
+        optimizer.zero_grad()
+        output.loss.backward()
+        optimizer.step()
+        losses.append(output.loss.item())
+    head.eval()
+    return losses
+
+
+def files_below(directory) -> dict[str, bytes]:
+    """Every file below a directory with its content: what a failed save must not have changed."""
+    found = {}
+    for root, directories, files in os.walk(directory):
+        for name in (*files, *(d + os.sep for d in directories)):
+            path = os.path.join(root, name)
+            found[os.path.relpath(path, directory)] = open(path, "rb").read() if os.path.isfile(path) else b""
+    return found
+
+
+class ExplainerTesterMixin:
+    """
+    What every trained head must do on every family. Subclasses set:
+
+    - `head_class`: the head.
+    - `variants`: name to configuration fields; most tests run on the first, those of arithmetic on all.
+    - `max_kilobytes`: how large the saved head of a tiny classifier may be.
+    - `expected_size(head, pixel_values)`: the map's size where it is not the first tapped layer's.
+    """
+
+    head_class = None
+    variants: dict[str, dict] = {"default": {}}
+    max_kilobytes = 64
+
+    def pytest_generate_tests(self, metafunc):
+        first = next(iter(self.variants))
+        if "options" in metafunc.fixturenames:
+            cases = [(family, self.variants[name]) for family in FAMILIES for name in self.variants]
+            ids = [f"{family}-{name}" for family in FAMILIES for name in self.variants]
+            metafunc.parametrize(("family", "options"), cases, ids=ids)
+        elif "family" in metafunc.fixturenames:
+            metafunc.parametrize("family", FAMILIES, ids=[f"{family}-{first}" for family in FAMILIES])
+
+    # ------------------------------------------------------------------ for subclasses to say
+
+    def expected_size(self, head, pixel_values) -> tuple[int, int]:
+        layer = head.config.feature_layers[0]
+        return tuple(head.backbone.forward_to_features(pixel_values, layer).feature_map.shape[-2:])
+
+    def make_head(self, classifier, seed: int = 1, **options):
+        """A head whose own weights are as large as its inputs, so that its maps differ from place to place."""
+        options = options or next(iter(self.variants.values()))
+        if isinstance(classifier, str) and not os.path.isdir(classifier):
+            classifier = tiny_classifier(classifier)
+        torch.manual_seed(seed)
+        return self.head_class.from_classifier(classifier, **options)
+
+    @pytest.fixture
+    def saved(self, tmp_path):
+        """`saved(family)`: a classifier's directory, a head trained a little on it, and the head's directory."""
+
+        def build(family, **save_options):
+            classifier = save_classifier(family, tmp_path / "classifier")
+            head = self.make_head(classifier)
+            train_steps(head, random_pixels(family), steps=1)
+            head.save_pretrained(tmp_path / "head", **save_options)
+            return head, tmp_path / "head", tmp_path / "classifier"
+
+        return build
+
+    # ------------------------------------------------------------------ the map
+
+    def test_map_is_finite_between_0_and_1_and_of_the_taps_size(self, family, options):
+        head = self.make_head(family, **options)
+        for size in (image_size(family), other_size(family)):
+            pixel_values = random_pixels(family, 2, size)
+            output = head(pixel_values)
+            assert output.saliency.shape == (2, *self.expected_size(head, pixel_values))
+            assert output.saliency.isfinite().all()
+            assert torch.equal(output.saliency.amin((1, 2)), torch.zeros(2))
+            assert torch.equal(output.saliency.amax((1, 2)), torch.ones(2))
+            assert not output.saliency.requires_grad
+            torch.testing.assert_close(output.logits, head.backbone.model(
+                pixel_values, **head.backbone._input_options(pixel_values)
+            ).logits, rtol=0, atol=0)
+            assert torch.equal(output.target, output.logits.argmax(-1))
+            assert output.loss is None
+
+    def test_batch_equals_singles(self, family, options):
+        head = self.make_head(family, **options)
+        pixel_values = random_pixels(family, 3)
+        together = head(pixel_values, target=[0, 3, 1])
+        for index, target in enumerate([0, 3, 1]):
+            alone = head(pixel_values[index : index + 1], target=target)
+            torch.testing.assert_close(alone.saliency[0], together.saliency[index], rtol=1e-4, atol=1e-4)
+            torch.testing.assert_close(alone.logits[0], together.logits[index], rtol=1e-4, atol=1e-4)
+
+    def test_any_class_as_target(self, family):
+        head = self.make_head(family)
+        pixel_values = random_pixels(family)
+        maps = {}
+        for index, label in enumerate(LABELS):
+            by_index = head(pixel_values, target=index)
+            maps[index] = by_index.saliency
+            assert by_index.target.tolist() == [index, index]
+            for same in (label, [label, index], torch.tensor(index), torch.tensor([index, index])):
+                again = head(pixel_values, target=same)
+                assert torch.equal(again.saliency, by_index.saliency)
+                assert again.target.tolist() == [index, index]
+        assert torch.equal(head(pixel_values, target="tinca TINCA").target, torch.tensor([0, 0]))
+        mixed = head(pixel_values, target=["cat", 4])
+        assert torch.equal(mixed.saliency[0], maps[1][0]) and torch.equal(mixed.saliency[1], maps[4][1])
+
+    def test_several_classes_share_one_pass(self, family):
+        head = self.make_head(family)
+        pixel_values = random_pixels(family)
+        features = head.forward_features(pixel_values)
+        for target in range(len(LABELS)):
+            shared = head.forward_head(features, target)
+            assert torch.equal(shared.saliency, head(pixel_values, target=target).saliency)
+
+    @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+    def test_half_precision(self, family, dtype):
+        head = self.make_head(family)
+        pixel_values = random_pixels(family)
+        full = head(pixel_values, target=1)
+        half = head.to(dtype)(pixel_values.to(dtype), target=1)
+        assert head.backbone.dtype == dtype and half.logits.dtype == dtype
+        assert half.saliency.dtype == torch.float32 and half.saliency.isfinite().all()
+        torch.testing.assert_close(half.saliency, full.saliency, rtol=0, atol=0.25)
+        assert_frozen(head.backbone)
+
+    def test_trains_in_bfloat16(self, family):
+        head = self.make_head(family).to(torch.bfloat16)
+        before = snapshot(head.backbone)
+        losses = train_steps(head, random_pixels(family).to(torch.bfloat16), steps=2)
+        assert all(loss == loss for loss in losses)
+        assert all(p.isfinite().all() for p in head.parameters())
+        assert_unchanged(head.backbone, before)
+
+    # ------------------------------------------------------------------ training touches the head alone
+
+    def test_training_leaves_the_classifier_bit_identical(self, family, options):
+        head = self.make_head(family, **options)
+        classifier, before = snapshot(head.backbone), snapshot(head)
+        losses = train_steps(head, random_pixels(family), steps=3)
+        assert all(map(torch.isfinite, map(torch.tensor, losses)))
+        assert_unchanged(head.backbone, classifier)
+        after = snapshot(head)
+        own = [name for name, _ in head.named_parameters() if not name.startswith("backbone.")]
+        assert any(not torch.equal(after[name], before[name]) for name in own)
+
+    def test_training_with_self_contained_weights_leaves_the_classifier_too(self, family):
+        head = self.make_head(family)
+        head.config.self_contained = True
+        before = snapshot(head.backbone)
+        train_steps(head, random_pixels(family), steps=2)
+        assert_unchanged(head.backbone, before)
+
+    def test_only_the_heads_parameters_get_gradients(self, family, options):
+        head = self.make_head(family, **options).train()
+        output = head(random_pixels(family, size=other_size(family)), return_loss=True)
+        assert output.loss.shape == () and output.loss.isfinite()
+        assert output.saliency is not None and output.logits is not None and output.target is not None
+        assert not output.logits.requires_grad
+        assert all(not term.requires_grad and term.shape == () for term in output.loss_terms.values())
+        torch.testing.assert_close(sum(output.loss_terms.values()), output.loss.detach())
+        output.loss.backward()
+        for name, parameter in head.named_parameters():
+            if name.startswith("backbone."):
+                assert parameter.grad is None, name
+            else:
+                assert parameter.grad is not None and parameter.grad.isfinite().all(), name
+        assert any(p.grad.abs().sum() > 0 for p in head.parameters() if p.grad is not None)
+
+    def test_frozen_whatever_is_called(self, family):
+        head = self.make_head(family)
+        pixel_values = random_pixels(family)
+        before = snapshot(head.backbone)
+        logits = head(pixel_values).logits
+        calls = (
+            lambda h: h.train(),
+            lambda h: h.train(True).eval().train(),
+            lambda h: h.requires_grad_(True),
+            lambda h: h.apply(lambda module: module.train()),
+            lambda h: h.apply(lambda module: module.requires_grad_(True)),
+            lambda h: h.backbone.train(),
+            lambda h: h.backbone.requires_grad_(True),
+            lambda h: h.zero_grad(),
+            lambda h: h.float(),
+            lambda h: h.to("cpu"),
+            lambda h: nn.Sequential(nn.ModuleDict({"head": h})).apply(lambda module: module.train()),
+        )
+        for call in calls:
+            call(head)
+            assert_frozen(head.backbone)
+            assert_unchanged(head.backbone, before)
+            assert torch.equal(head(pixel_values).logits, logits)
+        head.requires_grad_(False)
+        head.requires_grad_(True)
+        assert all(p.requires_grad for name, p in head.named_parameters() if not name.startswith("backbone."))
+        # a container's requires_grad_ reaches the parameters directly; training must not notice
+        container = nn.ModuleList([head]).train().requires_grad_(True)
+        optimizer = torch.optim.SGD(container.parameters(), lr=0.1, weight_decay=0.1)
+        head(pixel_values, return_loss=True).loss.backward()
+        optimizer.step()
+        assert_frozen(head.backbone)
+        assert_unchanged(head.backbone, before)
+
+    def test_copies_are_frozen_and_give_the_same_map(self, family):
+        head = self.make_head(family).train()
+        pixel_values = random_pixels(family)
+        expected = head.eval()(pixel_values)
+        for made in (copy.deepcopy(head), pickle.loads(pickle.dumps(head))):
+            made.train().requires_grad_(True)
+            assert_frozen(made.backbone)
+            assert not any(key.startswith("backbone.") for key in made.state_dict())
+            again = made.eval()(pixel_values)
+            assert torch.equal(again.saliency, expected.saliency) and torch.equal(again.logits, expected.logits)
+            before = snapshot(head)
+            train_steps(made, pixel_values, steps=1)
+            assert_unchanged(head, before)
+
+    def test_deterministic_under_a_seed(self, family):
+        trained = []
+        for _ in range(2):
+            head = self.make_head(family, seed=5)
+            torch.manual_seed(11)
+            losses = train_steps(head, random_pixels(family), steps=2)
+            trained.append((losses, snapshot(head), head(random_pixels(family)).saliency))
+        assert trained[0][0] == trained[1][0]
+        assert trained[0][1].keys() == trained[1][1].keys()
+        assert all(torch.equal(trained[0][1][name], trained[1][1][name]) for name in trained[0][1])
+        assert torch.equal(trained[0][2], trained[1][2])
+        other = self.make_head(family, seed=6)
+        assert any(not torch.equal(p, trained[0][1][name]) for name, p in other.named_parameters())
+
+    # ------------------------------------------------------------------ saving and loading
+
+    def test_head_only_round_trip(self, family, options, tmp_path):
+        classifier = save_classifier(family, tmp_path / "classifier")
+        head = self.make_head(classifier, **options)
+        train_steps(head, random_pixels(family), steps=1)
+        head.save_pretrained(tmp_path / "head")
+        tensors = safetensors.torch.load_file(tmp_path / "head" / "model.safetensors")
+        assert tensors and not any("backbone" in name for name in tensors)
+        size = sum(path.stat().st_size for path in (tmp_path / "head").iterdir())
+        assert size < self.max_kilobytes * 1024
+        assert size < (tmp_path / "classifier" / "model.safetensors").stat().st_size
+
+        loaded, info = self.head_class.from_pretrained(tmp_path / "head", output_loading_info=True)
+        assert not info["missing_keys"] and not info["unexpected_keys"] and not info["mismatched_keys"]
+        assert not any(tensor.is_meta for tensor in snapshot(loaded).values())
+        assert type(loaded.config) is type(head.config)
+        assert {**loaded.config.to_dict(), "_name_or_path": ""} == {**head.config.to_dict(), "_name_or_path": ""}
+        assert_frozen(loaded.backbone)
+        assert_unchanged(loaded.backbone.model, snapshot(tiny_model(family)))
+        assert not loaded.training
+        for size in (image_size(family), other_size(family)):
+            pixel_values = random_pixels(family, 2, size)
+            expected, found = head(pixel_values), loaded(pixel_values)
+            assert torch.equal(found.saliency, expected.saliency) and torch.equal(found.logits, expected.logits)
+        torch.manual_seed(0)
+        first = head.train()(pixel_values, return_loss=True).loss
+        torch.manual_seed(0)
+        assert torch.equal(loaded.train()(pixel_values, return_loss=True).loss, first)
+
+    def test_self_contained_round_trip(self, family, saved, caplog):
+        head, directory, classifier = saved(family, self_contained=True)
+        assert head.config.self_contained is False  # saving is no change of the head
+        shutil.rmtree(classifier)
+        tensors = safetensors.torch.load_file(directory / "model.safetensors")
+        assert any(name.startswith("backbone.") for name in tensors)
+        loaded = self.head_class.from_pretrained(directory)
+        assert_frozen(loaded.backbone)
+        assert_unchanged(loaded.backbone.model, snapshot(tiny_model(family)))
+        loaded.train().requires_grad_(True)
+        assert_frozen(loaded.eval().backbone)
+        pixel_values = random_pixels(family)
+        expected, found = head(pixel_values), loaded(pixel_values)
+        assert torch.equal(found.saliency, expected.saliency) and torch.equal(found.logits, expected.logits)
+        assert loaded.backbone.image_mean == head.backbone.image_mean
+        assert loaded.backbone.image_std == head.backbone.image_std
+        # and again, from the loaded one, with nothing of the first left
+        loaded.save_pretrained(directory.parent / "again")
+        shutil.rmtree(directory)
+        again = self.head_class.from_pretrained(directory.parent / "again")
+        assert torch.equal(again(pixel_values).saliency, expected.saliency)
+        assert again.backbone.image_processor is not None
+
+    def test_self_contained_without_the_classifiers_weights_is_refused(self, family, saved):
+        _, directory, _ = saved(family)
+        config = json.loads((directory / "config.json").read_text())
+        (directory / "config.json").write_text(json.dumps({**config, "self_contained": True}))
+        with pytest.raises(ValueError, match="self_contained=true but its weights lack the classifier"):
+            self.head_class.from_pretrained(directory)
+
+    def test_config_names_no_local_path_but_the_classifiers(self, family, saved):
+        _, directory, classifier = saved(family)
+        config = json.loads((directory / "config.json").read_text())
+        assert config.pop("backbone") == str(classifier)
+        assert str(directory.parent) not in json.dumps(config)
+        assert "_name_or_path" not in config["backbone_config"]
+        assert config["backbone_config"]["id2label"] == dict(zip("01234", LABELS))
+        assert config["id2label"] == dict(zip("01234", LABELS))
+
+    def test_state_dict_is_the_heads_alone(self, family):
+        """What Accelerate checkpoints, also when the head sits inside a wrapper as DistributedDataParallel has it."""
+        head = self.make_head(family)
+        state = {name: tensor.clone() for name, tensor in head.state_dict().items()}
+        assert state and not any(name.startswith("backbone.") for name in state)
+        other = self.make_head(family, seed=2)
+        classifier = snapshot(other.backbone)
+        result = other.load_state_dict(state)
+        assert not result.missing_keys and not result.unexpected_keys
+        assert_unchanged(other.backbone, classifier)
+        pixel_values = random_pixels(family)
+        assert torch.equal(other(pixel_values).saliency, head(pixel_values).saliency)
+
+        wrapped = nn.ModuleDict({"module": self.make_head(family, seed=3)})
+        state = {f"module.{name}": tensor for name, tensor in state.items()}
+        assert wrapped.state_dict().keys() == state.keys()
+        result = wrapped.load_state_dict(state)
+        assert not result.missing_keys and not result.unexpected_keys
+        assert torch.equal(wrapped["module"](pixel_values).saliency, head(pixel_values).saliency)
+        with pytest.raises(RuntimeError, match="Missing key"):
+            wrapped.load_state_dict({})
+
+    def test_wrong_classifier_is_refused(self, family, saved, tmp_path):
+        head, directory, classifier = saved(family)
+        other = save_classifier(family, tmp_path / "other", seed=3)
+        with pytest.raises(ValueError, match="another fingerprint.*verify_fingerprint=False"):
+            self.head_class.from_pretrained(directory, classifier=other)
+        shutil.rmtree(classifier)
+        shutil.copytree(other, classifier)
+        with pytest.raises(ValueError, match="not the one this head was trained on"):
+            self.head_class.from_pretrained(directory)
+        loaded = self.head_class.from_pretrained(directory, verify_fingerprint=False)
+        assert_unchanged(loaded.backbone.model, snapshot(tiny_model(family, seed=3)))
+        fewer = save_classifier(family, tmp_path / "fewer", num_labels=3)
+        with pytest.raises(ValueError, match="explains 5 classes, the classifier .* has 3"):
+            self.head_class.from_pretrained(directory, classifier=fewer, verify_fingerprint=False)
+        head.config.backbone_config = None  # as a head of a plain module has it
+        with pytest.raises(ValueError, match="explains 5 classes, the classifier .* has 3"):
+            head.attach(tiny_classifier(family, num_labels=3), verify_fingerprint=False)
+
+    def test_missing_classifier_is_named(self, family, saved):
+        _, directory, classifier = saved(family)
+        shutil.rmtree(classifier)
+        with pytest.raises(FileNotFoundError, match="does not exist; put it back or pass") as error:
+            self.head_class.from_pretrained(directory)
+        assert str(classifier) in str(error.value)
+
+    def test_moved_together_with_its_classifier(self, family, saved, tmp_path):
+        head, directory, classifier = saved(family)
+        (tmp_path / "elsewhere").mkdir()
+        shutil.move(classifier, tmp_path / "elsewhere" / "classifier")
+        shutil.move(directory, tmp_path / "elsewhere" / "head")
+        loaded = self.head_class.from_pretrained(tmp_path / "elsewhere" / "head")
+        pixel_values = random_pixels(family)
+        assert torch.equal(loaded(pixel_values).saliency, head(pixel_values).saliency)
+
+    @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+    def test_dtype_arrives_at_the_classifier(self, family, saved, dtype):
+        _, directory, _ = saved(family)
+        loaded = self.head_class.from_pretrained(directory, dtype=dtype)
+        for name, tensor in snapshot(loaded).items():
+            assert tensor.dtype == dtype or not tensor.is_floating_point(), name
+        assert loaded(random_pixels(family)).saliency.isfinite().all()
+
+    def test_head_made_in_bfloat16_finds_its_classifier_again(self, family, tmp_path):
+        """The rounded weights are what was explained; the file on disk is not rounded, and is the same classifier."""
+        classifier = save_classifier(family, tmp_path / "classifier")
+        torch.manual_seed(0)
+        head = self.head_class.from_classifier(classifier, dtype=torch.bfloat16)
+        assert head.backbone.dtype == torch.bfloat16
+        assert {p.dtype for p in head.parameters()} == {torch.bfloat16}
+        head.save_pretrained(tmp_path / "head")
+        for options in ({}, {"dtype": torch.bfloat16}, {"dtype": torch.float32}):
+            loaded = self.head_class.from_pretrained(tmp_path / "head", **options)
+            assert loaded(random_pixels(family)).saliency.isfinite().all()
+        save_classifier(family, classifier, seed=4)
+        with pytest.raises(ValueError, match="another fingerprint"):
+            self.head_class.from_pretrained(tmp_path / "head")
+
+    @pytest.mark.parametrize("self_contained", [False, True])
+    def test_attn_implementation_and_device_map_arrive(self, family, saved, self_contained):
+        head, directory, classifier = saved(family, self_contained=self_contained)
+        loaded = self.head_class.from_pretrained(directory, device_map="cpu")
+        assert loaded.device == loaded.backbone.device == torch.device("cpu")
+        assert_frozen(loaded.backbone)
+        pixel_values = random_pixels(family)
+        assert torch.equal(loaded(pixel_values).saliency, head(pixel_values).saliency)
+        if loaded.backbone.is_transformer:
+            for name in ("eager", "sdpa"):
+                loaded = self.head_class.from_pretrained(directory, attn_implementation=name)
+                assert loaded.backbone.model.config._attn_implementation == name
+                made = self.head_class.from_classifier(classifier, attn_implementation=name)
+                assert made.backbone.model.config._attn_implementation == name
+                made.set_attn_implementation("eager")
+                assert made.backbone.model.config._attn_implementation == "eager"
+
+    # ------------------------------------------------------------------ failures leave nothing behind
+
+    @pytest.mark.parametrize("broken", ["weights", "config", "first_move", "last_move"])
+    @pytest.mark.parametrize("existing", [False, True])
+    def test_failed_save_leaves_what_was_there(self, saved, monkeypatch, tmp_path, broken, existing):
+        head, directory, _ = saved("vit")
+        target = directory if existing else tmp_path / "new" / "head"
+        before = files_below(tmp_path)
+        train_steps(head, random_pixels("vit"), steps=1)
+        real_replace, moves = os.replace, []
+
+        def full(*args, **kwargs):
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+        def replace_until_full(source, destination, **kwargs):
+            moves.append(destination)
+            last = not existing or os.path.basename(destination) == "config.json"
+            if broken == "first_move" and len(moves) == 1 or broken == "last_move" and last:
+                full()
+            return real_replace(source, destination, **kwargs)
+
+        if broken == "weights":
+            monkeypatch.setattr("transformers.modeling_utils.safe_save_file", full)
+        elif broken == "config":
+            monkeypatch.setattr(type(head.config), "save_pretrained", full)
+        else:
+            monkeypatch.setattr(os, "replace", replace_until_full)
+        with pytest.raises(OSError, match="No space left on device") as error:
+            head.save_pretrained(target)
+        assert str(target) in str(error.value)
+        monkeypatch.undo()
+        assert files_below(tmp_path) == before
+        head.save_pretrained(target)
+        loaded = self.head_class.from_pretrained(target)
+        assert torch.equal(loaded(random_pixels("vit")).saliency, head(random_pixels("vit")).saliency)
+
+    def test_directory_that_cannot_be_written(self, tmp_path, monkeypatch):
+        head = self.make_head("vit")
+        (tmp_path / "file").write_text("x")
+        with pytest.raises(NotADirectoryError, match="is a file; give a directory"):
+            head.save_pretrained(tmp_path / "file")
+        with pytest.raises(OSError, match="cannot be written"):
+            head.save_pretrained(tmp_path / "file" / "head")
+        assert files_below(tmp_path) == {"file": b"x"}
+
+        def refuse(*args, **kwargs):  # what mkdtemp says in a read-only directory; root may write everywhere
+            raise PermissionError(errno.EACCES, os.strerror(errno.EACCES))
+
+        monkeypatch.setattr("tempfile.mkdtemp", refuse)
+        with pytest.raises(OSError, match="cannot be written: Permission denied"):
+            head.save_pretrained(tmp_path / "new" / "head")
+        assert files_below(tmp_path) == {"file": b"x"}
+
+    def test_saved_files_have_the_usual_permissions(self, tmp_path):
+        """Those that Transformers' own save gives: the temporary directory's privacy must not stick."""
+        head = self.make_head("vit")
+        head.backbone.model.save_pretrained(tmp_path / "plain")
+        head.save_pretrained(tmp_path / "head")
+        assert (tmp_path / "head").stat().st_mode == (tmp_path / "plain").stat().st_mode
+        for name in ("config.json", "model.safetensors"):
+            assert (tmp_path / "head" / name).stat().st_mode == (tmp_path / "plain" / name).stat().st_mode
+
+    # ------------------------------------------------------------------ bad input
+
+    def test_bad_input_is_one_clear_sentence(self):
+        head = self.make_head("vit")
+        pixel_values = random_pixels("vit")
+        for target, error, message in (
+            (5, ValueError, "`target` 5 is out of range: the classifier has 5 classes, 0 to 4"),
+            (-1, ValueError, "`target` -1 is out of range"),
+            (torch.tensor([0, 9]), ValueError, "`target` 9 is out of range"),
+            ("tenhc", ValueError, "`target` 'tenhc' is no label of this classifier; the nearest are 'tench"),
+            ([1, 2, 3], ValueError, "`target` has 3 entries for 2 images"),
+            ([1.5, 2], TypeError, "`target` must be a class index or a label name, got 1.5"),
+            (torch.tensor(1.5), TypeError, "`target` must hold class indices"),
+            (torch.tensor([0.0, 1.0]), TypeError, "`target` must hold class indices"),
+            (True, TypeError, "`target` must be a class index"),
+            (1.0, TypeError, "`target` must be a class index"),
+        ):
+            with pytest.raises(error, match=message):
+                head(pixel_values, target=target)
+        with pytest.raises(ValueError, match=r"`pixel_values` must have shape \(batch_size, 3, height, width\)"):
+            head(pixel_values[0])
+        with pytest.raises(ValueError, match=r"got \(2, 1, 32, 32\)"):
+            head(pixel_values[:, :1])
+        with pytest.raises(TypeError, match="has no field 'varant'; its fields are"):
+            self.head_class.from_classifier(tiny_classifier("vit"), varant="fm")
+        with pytest.raises(ValueError, match="`layer` 'stage9' does not exist; the layers are stem, layer1"):
+            self.head_class.from_classifier(tiny_classifier("vit"), feature_layers=["stage9"])
+        with pytest.raises(ValueError, match="`feature_layers` is empty"):
+            self.head_class.from_classifier(tiny_classifier("vit"), feature_layers=[])
+
+    def test_a_config_alone_is_no_head(self, tmp_path):
+        with pytest.raises(ValueError, match="from_classifier"):
+            self.head_class(self.head_class.config_class())
+        classifier = save_classifier("vit", tmp_path)
+        with pytest.raises(ValueError, match="from_classifier"):
+            self.head_class.from_pretrained(classifier)
+
+    def test_head_without_its_weights_is_refused(self, saved):
+        _, directory, _ = saved("vit")
+        tensors = safetensors.torch.load_file(directory / "model.safetensors")
+        lost = sorted(tensors)[0]
+        safetensors.torch.save_file({k: v for k, v in tensors.items() if k != lost} or {"x": torch.zeros(1)},
+                                    directory / "model.safetensors", metadata={"format": "pt"})
+        with pytest.raises(ValueError, match="lack") as error:
+            self.head_class.from_pretrained(directory)
+        assert lost in str(error.value)
