@@ -15,13 +15,13 @@ from conftest import GUEST_TOKEN, HF_HOME, OWNER_TOKEN
 from huggingface_hub import HfApi, ModelCard
 from PIL import Image
 from transformers import (
-    AutoImageProcessor,
     AutoModel,
     ResNetConfig,
     ResNetForImageClassification,
     ViTImageProcessor,
     pipeline,
 )
+from transformers.models.auto.image_processing_auto import AutoImageProcessor
 
 from hf_explain import AutoModelForSaliency, LCamForSaliency
 from hf_explain.hub import plan_explainer, push_explainer
