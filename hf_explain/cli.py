@@ -1,0 +1,136 @@
+"""`hf-explain`: the package from a terminal."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from pathlib import Path
+
+
+def main(argv: list[str] | None = None) -> int:
+    """
+    Run one command.
+
+    Args:
+        argv (`list[str]`, *optional*): Arguments without the program's name; those of the process when not given.
+
+    Returns:
+        `int`: 0, or 1 when the command could not do what was asked; the reason is printed as one sentence.
+    """
+    parser = argparse.ArgumentParser(
+        prog="hf-explain", description="See where an image classifier looked, train heads that tell, and measure them."
+    )
+    commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
+    for add in (_add_quickstart, _add_train, _add_explain):
+        add(commands)
+    args = parser.parse_args(argv)
+    try:
+        args.run(args)
+    except (ValueError, TypeError, OSError, ImportError) as error:
+        # what a user can mend is one sentence; anything else is a bug and keeps its traceback
+        print(f"hf-explain {args.command}: {error}", file=sys.stderr)
+        return 1
+    return 0
+
+
+# ---------------------------------------------------------------------------------------------------------- quickstart
+
+
+def _add_quickstart(commands) -> None:
+    parser = commands.add_parser(
+        "quickstart",
+        help="train a classifier and a head on pictures made on the spot, and measure the head",
+        description="Make a small picture data set, train a ResNet and an L-CAM head on it, explain, measure and write "
+        "a page with the pictures and the numbers. No network, a few minutes on two CPU cores.",
+    )
+    parser.add_argument("-o", "--output_dir", default="quickstart", help="folder to write (default: %(default)s)")
+    parser.add_argument("--seed", type=int, default=0, help="seed of everything random (default: %(default)s)")
+    parser.set_defaults(run=_quickstart)
+
+
+def _quickstart(args: argparse.Namespace) -> None:
+    from hf_explain.quickstart import run_quickstart
+
+    run_quickstart(args.output_dir, seed=args.seed)
+
+
+# --------------------------------------------------------------------------------------------------------------- train
+
+
+def _add_train(commands) -> None:
+    from hf_explain.train_command import add_training_arguments
+
+    parser = commands.add_parser(
+        "train",
+        help="train a head on a frozen classifier",
+        description="Train a head on a frozen classifier; under `accelerate launch` use scripts/train_explainer.py.",
+    )
+    add_training_arguments(parser)
+    parser.set_defaults(run=_train)
+
+
+def _train(args: argparse.Namespace) -> None:
+    from hf_explain.train_command import main_from_args
+
+    main_from_args(args)
+
+
+# ------------------------------------------------------------------------------------------------------------- explain
+
+
+def _add_explain(commands) -> None:
+    parser = commands.add_parser(
+        "explain",
+        help="explain images and write pictures",
+        description="Explain one or more images and write each as a picture: the image, and the map of every class.",
+    )
+    parser.add_argument("images", nargs="+", metavar="IMAGE", help="path or http(s) URL")
+    parser.add_argument("--model", required=True, help="trained head or plain classifier: directory or Hub id")
+    parser.add_argument("-o", "--output", required=True, help="picture to write; a folder when several images are given")
+    parser.add_argument("--revision", help="branch, tag or commit of the model")
+    parser.add_argument("--method", help="training-free method, such as gradcam; the head itself when not given")
+    parser.add_argument("--target", action="append", help="class index or label name; repeat for several")
+    parser.add_argument("--top_k", "--top-k", type=int, default=1, help="classes to explain (default: %(default)s)")
+    parser.add_argument("--device", default="cpu", help="torch device (default: %(default)s)")
+    parser.add_argument("--batch_size", "--batch-size", type=int, default=1, help="images per pass")
+    parser.set_defaults(run=_explain)
+
+
+def _explain(args: argparse.Namespace) -> None:
+    from tqdm.auto import tqdm
+    from transformers import pipeline
+
+    import hf_explain  # noqa: F401  registers the task
+    from hf_explain.images import load_rgb
+    from hf_explain.visualization import overlay, saliency_grid, save_image
+
+    output = Path(args.output)
+    several = len(args.images) > 1
+    if several and output.suffix.lower() in {".png", ".jpg", ".jpeg"}:
+        raise ValueError(f"--output {args.output!r} is one picture for {len(args.images)} images; give a folder.")
+    if several:
+        output.mkdir(parents=True, exist_ok=True)
+    elif output.is_dir():
+        output = output / f"{Path(args.images[0]).stem}.png"
+    pipe = pipeline("saliency", model=args.model, revision=args.revision, device=args.device)
+    target = None
+    if args.target:
+        target = [int(one) if one.lstrip("-").isdigit() else one for one in args.target]
+    results = pipe(
+        ({"image": source} for source in args.images),
+        target=target,
+        top_k=args.top_k,
+        method=args.method,
+        batch_size=args.batch_size,
+    )
+    for source, result in zip(args.images, tqdm(results, total=len(args.images), disable=not several)):
+        image = load_rgb(source)
+        captions = [f"{one['label']} {one['score']:.2f}" for one in result]
+        panels = [image, *(overlay(image, one["saliency_map"]) for one in result)]
+        path = output / f"{Path(source).stem}.png" if several else output
+        save_image(saliency_grid([panels], columns=["image", *captions], cell_size=256), path)
+        print(f"{source}: {', '.join(captions)} -> {path}")
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())
