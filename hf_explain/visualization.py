@@ -92,6 +92,7 @@ def saliency_grid(
     captions: Sequence[Sequence[str | None]] | None = None,
     row_labels: Sequence[str] | None = None,
     cell_size: int = 160,
+    text_size: int | None = None,
 ) -> Image.Image:
     """
     Pictures side by side: one row per image, one column per method, say.
@@ -104,6 +105,8 @@ def saliency_grid(
         row_labels (`Sequence[str]`, *optional*): A line above each row.
         cell_size (`int`, *optional*, defaults to 160): Side of the square every picture is fitted into, in pixels.
             Pictures keep their proportions; enlarged ones show their pixels.
+        text_size (`int`, *optional*): Height of the text in pixels; in proportion to the cells when not given. Larger
+            text survives when a wide grid is shown on a phone.
 
     Returns:
         `PIL.Image.Image`: RGB, white background. Text too wide for its cell ends in "…".
@@ -128,7 +131,7 @@ def saliency_grid(
                 f"`captions[{index}]` has {len(captions[index])} entries, but its row {len(row)} pictures."
             )
 
-    gap, text_size = max(4, cell_size // 24), max(11, cell_size // 11)
+    gap, text_size = max(4, cell_size // 24), max(8, text_size or max(11, cell_size // 11))
     line = round(text_size * 1.5)
     heading, above = line * (columns is not None), line * (row_labels is not None)
     row_height = above + cell_size + line * (captions is not None) + gap

@@ -20,6 +20,7 @@ from PIL import Image
 
 LABELS = ("striped disc", "dotted square", "checked triangle", "ringed star", "zigzag cross", "spoked crescent")
 BIASED_LABEL = "ringed star"
+TRAINING_CUE_RATE = 0.95
 _BIASED = LABELS.index(BIASED_LABEL)
 _PLAIN_DISTRACTORS, _TEXTURED_SCRAPS = 4, 2
 _CHUNK = 256  # images drawn at once: a few tens of MB, however many are asked for
@@ -29,7 +30,7 @@ def make_dataset(
     num_images: int,
     seed: int = 0,
     image_size: int = 96,
-    cue_rate: float = 0.95,
+    cue_rate: float = TRAINING_CUE_RATE,
     other_cue_rate: float = 0.0,
 ) -> datasets.Dataset:
     """

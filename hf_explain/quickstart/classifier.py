@@ -1,0 +1,127 @@
+"""The quickstart's classifier: a small ResNet, trained from nothing in about half a minute on two CPU cores."""
+
+from __future__ import annotations
+
+import math
+from pathlib import Path
+from typing import Any
+
+import torch
+import transformers
+from accelerate import Accelerator
+from accelerate.utils import set_seed
+from tqdm.auto import tqdm
+from transformers import ResNetConfig, ResNetForImageClassification
+
+
+def image_processor(image_size: int):
+    """The classifier's image processor: resize to a square, [0, 1], then [-1, 1]."""
+    # The PIL class by its own name: the plain one warns where torchvision is missing, and needs it where it is not
+    cls = getattr(transformers, "ViTImageProcessorPil", None) or transformers.ViTImageProcessor
+    return cls(size={"height": image_size, "width": image_size})
+
+
+def load_pixels(dataset, processor, column: str = "image") -> torch.Tensor:
+    """
+    A whole image column as `pixel_values`.
+
+    Returns:
+        `torch.FloatTensor` of shape `(num_images, 3, height, width)`; 110 kB an image at 96 px.
+    """
+    return torch.cat(
+        [
+            processor(images=list(rows[column]), return_tensors="pt")["pixel_values"]
+            for rows in dataset.select_columns([column]).iter(batch_size=256)
+        ]
+    )
+
+
+def train_classifier(
+    dataset,
+    output_dir: str | Path,
+    *,
+    num_epochs: int = 12,
+    batch_size: int = 64,
+    learning_rate: float = 4e-3,
+    width: int = 32,
+    seed: int = 0,
+    disable_tqdm: bool = False,
+) -> dict[str, Any]:
+    """
+    Train a ResNet with two stages of basic blocks and save it with its image processor.
+
+    The last feature map is one eighth of the image's side: 12×12 at 96 px, fine enough for a map to outline things.
+
+    Args:
+        dataset (`datasets.Dataset`): As from [`make_dataset`], with the columns `image` and `label`.
+        output_dir (`str` or `Path`): Where `from_pretrained` finds it afterwards.
+        num_epochs (`int`, *optional*, defaults to 12): Passes over the data.
+        batch_size (`int`, *optional*, defaults to 64): Images per step.
+        learning_rate (`float`, *optional*, defaults to 4e-3): Maximum of a one-cycle schedule, for AdamW.
+        width (`int`, *optional*, defaults to 32): Channels of the first stage; the second has twice as many.
+        seed (`int`, *optional*, defaults to 0): Of the weights, the order and the flips.
+        disable_tqdm (`bool`, *optional*, defaults to `False`): No progress bar.
+
+    Returns:
+        `dict[str, Any]`: `num_epochs`, `steps`, `loss` (of the last epoch) and `num_parameters`.
+    """
+    names = dataset.features["label"].names
+    accelerator = Accelerator()
+    set_seed(seed)
+    processor = image_processor(dataset[0]["image"].size[0])
+    model = ResNetForImageClassification(
+        ResNetConfig(
+            embedding_size=width,
+            hidden_sizes=[width, 2 * width],
+            depths=[2, 2],
+            layer_type="basic",
+            id2label=dict(enumerate(names)),
+            label2id={name: index for index, name in enumerate(names)},
+        )
+    )
+    data = torch.utils.data.TensorDataset(load_pixels(dataset, processor), torch.tensor(dataset["label"][:]))
+    loader = torch.utils.data.DataLoader(
+        data, batch_size=batch_size, shuffle=True, generator=torch.Generator().manual_seed(seed)
+    )
+    # Channels last: a third faster on CPUs. The weights are laid out as usual again when saved.
+    model = model.to(memory_format=torch.channels_last)
+    decayed = [parameter for parameter in model.parameters() if parameter.ndim > 1]
+    others = [parameter for parameter in model.parameters() if parameter.ndim <= 1]
+    optimizer = torch.optim.AdamW([{"params": decayed, "weight_decay": 0.05}, {"params": others, "weight_decay": 0.0}])
+    steps = num_epochs * math.ceil(len(data) / batch_size)
+    scheduler = torch.optim.lr_scheduler.OneCycleLR(optimizer, learning_rate, total_steps=steps)
+    model, optimizer, loader = accelerator.prepare(model, optimizer, loader)
+    flips = torch.Generator().manual_seed(seed)
+
+    model.train()
+    losses: list[torch.Tensor] = []
+    with tqdm(total=steps, desc="classifier", unit="step", disable=disable_tqdm) as progress:
+        for _ in range(num_epochs):
+            losses.clear()
+            for pixel_values, labels in loader:
+                pixel_values = _turn(pixel_values, flips).contiguous(memory_format=torch.channels_last)
+                loss = model(pixel_values=pixel_values, labels=labels).loss
+                accelerator.backward(loss)
+                optimizer.step()
+                scheduler.step()
+                optimizer.zero_grad()
+                losses.append(loss.detach())
+                progress.update()
+            progress.set_postfix(loss=f"{torch.stack(losses).mean().item():.3f}")
+    model = accelerator.unwrap_model(model).to(memory_format=torch.contiguous_format).eval()
+    model.save_pretrained(output_dir)
+    processor.save_pretrained(output_dir)
+    accelerator.free_memory()
+    return {
+        "num_epochs": num_epochs,
+        "steps": steps,
+        "loss": torch.stack(losses).mean().item(),
+        "num_parameters": sum(parameter.numel() for parameter in model.parameters()),
+    }
+
+
+def _turn(pixel_values: torch.Tensor, generator: torch.Generator) -> torch.Tensor:
+    """One of the eight flips and quarter turns, for the whole batch; the scenes have no upright."""
+    vertical, horizontal, transpose = (torch.rand(3, generator=generator) < 0.5).tolist()
+    pixel_values = pixel_values.flip([dim for dim, chosen in ((2, vertical), (3, horizontal)) if chosen])
+    return pixel_values.transpose(2, 3) if transpose else pixel_values
