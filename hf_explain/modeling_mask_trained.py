@@ -53,7 +53,8 @@ class MaskTrainedConfig(ExplainerConfig):
             raise ValueError(f"`area_epsilon` must be above 0, got {self.area_epsilon}.")
         if self.regularize not in ("own", "batch"):
             raise ValueError(f"`regularize` must be 'own' or 'batch', got {self.regularize!r}.")
-        if self.mask_space not in MASK_SPACES:
+        # None: a head whose default depends on the classifier, not attached yet
+        if self.mask_space is not None and self.mask_space not in MASK_SPACES:
             raise ValueError(f"`mask_space` must be one of {', '.join(MASK_SPACES)}, got {self.mask_space!r}.")
 
 

@@ -1,0 +1,134 @@
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+from hf_explain.backbones import ClassifierFeatures, FrozenClassifier, LayerFeatures
+from hf_explain.heads.ttame.configuration_ttame import TTameConfig
+from hf_explain.maps import resize_maps
+from hf_explain.modeling_mask_trained import MaskTrainedExplainer
+
+
+class TTameForSaliency(MaskTrainedExplainer):
+    """
+    T-TAME: several layers of the classifier, each refined by a residual 1×1 convolution, fused into one map per class.
+
+    As published, every branch is resized to the map's size, all are concatenated and a 1×1 convolution makes a map of
+    every class. Fusing and resizing are both linear and commute, and one class is asked for: here each branch is first
+    reduced to the one channel of the target, and only that channel is resized. The numbers are the same; a tensor with
+    a map of every class, or with all branches at the map's size, never exists.
+
+    In training BatchNorm uses the statistics of the batch one process sees: two processes with half the batch each do
+    not give quite what one process with the whole batch gives.
+
+    Example:
+
+    ```python
+    >>> head = TTameForSaliency.from_classifier("microsoft/resnet-50")
+    >>> saliency = head(pixel_values, target="tench").saliency
+    ```
+    """
+
+    config_class = TTameConfig
+
+    def __init__(self, config: TTameConfig):
+        super().__init__(config)
+        channels = config.feature_channels
+        self.convs = nn.ModuleList(nn.Conv2d(width, width, kernel_size=1) for width in channels)
+        self.bns = nn.ModuleList(nn.BatchNorm2d(width) for width in channels) if config.batch_norm else None
+        self.fuser = nn.Conv2d(sum(channels), config.num_labels, kernel_size=1)
+        self.post_init()
+
+    @classmethod
+    def default_feature_layers(cls, classifier: FrozenClassifier, config: TTameConfig) -> list[str]:
+        names = classifier.layer_names
+        if classifier.is_transformer:
+            return list(names[-4:-1])
+        if all(name.startswith("stage") for name in names[1:]):
+            return list(names[1:][-3:])
+        return [classifier.default_layer]
+
+    @classmethod
+    def complete_config(cls, classifier: FrozenClassifier, config: TTameConfig) -> None:
+        if config.mask_space is None:
+            config.mask_space = "normalized" if classifier.is_transformer else "pixel"
+        if config.feature_kind is None:
+            config.feature_kind = "pre_norm" if classifier.is_transformer else "hidden_state"
+        if config.feature_kind == "pre_norm":
+            for layer in config.feature_layers:
+                if not classifier.is_transformer or layer == classifier.layer_names[-1]:
+                    raise ValueError(
+                        f"`feature_kind` 'pre_norm' reads the LayerNorm before the next block's attention, which layer "
+                        f"{layer!r} of {type(classifier.model).__name__} is not followed by; tap an earlier layer of a "
+                        "ViT or DeiT, or use feature_kind='hidden_state'."
+                    )
+        if config.token_product and not classifier.num_prefix_tokens:
+            raise ValueError(
+                "`token_product` multiplies patch tokens by the CLS token, which is known for ViT and DeiT but not for "
+                f"{type(classifier.model).__name__}; use token_product=False."
+            )
+
+    def saliency_logits(self, features: ClassifierFeatures, target: torch.Tensor) -> torch.Tensor:
+        # indexing the parameters keeps the other classes out of the pass, forward and backward
+        rows, bias = self.fuser.weight[target, :, 0, 0], self.fuser.bias[target]
+
+        def fuse(branch, row):
+            return torch.einsum("bchw,bc->bhw", branch, row)
+
+        return self._fuse(features, rows, fuse) + bias[:, None, None]
+
+    def pairwise_saliency_logits(self, features: ClassifierFeatures, target: torch.Tensor) -> torch.Tensor:
+        rows, bias = self.fuser.weight[target], self.fuser.bias[target]
+        return self._fuse(features, rows, F.conv2d) + bias[:, None, None]
+
+    def _fuse(self, features: ClassifierFeatures, rows: torch.Tensor, fuse) -> torch.Tensor:
+        """The sum over branches of `fuse(branch, its part of rows)`, each resized to the map's size."""
+        config = self.config
+        size, total = None, None
+        for index, (layer, row) in enumerate(zip(config.feature_layers, rows.split(list(config.feature_channels), 1))):
+            feature_map = self._tap(features[layer])
+            if size is None:
+                size = tuple(min(side, config.max_map_size) for side in feature_map.shape[-2:])
+            part = resize_maps(fuse(self._branch(index, feature_map), row), size)
+            total = part if total is None else total + part
+        return total
+
+    def _tap(self, features: LayerFeatures) -> torch.Tensor:
+        """One layer's features as its branch reads them."""
+        if self.config.feature_kind == "pre_norm":
+            features = self.backbone.pre_attention_norm(features)
+        feature_map = features.feature_map.to(self.fuser.weight.dtype)
+        if self.config.token_product:
+            feature_map = feature_map * features.prefix_tokens[:, 0, :, None, None].to(feature_map.dtype)
+        return feature_map
+
+    def _branch(self, index: int, feature_map: torch.Tensor) -> torch.Tensor:
+        """1×1 convolution, BatchNorm, skip, activation of one tap, `(batch_size, channels, height, width)`."""
+        conv, norm = self.convs[index], self.bns[index] if self.bns is not None else None
+        if self.training:
+            branch = conv(feature_map)
+            if norm is not None:
+                branch = norm(branch)
+            if self.config.skip:
+                branch = branch + feature_map
+        else:
+            branch = F.conv2d(feature_map, *_folded(conv, norm, self.config.skip))
+        # in place: neither a convolution, nor BatchNorm, nor a sum needs its output for its gradient
+        return branch.relu_() if self.config.branch_activation == "relu" else branch.sigmoid_()
+
+
+def _folded(conv: nn.Conv2d, norm: nn.BatchNorm2d | None, skip: bool) -> tuple[torch.Tensor, torch.Tensor]:
+    """
+    Weight and bias of the one 1×1 convolution that equals convolution, BatchNorm of the running statistics and skip.
+
+    Computed anew at every call, from the stored parameters and without touching them, so it can never be stale.
+    """
+    weight, bias = conv.weight.float(), conv.bias.float()
+    if norm is not None:
+        scale = norm.weight.float() * torch.rsqrt(norm.running_var.float() + norm.eps)
+        weight = weight * scale[:, None, None, None]
+        bias = torch.addcmul(norm.bias.float(), bias - norm.running_mean.float(), scale)
+    if skip:
+        weight = weight + torch.eye(len(weight), device=weight.device)[:, :, None, None]
+    return weight.to(conv.weight.dtype), bias.to(conv.weight.dtype)
