@@ -5,11 +5,22 @@ from __future__ import annotations
 import torch
 
 from hf_explain.backbones import FrozenClassifier
-from hf_explain.methods.common import features_and_target, positive_part, saliency_output, tail_gradient
+from hf_explain.methods.common import (
+    check_count,
+    check_reaches_logits,
+    chunks,
+    features_and_target,
+    positive_part,
+    repeat_features,
+    saliency_output,
+    tail_gradient,
+    target_logits,
+)
 from hf_explain.outputs import SaliencyOutput
 
 
-@torch.inference_mode(False)  # or autograd would record nothing for a caller in inference mode
+# Every method leaves inference mode: autograd would record nothing for a caller who is in it
+@torch.inference_mode(False)
 def gradcam(
     classifier: FrozenClassifier, pixel_values: torch.Tensor, target=None, *, layer: str | int | None = None
 ) -> SaliencyOutput:
@@ -39,4 +50,185 @@ def gradcam(
     features, logits, classes = features_and_target(classifier, pixel_values, target, layer)
     weights = tail_gradient(classifier, features, classes).mean((2, 3))
     maps = torch.einsum("bc,bchw->bhw", weights, features.feature_map.float())
+    return saliency_output(positive_part(maps), logits, classes)
+
+
+@torch.inference_mode(False)
+def gradcam_plus_plus(
+    classifier: FrozenClassifier, pixel_values: torch.Tensor, target=None, *, layer: str | int | None = None
+) -> SaliencyOutput:
+    r"""
+    Grad-CAM++: positive gradients, each weighted by its position's share, give the channels' weights; then ReLU.
+
+    With `Y = exp(S)` of the target logit `S`, the paper's higher derivatives are powers `g²` and `g³` of the gradient
+    of `S`, times `exp(S)`, which scales the whole map and is left out: `a = g² / (2g² + g³ ΣA)`, `w = Σ a·ReLU(g)`.
+
+    Source: Chattopadhay et al., WACV 2018 (https://huggingface.co/papers/1710.11063), equations 10 and 19.
+
+    Args, Returns, Raises:
+        As for [`gradcam`].
+    """
+    features, logits, classes = features_and_target(classifier, pixel_values, target, layer)
+    gradient = tail_gradient(classifier, features, classes)
+    activation = features.feature_map.float()
+    # g² cancels; a gradient of 0 has weight 0 whatever its share
+    below = 2 + gradient * activation.sum((2, 3), keepdim=True)
+    share = torch.where((gradient != 0) & (below != 0), 1 / torch.where(below != 0, below, 1.0), 0.0)
+    weights = (share * gradient.clamp(min=0)).sum((2, 3))
+    maps = torch.einsum("bc,bchw->bhw", weights, activation)
+    return saliency_output(positive_part(maps), logits, classes)
+
+
+@torch.inference_mode(False)
+def xgradcam(
+    classifier: FrozenClassifier, pixel_values: torch.Tensor, target=None, *, layer: str | int | None = None
+) -> SaliencyOutput:
+    r"""
+    XGrad-CAM: channels weighted by the mean of the gradient over positions, each counted by its share of the channel's
+    activation; then ReLU. A channel whose activation sums to 0 has weight 0.
+
+    Source: Fu et al., BMVC 2020 (https://huggingface.co/papers/2008.02312), equation 8.
+
+    Args, Returns, Raises:
+        As for [`gradcam`].
+    """
+    features, logits, classes = features_and_target(classifier, pixel_values, target, layer)
+    gradient = tail_gradient(classifier, features, classes)
+    activation = features.feature_map.float()
+    total = activation.sum((2, 3))
+    weights = (gradient * activation).sum((2, 3)) / torch.where(total != 0, total, 1.0)
+    maps = torch.einsum("bc,bchw->bhw", torch.where(total != 0, weights, 0.0), activation)
+    return saliency_output(positive_part(maps), logits, classes)
+
+
+@torch.inference_mode(False)
+def layercam(
+    classifier: FrozenClassifier, pixel_values: torch.Tensor, target=None, *, layer: str | int | None = None
+) -> SaliencyOutput:
+    r"""
+    LayerCAM: every position weighted by its own positive gradient, summed over channels; then ReLU.
+
+    Source: Jiang et al., IEEE TIP 2021, equations 5 to 7.
+
+    Args, Returns, Raises:
+        As for [`gradcam`].
+    """
+    features, logits, classes = features_and_target(classifier, pixel_values, target, layer)
+    gradient = tail_gradient(classifier, features, classes)
+    maps = (gradient.clamp(min=0) * features.feature_map.float()).sum(1)
+    return saliency_output(positive_part(maps), logits, classes)
+
+
+@torch.inference_mode(False)
+def hirescam(
+    classifier: FrozenClassifier, pixel_values: torch.Tensor, target=None, *, layer: str | int | None = None
+) -> SaliencyOutput:
+    r"""
+    HiResCAM: gradient times activation at every position, summed over channels; then ReLU.
+
+    Source: Draelos and Carin, 2020 (https://huggingface.co/papers/2011.08891).
+
+    Args, Returns, Raises:
+        As for [`gradcam`].
+    """
+    features, logits, classes = features_and_target(classifier, pixel_values, target, layer)
+    gradient = tail_gradient(classifier, features, classes)
+    maps = (gradient * features.feature_map.float()).sum(1)
+    return saliency_output(positive_part(maps), logits, classes)
+
+
+@torch.inference_mode(False)
+def eigencam(
+    classifier: FrozenClassifier, pixel_values: torch.Tensor, target=None, *, layer: str | int | None = None
+) -> SaliencyOutput:
+    r"""
+    Eigen-CAM: each position's coordinate along the first right singular vector of the (positions × channels) feature
+    map. It looks at no class and needs no gradient, so any layer will do.
+
+    A singular vector has no sign of its own: the one is taken that makes the coordinate of largest magnitude positive.
+
+    Source: Muhammad and Yeasin, IJCNN 2020 (https://huggingface.co/papers/2008.00299).
+
+    Args:
+        classifier ([`FrozenClassifier`]): The classifier to explain.
+        pixel_values (`torch.FloatTensor` of shape `(batch_size, num_channels, height, width)`): Normalised pixels.
+        target (`int`, `str`, list of them or `torch.Tensor`, *optional*): The class reported; the map ignores it.
+        layer (`str` or `int`, *optional*): Layer whose feature map is used; as for [`gradcam`] when not given.
+
+    Returns:
+        [`SaliencyOutput`]: See [`gradcam`]; there is no ReLU.
+
+    Raises:
+        ValueError: If the layer does not exist, or the target is none of the classifier's.
+    """
+    features, logits, classes = features_and_target(classifier, pixel_values, target, layer)
+    matrix = features.feature_map.flatten(2).float()  # (batch, channels, positions)
+    # The leading eigenvector of the smaller Gram matrix: a full SVD costs many times more
+    if matrix.shape[1] < matrix.shape[2]:
+        vectors = torch.linalg.eigh(matrix @ matrix.mT).eigenvectors[..., -1]
+        coordinates = torch.einsum("bcp,bc->bp", matrix, vectors)
+    else:
+        values, vectors = torch.linalg.eigh(matrix.mT @ matrix)
+        coordinates = vectors[..., -1] * values[:, -1:].clamp(min=0).sqrt()
+    largest = coordinates.gather(1, coordinates.abs().argmax(1, keepdim=True))
+    maps = torch.where(largest < 0, -coordinates, coordinates).view(-1, *features.feature_map.shape[-2:])
+    return saliency_output(maps, logits, classes)
+
+
+@torch.inference_mode(False)
+def ablationcam(
+    classifier: FrozenClassifier,
+    pixel_values: torch.Tensor,
+    target=None,
+    *,
+    layer: str | int | None = None,
+    batch_size: int = 64,
+) -> SaliencyOutput:
+    r"""
+    Ablation-CAM: channels weighted by the drop of the target logit when the channel is set to 0, relative to the
+    logit; then ReLU. Only the tail after `layer` runs, `batch_size` ablated feature maps at a time.
+
+    The drop is divided by the logit's magnitude: dividing by a negative logit, as the paper's formula would, turns the
+    map upside down.
+
+    Source: Desai and Ramaswamy, WACV 2020, equations 3 and 4.
+
+    Args:
+        classifier ([`FrozenClassifier`]): The classifier to explain.
+        pixel_values (`torch.FloatTensor` of shape `(batch_size, num_channels, height, width)`): Normalised pixels.
+        target (`int`, `str`, list of them or `torch.Tensor`, *optional*): See [`gradcam`].
+        layer (`str` or `int`, *optional*): See [`gradcam`].
+        batch_size (`int`, *optional*, defaults to 64): Ablated feature maps per pass through the tail.
+
+    Returns:
+        [`SaliencyOutput`]: See [`gradcam`].
+
+    Raises:
+        ValueError: As for [`gradcam`], or if `batch_size` is not a positive whole number.
+    """
+    check_count(batch_size, "batch_size")
+    features, logits, classes = features_and_target(classifier, pixel_values, target, layer)
+    activation = features.feature_map
+    images, channels = activation.shape[:2]
+    base = target_logits(logits, classes).float()
+    drop = torch.empty(images, channels, device=activation.device)
+    with torch.no_grad():
+        for group in chunks(images, batch_size):
+            part = features.replace(
+                feature_map=activation[group],
+                prefix_tokens=None if features.prefix_tokens is None else features.prefix_tokens[group],
+                pixel_values=None if features.pixel_values is None else features.pixel_values[group],
+            )
+            size = len(part.feature_map)
+            for span in chunks(channels, max(1, batch_size // size)):
+                count = span.stop - span.start
+                ablated = part.feature_map.repeat_interleave(count, dim=0).unflatten(0, (size, count))
+                rows = torch.arange(count, device=activation.device)
+                ablated[:, rows, rows + span.start] = 0
+                scores = classifier.forward_from_features(repeat_features(part, count, ablated.flatten(0, 1)))
+                scores = target_logits(scores.float(), classes[group].repeat_interleave(count))
+                drop[group, span] = base[group, None] - scores.view(size, count)
+    check_reaches_logits(classifier, features.layer, drop)
+    weights = drop / base.abs().clamp(min=torch.finfo(torch.float32).tiny)[:, None]
+    maps = torch.einsum("bc,bchw->bhw", weights, activation.float())
     return saliency_output(positive_part(maps), logits, classes)

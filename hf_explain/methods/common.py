@@ -9,7 +9,7 @@ import torch
 from hf_explain.backbones import FrozenClassifier, LayerFeatures
 from hf_explain.maps import min_max
 from hf_explain.outputs import SaliencyOutput
-from hf_explain.perturbation import check_pixel_values
+from hf_explain.perturbation import check_pixel_values, fill_values
 
 
 def prepare_pixels(pixel_values: torch.Tensor) -> torch.Tensor:
@@ -35,6 +35,18 @@ def features_and_target(
     return features[layer], features.logits, classes
 
 
+def logits_and_target(
+    classifier: FrozenClassifier, pixel_values: torch.Tensor, target, layer: str | int | None
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """Checked pixels, logits and classes of a method without a layer; a wrong `layer` is still an error."""
+    if layer is not None:
+        classifier.resolve_layer(layer)
+    pixel_values = prepare_pixels(pixel_values)
+    with torch.no_grad():
+        logits = classifier(pixel_values)
+    return pixel_values, logits, classifier.resolve_target(target, len(pixel_values), logits)
+
+
 def target_logits(logits: torch.Tensor, classes: torch.Tensor) -> torch.Tensor:
     """The logit of each image's class, shape `(batch_size,)`."""
     return logits.gather(1, classes[:, None])[:, 0]
@@ -58,7 +70,9 @@ def tail_gradient(classifier: FrozenClassifier, features: LayerFeatures, classes
     with torch.enable_grad():
         feature_map = features.feature_map.detach().requires_grad_()
         logits = classifier.forward_from_features(features.replace(feature_map=feature_map))
-        (gradient,) = torch.autograd.grad(target_logits(logits, classes).sum(), feature_map, allow_unused=True)
+        gradient = None
+        if logits.requires_grad:
+            (gradient,) = torch.autograd.grad(target_logits(logits, classes).sum(), feature_map, allow_unused=True)
     check_reaches_logits(classifier, features.layer, gradient)
     return gradient.float()
 
@@ -102,6 +116,57 @@ def check_count(value: int, name: str, minimum: int = 1) -> int:
     if isinstance(value, bool) or not isinstance(value, int) or value < minimum:
         raise ValueError(f"`{name}` must be a whole number of at least {minimum}, got {value!r}.")
     return value
+
+
+def repeat_features(features: LayerFeatures, count: int, feature_map: torch.Tensor) -> LayerFeatures:
+    """`features` of each image `count` times in a row, with `feature_map` (already repeated, and changed) in them."""
+    prefix, pixels = (
+        None if value is None else value.repeat_interleave(count, dim=0)
+        for value in (features.prefix_tokens, features.pixel_values)
+    )
+    return features.replace(feature_map=feature_map, prefix_tokens=prefix, pixel_values=pixels)
+
+
+def mask_fill(classifier: FrozenClassifier, pixel_values: torch.Tensor, fill) -> torch.Tensor:
+    """[`~hf_explain.perturbation.fill_values`] with the classifier's own normalisation."""
+    return fill_values(pixel_values, fill, classifier.image_mean, classifier.image_std)
+
+
+def score_masked(
+    classifier: FrozenClassifier,
+    pixel_values: torch.Tensor,
+    kept: torch.Tensor,
+    filled: torch.Tensor,
+    classes: torch.Tensor,
+    batch_size: int,
+    probability: bool,
+) -> torch.Tensor:
+    """
+    The target's score on every image under every mask, `batch_size` masked images per forward pass.
+
+    Args:
+        classifier ([`FrozenClassifier`]): The classifier.
+        pixel_values (`torch.FloatTensor` of shape `(batch_size, num_channels, height, width)`): Images.
+        kept (`torch.FloatTensor` of shape `(1 or batch_size, num_masks, height, width)`): What stays, in [0, 1].
+        filled (`torch.FloatTensor` broadcastable to `pixel_values`): What the rest becomes.
+        classes (`torch.LongTensor` of shape `(batch_size,)`): Classes explained.
+        batch_size (`int`): Most masked images per forward pass.
+        probability (`bool`): Softmax of the target if true, its logit if not.
+
+    Returns:
+        `torch.FloatTensor` of shape `(batch_size, num_masks)`, float32.
+    """
+    total, count = len(pixel_values), kept.shape[1]
+    scores = []
+    for images in chunks(total, max(1, batch_size // count)):
+        fill = filled[images] if len(filled) > 1 else filled
+        keep = kept[images] if len(kept) > 1 else kept
+        evidence = (pixel_values[images] - fill)[:, None]
+        masked = torch.addcmul(fill[:, None], keep[:, :, None].to(evidence.dtype), evidence)
+        logits = classifier(masked.flatten(0, 1)).float()
+        values = logits.softmax(-1) if probability else logits
+        scores.append(target_logits(values, classes[images].repeat_interleave(count)).view(-1, count))
+    return torch.cat(scores)
 
 
 def chunks(total: int, size: int) -> Iterator[slice]:

@@ -1,0 +1,258 @@
+"""Methods that read a transformer's attention; they switch the classifier to eager attention and back."""
+
+from __future__ import annotations
+
+import torch
+
+from hf_explain.backbones import FrozenClassifier
+from hf_explain.methods.common import prepare_pixels, saliency_output, target_logits
+from hf_explain.methods.relevance import attention_relevance, block_layers, record, split_heads, token_classifiers
+from hf_explain.outputs import SaliencyOutput
+
+
+RULES = ("relevance", "attention")
+
+
+@torch.inference_mode(False)
+def raw_attention(
+    classifier: FrozenClassifier, pixel_values: torch.Tensor, target=None, *, layer: str | int | None = None
+) -> SaliencyOutput:
+    r"""
+    Raw attention: what the classifying token attends to in one block, the mean over heads. It looks at no class.
+
+    Of DeiT with its teacher's head, which reads two tokens, the map is the mean of the CLS token's and the
+    distillation token's; of DeiT without it, the CLS token's.
+
+    Args:
+        classifier ([`FrozenClassifier`]): A ViT or DeiT to explain.
+        pixel_values (`torch.FloatTensor` of shape `(batch_size, num_channels, height, width)`): Normalised pixels.
+        target (`int`, `str`, list of them or `torch.Tensor`, *optional*): Class index or label name, for all images
+            or one each; the classifier's top class when not given. The class reported; the map ignores it.
+        layer (`str` or `int`, *optional*): The block whose attention is shown (`"layer1"` is the first); the last when
+            not given.
+
+    Returns:
+        [`SaliencyOutput`]: `saliency` in [0, 1] on the grid of patches.
+
+    Raises:
+        ValueError: If the classifier has no attention or the layer is no block of it, or the target is none of its
+            classes.
+    """
+    block = _block_index(classifier, "raw_attention", layer, default=-1)
+    pixel_values, logits, attentions, classes = _attentions(classifier, pixel_values, target)
+    rows = _read_rows(classifier, attentions[block].float().mean(1)).mean(1)
+    return saliency_output(_to_grid(classifier, rows, pixel_values), logits, classes)
+
+
+@torch.inference_mode(False)
+def rollout(
+    classifier: FrozenClassifier, pixel_values: torch.Tensor, target=None, *, layer: str | int | None = None
+) -> SaliencyOutput:
+    r"""
+    Attention rollout: the product over blocks of half the attention, averaged over heads, and half the identity that
+    stands for the residual connection; the classifying token's row of it. It looks at no class.
+
+    Source: Abnar and Zuidema, ACL 2020 (https://huggingface.co/papers/2005.00928), section 3.
+
+    Args:
+        classifier ([`FrozenClassifier`]): A ViT or DeiT to explain.
+        pixel_values (`torch.FloatTensor` of shape `(batch_size, num_channels, height, width)`): Normalised pixels.
+        target (`int`, `str`, list of them or `torch.Tensor`, *optional*): See [`raw_attention`].
+        layer (`str` or `int`, *optional*): The first block that counts; the first of all when not given.
+
+    Returns:
+        [`SaliencyOutput`]: See [`raw_attention`], also for DeiT's two tokens.
+
+    Raises:
+        ValueError: As for [`raw_attention`].
+    """
+    first = _block_index(classifier, "rollout", layer, default=0)
+    pixel_values, logits, attentions, classes = _attentions(classifier, pixel_values, target)
+    # A row times a matrix per block, from the last to the first: the full product is never needed
+    rows = _start_rows(classifier, attentions[-1])
+    for attention in reversed(attentions[first:]):
+        rows = 0.5 * (rows @ attention.float().mean(1)) + 0.5 * rows
+    return saliency_output(_to_grid(classifier, rows.mean(1), pixel_values), logits, classes)
+
+
+@torch.inference_mode(False)
+def transformer_attribution(
+    classifier: FrozenClassifier,
+    pixel_values: torch.Tensor,
+    target=None,
+    *,
+    layer: str | int | None = None,
+    rule: str = "relevance",
+) -> SaliencyOutput:
+    r"""
+    Transformer attribution: per block, gradient times relevance of the attention weights, its positive part averaged
+    over heads, plus the identity; the classifying token's row of the product over blocks.
+
+    Source: Chefer et al., CVPR 2021 (https://huggingface.co/papers/2012.09838), equations 13 and 14, for
+    `rule="relevance"`; Chefer et al., ICCV 2021 (https://huggingface.co/papers/2103.15679), equations 5 and 6, which
+    take the attention weights in place of their relevance, for `rule="attention"`.
+
+    Args:
+        classifier ([`FrozenClassifier`]): A ViT or DeiT to explain.
+        pixel_values (`torch.FloatTensor` of shape `(batch_size, num_channels, height, width)`): Normalised pixels.
+        target (`int`, `str`, list of them or `torch.Tensor`, *optional*): Class index or label name, for all images
+            or one each; the classifier's top class when not given.
+        layer (`str` or `int`, *optional*): The first block that counts; the first of all when not given.
+        rule (`str`, *optional*, defaults to `"relevance"`): What the gradient weights: `"relevance"` or `"attention"`.
+
+    Returns:
+        [`SaliencyOutput`]: See [`raw_attention`], also for DeiT's two tokens.
+
+    Raises:
+        ValueError: As for [`raw_attention`], or if `rule` is unknown.
+    """
+    if rule not in RULES:
+        raise ValueError(f"`rule` must be one of {', '.join(RULES)}, got {rule!r}.")
+    first = _block_index(classifier, "transformer_attribution", layer, default=0)
+    if rule == "attention":
+        pixel_values, logits, attentions, classes = _attentions(classifier, pixel_values, target, graph=True)
+        weighted = [attention.detach().float() for attention in attentions[first:]]
+    else:
+        pixel_values, logits, attentions, classes, weighted = _relevance(classifier, pixel_values, target, first)
+    gradients = _attention_gradients(logits, attentions[first:], classes)
+    rows = _start_rows(classifier, attentions[-1])
+    for gradient, weight in zip(reversed(gradients), reversed(weighted)):
+        rows = rows + rows @ (gradient * weight).clamp(min=0).mean(1)
+    return saliency_output(_to_grid(classifier, rows.mean(1), pixel_values), logits, classes)
+
+
+@torch.inference_mode(False)
+def partial_lrp(
+    classifier: FrozenClassifier, pixel_values: torch.Tensor, target=None, *, layer: str | int | None = None
+) -> SaliencyOutput:
+    r"""
+    Partial LRP: relevance propagated from the target logit down to one block's attention weights; its positive part,
+    averaged over heads, in the classifying token's row.
+
+    Source: Voita et al., ACL 2019 (https://huggingface.co/papers/1905.09418), as the baseline of Chefer et al., CVPR
+    2021 (https://huggingface.co/papers/2012.09838), whose propagation rules it uses.
+
+    Args:
+        classifier ([`FrozenClassifier`]): A ViT or DeiT to explain.
+        pixel_values (`torch.FloatTensor` of shape `(batch_size, num_channels, height, width)`): Normalised pixels.
+        target (`int`, `str`, list of them or `torch.Tensor`, *optional*): Class index or label name, for all images
+            or one each; the classifier's top class when not given.
+        layer (`str` or `int`, *optional*): The block whose attention is shown; the last when not given.
+
+    Returns:
+        [`SaliencyOutput`]: See [`raw_attention`], also for DeiT's two tokens. Where no weight has positive relevance,
+        the relevance itself, so that no map is all zeros.
+
+    Raises:
+        ValueError: As for [`raw_attention`].
+    """
+    block = _block_index(classifier, "partial_lrp", layer, default=-1)
+    first = block % len(block_layers(classifier))
+    pixel_values, logits, _, classes, relevance = _relevance(classifier, pixel_values, target, first, graph=False)
+    signed = _read_rows(classifier, relevance[0]).mean(2)
+    positive = _read_rows(classifier, relevance[0].clamp(min=0)).mean(2)
+    maps, fallback = (_to_grid(classifier, rows.mean(1), pixel_values) for rows in (positive, signed))
+    maps = torch.where((maps > 0).flatten(1).any(1)[:, None, None], maps, fallback)
+    return saliency_output(maps, logits, classes)
+
+
+@torch.inference_mode(False)
+def attention_guided_cam(
+    classifier: FrozenClassifier, pixel_values: torch.Tensor, target=None, *, layer: str | int | None = None
+) -> SaliencyOutput:
+    r"""
+    Attention-guided CAM: positive gradients of the target logit at the classifying token's attention weights, times
+    the sigmoid of the scores before their softmax, summed over heads and blocks.
+
+    Source: Leem and Seo, AAAI 2024 (https://huggingface.co/papers/2402.04563), section 3 and its released code.
+
+    Args:
+        classifier ([`FrozenClassifier`]): A ViT or DeiT to explain.
+        pixel_values (`torch.FloatTensor` of shape `(batch_size, num_channels, height, width)`): Normalised pixels.
+        target (`int`, `str`, list of them or `torch.Tensor`, *optional*): Class index or label name, for all images
+            or one each; the classifier's top class when not given.
+        layer (`str` or `int`, *optional*): The first block that counts; the first of all when not given.
+
+    Returns:
+        [`SaliencyOutput`]: See [`raw_attention`], also for DeiT's two tokens. Where no gradient is positive, the same
+        sum with the gradients' signs, so that no map is all zeros.
+
+    Raises:
+        ValueError: As for [`raw_attention`].
+    """
+    first = _block_index(classifier, "attention_guided_cam", layer, default=0)
+    blocks = block_layers(classifier)[first:]
+    with record([module for layers in blocks for module in (layers.query, layers.key)]) as recorded:
+        pixel_values, logits, attentions, classes = _attentions(classifier, pixel_values, target, graph=True)
+    positive = signed = 0.0
+    for layers, gradient in zip(blocks, _attention_gradients(logits, attentions[first:], classes)):
+        query, key = (split_heads(recorded[module][1], gradient.shape[1]) for module in (layers.query, layers.key))
+        scores = _read_rows(classifier, query) @ key.mT * layers.attention.scaling
+        gradient = _read_rows(classifier, gradient)
+        positive = positive + (gradient.clamp(min=0) * scores.sigmoid()).sum(1)
+        signed = signed + (gradient * scores.sigmoid()).sum(1)
+    maps, fallback = (_to_grid(classifier, rows.mean(1), pixel_values) for rows in (positive, signed))
+    maps = torch.where((maps > 0).flatten(1).any(1)[:, None, None], maps, fallback)
+    return saliency_output(maps, logits, classes)
+
+
+def _block_index(classifier: FrozenClassifier, method: str, layer: str | int | None, default: int) -> int:
+    """Index into the attention of all blocks; one clear ValueError where there is no attention or no such block."""
+    if not classifier.is_transformer:
+        raise ValueError(
+            f"{method} needs attention; {type(classifier.model).__name__} has none that this package knows; use "
+            "gradcam, layercam or rise instead."
+        )
+    if layer is None:
+        return default
+    index = classifier.layer_names.index(classifier.resolve_layer(layer))
+    if index == 0:
+        raise ValueError(
+            f"`layer` {layer!r} has no attention; {method} takes {classifier.layer_names[1]!r} to "
+            f"{classifier.layer_names[-1]!r}."
+        )
+    return index - 1
+
+
+def _attentions(classifier, pixel_values, target, graph: bool = False):
+    """Pixels, logits, attention weights and classes; with a graph from the weights to the logits if asked."""
+    pixel_values = prepare_pixels(pixel_values)
+    with torch.set_grad_enabled(graph):
+        # no parameter requires a gradient, so the pixels must for there to be a graph
+        logits, attentions = classifier.attentions(pixel_values.requires_grad_() if graph else pixel_values)
+    pixel_values = pixel_values.detach()
+    return pixel_values, logits, attentions, classifier.resolve_target(target, len(pixel_values), logits.detach())
+
+
+def _attention_gradients(logits, attentions, classes) -> list[torch.Tensor]:
+    gradients = torch.autograd.grad(target_logits(logits, classes).sum(), attentions)
+    return [gradient.float() for gradient in gradients]
+
+
+def _relevance(classifier, pixel_values, target, first: int, graph: bool = True):
+    modules = [m for layers in block_layers(classifier)[first:] for m in layers.recorded]
+    with record([*modules, *token_classifiers(classifier)]) as recorded:
+        pixel_values, logits, attentions, classes = _attentions(classifier, pixel_values, target, graph=graph)
+    with torch.no_grad():
+        relevance = attention_relevance(classifier, recorded, attentions, classes, first)
+    return pixel_values, logits, attentions, classes, relevance
+
+
+def _start_rows(classifier, attention: torch.Tensor) -> torch.Tensor:
+    """Rows of the identity of the tokens that are read, `(batch_size, num_read, sequence_length)`."""
+    length = attention.shape[-1]
+    rows = torch.eye(length, device=attention.device)[: len(token_classifiers(classifier))]
+    return rows.expand(len(attention), -1, -1)
+
+
+def _read_rows(classifier, matrix: torch.Tensor) -> torch.Tensor:
+    """Rows of the prefix tokens that a classification head reads: CLS, and distillation where it has a head."""
+    return matrix[..., : len(token_classifiers(classifier)), :]
+
+
+def _to_grid(classifier, rows: torch.Tensor, pixel_values: torch.Tensor) -> torch.Tensor:
+    """The patches' part of `(batch_size, sequence_length)` as `(batch_size, height, width)`."""
+    patch = classifier.config.patch_size
+    patch = (patch, patch) if isinstance(patch, int) else tuple(patch)
+    grid = tuple(side // p for side, p in zip(pixel_values.shape[-2:], patch))
+    return rows[:, classifier.num_prefix_tokens :].unflatten(1, grid)

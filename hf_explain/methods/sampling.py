@@ -1,0 +1,358 @@
+"""Methods that ask the classifier about masked images: RISE, Score-CAM, occlusion, LIME and kernel SHAP."""
+
+from __future__ import annotations
+
+import importlib.util
+from collections.abc import Sequence
+
+import torch
+
+from hf_explain.backbones import FrozenClassifier
+from hf_explain.maps import min_max, resize_maps
+from hf_explain.methods.common import (
+    check_count,
+    chunks,
+    features_and_target,
+    logits_and_target,
+    mask_fill,
+    positive_part,
+    prepare_pixels,
+    saliency_output,
+    score_masked,
+    target_logits,
+)
+from hf_explain.outputs import SaliencyOutput
+from hf_explain.perturbation import image_keys, mask_space_fill, random_uniform
+
+
+@torch.inference_mode(False)
+def rise(
+    classifier: FrozenClassifier,
+    pixel_values: torch.Tensor,
+    target=None,
+    *,
+    layer: str | int | None = None,
+    num_masks: int = 1000,
+    grid_size: int = 7,
+    probability: float = 0.5,
+    mask_space: str = "pixel",
+    seed: int = 0,
+    batch_size: int = 64,
+) -> SaliencyOutput:
+    r"""
+    RISE: the mean of random masks, each weighted by the target's softmax on the image seen through it.
+
+    A mask is a `grid_size`² grid of independent cells, open with `probability`, enlarged bilinearly to one cell more
+    than the image and cut out at a random shift of up to one cell. Masks come from the seed and their own number: they
+    are the same for every image, batch size and device, and only those of one forward pass are ever in memory.
+
+    Source: Petsiuk et al., BMVC 2018 (https://huggingface.co/papers/1806.07421), equation 6 and section 3.2; the paper
+    uses 4,000 masks for VGG-16 and 8,000 for ResNet-50.
+
+    Args:
+        classifier ([`FrozenClassifier`]): The classifier to explain.
+        pixel_values (`torch.FloatTensor` of shape `(batch_size, num_channels, height, width)`): Normalised pixels.
+        target (`int`, `str`, list of them or `torch.Tensor`, *optional*): Class index or label name, for all images
+            or one each; the classifier's top class when not given.
+        layer (`str` or `int`, *optional*): Not used; RISE looks at inputs and outputs alone.
+        num_masks (`int`, *optional*, defaults to 1000): Masks per image, each one forward pass.
+        grid_size (`int`, *optional*, defaults to 7): Cells per side of the mask before it is enlarged.
+        probability (`float`, *optional*, defaults to 0.5): Chance of a cell to be open, in (0, 1).
+        mask_space (`str`, *optional*, defaults to `"pixel"`): `"pixel"`: closed pixels are black; `"normalized"`: they
+            are the mean colour, as in the released code.
+        seed (`int`, *optional*, defaults to 0): Changes the masks.
+        batch_size (`int`, *optional*, defaults to 64): Masked images per forward pass.
+
+    Returns:
+        [`SaliencyOutput`]: `saliency` in [0, 1] at the image's resolution; `saliency_logits` is the paper's map, an
+        estimate of the expected softmax given that the pixel is seen.
+
+    Raises:
+        ValueError: If an option is out of range or the target is none of the classifier's.
+    """
+    check_count(num_masks, "num_masks")
+    check_count(grid_size, "grid_size")
+    check_count(batch_size, "batch_size")
+    if not 0 < probability < 1:
+        raise ValueError(f"`probability` of a cell to be open must lie in (0, 1), got {probability}.")
+    fill = mask_space_fill(mask_space)
+    pixel_values, logits, classes = logits_and_target(classifier, pixel_values, target, layer)
+    height, width = pixel_values.shape[-2:]
+    filled = mask_fill(classifier, pixel_values, fill)
+    # Enlarging is linear and separable: a mask is rows @ grid @ columns, and a shift chooses rows of these matrices
+    axes = [_enlarging_matrix(grid_size, side, pixel_values.device) for side in (height, width)]
+    total = torch.zeros(len(pixel_values), height * width, device=pixel_values.device)
+    with torch.no_grad():
+        for span in chunks(num_masks, max(1, batch_size // len(pixel_values))):
+            numbers = torch.arange(span.start, span.stop, device=pixel_values.device)
+            uniform = random_uniform(image_keys(numbers, numbers, seed), grid_size**2 + 2)
+            grids = (uniform[:, 2:] < probability).float().unflatten(1, (grid_size, grid_size))
+            rows, columns = (
+                matrix[(uniform[:, axis] * cell).long()[:, None] + torch.arange(side, device=matrix.device)]
+                for axis, ((matrix, cell), side) in enumerate(zip(axes, (height, width)))
+            )
+            masks = rows @ grids @ columns.mT
+            scores = score_masked(classifier, pixel_values, masks[None], filled, classes, batch_size, True)
+            total.addmm_(scores, masks.flatten(1))
+    maps = (total / (num_masks * probability)).view(-1, height, width)
+    return saliency_output(maps, logits, classes)
+
+
+@torch.inference_mode(False)
+def scorecam(
+    classifier: FrozenClassifier,
+    pixel_values: torch.Tensor,
+    target=None,
+    *,
+    layer: str | int | None = None,
+    mask_space: str = "pixel",
+    batch_size: int = 64,
+) -> SaliencyOutput:
+    r"""
+    Score-CAM: channels weighted by the softmax, over channels, of the target logit on the image seen through each of
+    them (enlarged to the image first, then scaled to [0, 1]); then ReLU. One forward pass per channel.
+
+    Source: Wang et al., CVPR-W 2020 (https://huggingface.co/papers/1910.01279), algorithm 1. The logit of the baseline
+    image, which the paper subtracts, cancels in the softmax.
+
+    Args:
+        classifier ([`FrozenClassifier`]): The classifier to explain.
+        pixel_values (`torch.FloatTensor` of shape `(batch_size, num_channels, height, width)`): Normalised pixels.
+        target (`int`, `str`, list of them or `torch.Tensor`, *optional*): Class index or label name, for all images
+            or one each; the classifier's top class when not given.
+        layer (`str` or `int`, *optional*): Layer whose channels are used; the last whose positions reach the logits
+            (for ViT and DeiT the one before the last block) when not given.
+        mask_space (`str`, *optional*, defaults to `"pixel"`): `"pixel"`: what a channel hides is black;
+            `"normalized"`: it is the mean colour.
+        batch_size (`int`, *optional*, defaults to 64): Masked images per forward pass.
+
+    Returns:
+        [`SaliencyOutput`]: `saliency` at the image's resolution: enlarged first, scaled after.
+
+    Raises:
+        ValueError: If an option is out of range, or the layer or the target does not exist.
+    """
+    check_count(batch_size, "batch_size")
+    fill = mask_space_fill(mask_space)
+    pixel_values = prepare_pixels(pixel_values)
+    features, logits, classes = features_and_target(classifier, pixel_values, target, layer)
+    size = tuple(pixel_values.shape[-2:])
+    activation = features.feature_map.float()
+    images, channels = activation.shape[:2]
+    filled = mask_fill(classifier, pixel_values, fill)
+    scores = torch.empty(images, channels, device=activation.device)
+    with torch.no_grad():
+        for group in chunks(images, batch_size):
+            count = len(activation[group])
+            for span in chunks(channels, max(1, batch_size // count)):
+                kept = min_max(resize_maps(activation[group, span], size))
+                scores[group, span] = score_masked(
+                    classifier, pixel_values[group], kept, filled, classes[group], batch_size, probability=False
+                )
+    maps = torch.einsum("bc,bchw->bhw", scores.softmax(1), activation)
+    return saliency_output(positive_part(resize_maps(maps, size)), logits, classes)
+
+
+@torch.inference_mode(False)
+def occlusion(
+    classifier: FrozenClassifier,
+    pixel_values: torch.Tensor,
+    target=None,
+    *,
+    layer: str | int | None = None,
+    window_size: int | None = None,
+    stride: int | None = None,
+    fill: str | Sequence[float] = "mean",
+    batch_size: int = 64,
+) -> SaliencyOutput:
+    r"""
+    Occlusion: the drop of the target's softmax when a square window is covered, averaged over the windows that cover
+    each pixel; then ReLU.
+
+    Source: Zeiler and Fergus, ECCV 2014 (https://huggingface.co/papers/1311.2901), section 4.2.
+
+    Args:
+        classifier ([`FrozenClassifier`]): The classifier to explain.
+        pixel_values (`torch.FloatTensor` of shape `(batch_size, num_channels, height, width)`): Normalised pixels.
+        target (`int`, `str`, list of them or `torch.Tensor`, *optional*): Class index or label name, for all images
+            or one each; the classifier's top class when not given.
+        layer (`str` or `int`, *optional*): Not used; occlusion looks at inputs and outputs alone.
+        window_size (`int`, *optional*): Side of the window in pixels; a seventh of the image's shorter side.
+        stride (`int`, *optional*): Pixels from one window to the next, at most `window_size`; half the window. The
+            last row and column of windows are cut off at the image's edge.
+        fill (`str` or sequence of `float`, *optional*, defaults to `"mean"`): What a window is covered with:
+            `"mean"`, `"black"`, `"blur"` or a colour, see [`~hf_explain.perturbation.fill_values`].
+        batch_size (`int`, *optional*, defaults to 64): Masked images per forward pass.
+
+    Returns:
+        [`SaliencyOutput`]: `saliency` at the image's resolution.
+
+    Raises:
+        ValueError: If an option is out of range or the target is none of the classifier's.
+    """
+    check_count(batch_size, "batch_size")
+    height, width = prepare_pixels(pixel_values).shape[-2:]
+    window_size = max(1, min(height, width) // 7) if window_size is None else check_count(window_size, "window_size")
+    stride = max(1, window_size // 2) if stride is None else check_count(stride, "stride")
+    if window_size > min(height, width):
+        raise ValueError(f"`window_size` {window_size} is larger than the image, {height} by {width} pixels.")
+    if stride > window_size:
+        raise ValueError(f"`stride` {stride} is larger than `window_size` {window_size} and misses pixels.")
+    pixel_values, logits, classes = logits_and_target(classifier, pixel_values, target, layer)
+    filled = mask_fill(classifier, pixel_values, fill)
+    rows, columns = (_windows(side, window_size, stride, pixel_values.device) for side in (height, width))
+    base = target_logits(logits.float().softmax(-1), classes)
+    drop = torch.empty(len(pixel_values), len(rows) * len(columns), device=pixel_values.device)
+    with torch.no_grad():
+        for span in chunks(drop.shape[1], max(1, batch_size // len(pixel_values))):
+            numbers = torch.arange(span.start, span.stop, device=pixel_values.device)
+            kept = 1 - rows[numbers // len(columns), :, None] * columns[numbers % len(columns), None, :]
+            scores = score_masked(classifier, pixel_values, kept[None], filled, classes, batch_size, True)
+            drop[:, span] = base[:, None] - scores
+    maps = rows.mT @ drop.unflatten(1, (len(rows), len(columns))) @ columns
+    maps = maps / (rows.sum(0)[:, None] * columns.sum(0))
+    return saliency_output(positive_part(maps), logits, classes)
+
+
+@torch.inference_mode(False)
+def lime(
+    classifier: FrozenClassifier,
+    pixel_values: torch.Tensor,
+    target=None,
+    *,
+    layer: str | int | None = None,
+    num_samples: int = 1000,
+    grid_size: int = 7,
+    mask_space: str = "pixel",
+    seed: int = 0,
+    batch_size: int = 64,
+) -> SaliencyOutput:
+    r"""
+    LIME through captum: a linear model of the target's softmax on images with some squares hidden; then ReLU.
+
+    The squares of a regular grid are the interpretable features. The fit is a ridge regression of strength 1, as in
+    the authors' released code for images (captum's own default, a lasso, sets whole maps to 0), with captum's
+    exponential kernel of the cosine distance. It fits one model per image and is slow by nature.
+
+    Source: Ribeiro et al., KDD 2016 (https://huggingface.co/papers/1602.04938), section 3.
+
+    Args:
+        classifier ([`FrozenClassifier`]): The classifier to explain.
+        pixel_values (`torch.FloatTensor` of shape `(batch_size, num_channels, height, width)`): Normalised pixels.
+        target (`int`, `str`, list of them or `torch.Tensor`, *optional*): Class index or label name, for all images
+            or one each; the classifier's top class when not given.
+        layer (`str` or `int`, *optional*): Not used; LIME looks at inputs and outputs alone.
+        num_samples (`int`, *optional*, defaults to 1000): Masked images per image.
+        grid_size (`int`, *optional*, defaults to 7): Squares per side of the image.
+        mask_space (`str`, *optional*, defaults to `"pixel"`): `"pixel"`: hidden squares are black; `"normalized"`:
+            they are the mean colour.
+        seed (`int`, *optional*, defaults to 0): Changes the samples; torch's own random state is left alone.
+        batch_size (`int`, *optional*, defaults to 64): Masked images per forward pass.
+
+    Returns:
+        [`SaliencyOutput`]: `saliency` with one value per square, `(batch_size, grid_size, grid_size)`.
+
+    Raises:
+        ImportError: If captum or scikit-learn is missing.
+        ValueError: If an option is out of range or the target is none of the classifier's.
+    """
+    return _captum(
+        "Lime", classifier, pixel_values, target, layer, num_samples, grid_size, mask_space, seed, batch_size
+    )
+
+
+@torch.inference_mode(False)
+def kernel_shap(
+    classifier: FrozenClassifier,
+    pixel_values: torch.Tensor,
+    target=None,
+    *,
+    layer: str | int | None = None,
+    num_samples: int = 1000,
+    grid_size: int = 7,
+    mask_space: str = "pixel",
+    seed: int = 0,
+    batch_size: int = 64,
+) -> SaliencyOutput:
+    r"""
+    Kernel SHAP through captum: Shapley values of the squares of a regular grid for the target's softmax, estimated by
+    a weighted linear regression; then ReLU. It fits one model per image and is slow by nature.
+
+    Source: Lundberg and Lee, NeurIPS 2017 (https://huggingface.co/papers/1705.07874), section 4.1.
+
+    Args, Returns, Raises:
+        As for [`lime`].
+    """
+    return _captum(
+        "KernelShap", classifier, pixel_values, target, layer, num_samples, grid_size, mask_space, seed, batch_size
+    )
+
+
+def _captum(
+    name, classifier, pixel_values, target, layer, num_samples, grid_size, mask_space, seed, batch_size
+) -> SaliencyOutput:
+    missing = [module for module in ("captum", "sklearn") if importlib.util.find_spec(module) is None]
+    if missing:
+        method = "lime" if name == "Lime" else "kernel_shap"
+        raise ImportError(
+            f"{method} needs captum and scikit-learn, and {' and '.join(missing)} cannot be imported: "
+            'pip install "hf-explain[baselines]".'
+        )
+    import captum.attr
+    from captum._utils.models.linear_model import SkLearnRidge  # where captum's own tutorials take it from
+
+    check_count(num_samples, "num_samples", minimum=2)
+    check_count(grid_size, "grid_size")
+    check_count(batch_size, "batch_size")
+    fill = mask_space_fill(mask_space)
+    if grid_size > min(prepare_pixels(pixel_values).shape[-2:]):
+        raise ValueError(
+            f"`grid_size` {grid_size} asks for more squares per side than the image has pixels, "
+            f"{tuple(pixel_values.shape[-2:])}."
+        )
+    pixel_values, logits, classes = logits_and_target(classifier, pixel_values, target, layer)
+    rows, columns = (
+        torch.arange(side, device=pixel_values.device) * grid_size // side for side in pixel_values.shape[-2:]
+    )
+    squares = (rows[:, None] * grid_size + columns)[None, None]
+    baselines = mask_fill(classifier, pixel_values, fill).expand_as(pixel_values)
+
+    def probabilities(pixels):
+        return classifier(pixels).float().softmax(-1)
+
+    if name == "Lime":
+        explainer = captum.attr.Lime(probabilities, interpretable_model=SkLearnRidge(alpha=1.0))
+    else:
+        explainer = captum.attr.KernelShap(probabilities)
+    coefficients = []
+    # captum fits one model per image and draws from torch's global state: seeded anew for each, and put back
+    with torch.no_grad(), torch.random.fork_rng():
+        for index in range(len(pixel_values)):
+            torch.manual_seed(seed)
+            coefficients.append(
+                explainer.attribute(
+                    pixel_values[index : index + 1],
+                    baselines=baselines[index : index + 1],
+                    target=classes[index : index + 1],
+                    feature_mask=squares,
+                    n_samples=num_samples,
+                    perturbations_per_eval=batch_size,
+                    return_input_shape=False,
+                )
+            )
+    maps = torch.cat(coefficients).view(-1, grid_size, grid_size).to(pixel_values.device)
+    return saliency_output(positive_part(maps), logits, classes)
+
+
+def _enlarging_matrix(grid_size: int, side: int, device: torch.device) -> tuple[torch.Tensor, int]:
+    """The matrix that enlarges `grid_size` cells to one cell more than `side` pixels, and a cell's pixels."""
+    cell = -(-side // grid_size)
+    cells = torch.eye(grid_size, device=device)[None]
+    return resize_maps(cells, ((grid_size + 1) * cell, grid_size))[0], cell
+
+
+def _windows(side: int, window_size: int, stride: int, device: torch.device) -> torch.Tensor:
+    """1.0 where a window covers a pixel, shape `(num_windows, side)`; the windows reach the last pixel."""
+    starts = torch.arange(0, side - window_size + stride, stride, device=device)
+    pixels = torch.arange(side, device=device)
+    return ((pixels >= starts[:, None]) & (pixels < starts[:, None] + window_size)).float()
