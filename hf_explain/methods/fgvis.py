@@ -21,18 +21,15 @@ from hf_explain.perturbation import check_pixel_values, fill_values, image_keys,
 @dataclass(frozen=True)
 class Game:
     """
-    One of the paper's four optimisations, as a search for the least cost that meets a goal.
+    One of the paper's four optimisations, seen as a search for the lowest cost that meets a goal.
 
-    The cost is what is removed (`removes`) or kept (otherwise), per pixel and colour. A game that starts free of cost
-    ends when it meets its goal; one that starts at full cost meets it from the beginning and gives cost back.
+    The cost of a pixel's colour is how much of it is removed (`removes`; the class must go) or kept (otherwise; the
+    class must show). A game that starts free of cost is over once it meets its goal; one that starts at full cost
+    meets it from the beginning and gives back what it can.
     """
 
-    removes: bool  # the cost is 1 - m and the score must fall; otherwise it is m and the score must rise
+    removes: bool
     starts_free: bool
-
-    @property
-    def direction(self) -> int:
-        return -1 if self.removes else 1
 
 
 GAMES: dict[str, Game] = {
@@ -41,9 +38,25 @@ GAMES: dict[str, Game] = {
     "generation": Game(removes=False, starts_free=True),
     "repression": Game(removes=True, starts_free=False),
 }
-# The L1 weight is in units of an image's largest gradient, so beyond 1 nothing moves
-_L1_RANGE = (0.01, 1.0)
-_NOISE_SALT = 0x46475649
+# Where the weight on L1 is looked for. It is in units of an image's largest gradient: at 1 nothing would move.
+L1_RANGE = (0.001, 1.0)
+# The share of the image's own score an explanation must keep, or may leave
+KEPT_SHARE, LEFT_SHARE = 0.9, 0.05
+# Rotations of an image's noise are drawn in advance; more than this many steps use them again
+_NUM_SHIFTS = 4096
+
+
+@dataclass(frozen=True)
+class _Settings:
+    game: Game
+    budget: int
+    deadline: float
+    learning_rate: float
+    l1_weight: float | None
+    rounds: int
+    noise: float
+    seed: int
+    progress: bool
 
 
 def fgvis(
@@ -53,9 +66,9 @@ def fgvis(
     *,
     mode: str = "deletion",
     fill: str | Sequence[float] = "black",
-    budget: int = 400,
+    budget: int = 200,
     max_seconds: float | None = None,
-    learning_rate: float = 0.1,
+    learning_rate: float = 0.5,
     l1_weight: float | None = None,
     rounds: int = 4,
     goal: float | None = None,
@@ -64,108 +77,191 @@ def fgvis(
     seed: int = 0,
     progress: bool = False,
 ) -> SaliencyOutput:
-    goal_given = goal
-    game = _check_options(mode, budget, max_seconds, learning_rate, l1_weight, rounds, goal, noise)
-    pixel_values = check_pixel_values(pixel_values).to(classifier.device)
-    image = pixel_values.detach().float()
-    filled = fill_values(image, fill, classifier.image_mean, classifier.image_std).expand_as(image)
-    deadline = math.inf if max_seconds is None else time.monotonic() + max_seconds
+    r"""
+    Explain by the smallest change of the image that takes the class away, or brings it about.
 
+    The explanation is `e = m * x + (1 - m) * r`, with `m` in [0, 1] per pixel and colour, `x` the image and `r` the
+    fill. Deletion looks for the smallest `|1 - m|` that destroys the score of the target, from `m = 1`; preservation
+    for the smallest `|m|` that keeps it, from `m = 1`; generation and repression play the same two from `m = 0`.
+
+    A step follows the gradient of the log-odds of the target, which does not fade where the softmax saturates,
+    divided by its largest entry that can still move (the released imitation divides by the largest), less
+    `l1_weight`; `m` is then clamped.
+
+    The paper chooses the weight of the L1 term so that the score of the explanation is comparable to the image's, in
+    an unpublished range. Ours: each image plays `rounds` rounds of `budget // rounds` steps, each from the start, and
+    its weight is bisected geometrically in [0.001, 1]: up after a round that ends with the goal met, down otherwise.
+    Of all masks seen that meet the goal the smallest is returned; if none does, the one that comes nearest, so look at
+    `explanation_score`. Images are independent: each has its own weight, rounds and end, and leaves the batch there.
+
+    Source: FGVis (https://huggingface.co/papers/1908.02686).
+
+    Args:
+        classifier ([`FrozenClassifier`]): Classifier to explain.
+        pixel_values (`torch.FloatTensor` of shape `(batch_size, num_channels, height, width)`): Normalised pixels.
+        target (`int`, `str`, a list of them, *optional*): Class to explain; the top class when not given.
+        mode (`str`, *optional*, defaults to `"deletion"`): `"deletion"` (finest and fastest), `"preservation"`,
+            `"generation"` or `"repression"`.
+        fill (`str` or sequence of `float`, *optional*, defaults to `"black"`): `"black"`, `"blur"`, `"mean"` or a
+            colour; see [`~hf_explain.perturbation.fill_values`].
+        budget (`int`, *optional*, defaults to 200): Most steps (one forward and one backward pass each) per image,
+            all rounds together.
+        max_seconds (`float`, *optional*): Stop the whole batch after so many seconds and return the best so far; the
+            result then depends on the machine.
+        learning_rate (`float`, *optional*, defaults to 0.5): How far the mask moves at the largest gradient, per step.
+        l1_weight (`float`, *optional*): In [0, 1), in units of the largest gradient; played as it is in one round of
+            `budget` steps instead of being bisected.
+        rounds (`int`, *optional*, defaults to 4): Rounds of bisection.
+        goal (`float`, *optional*): Softmax of the target to fall to or below (deletion, repression) or to reach
+            (preservation, generation). By default 0.05 or 0.9 times the image's own.
+        noise (`float`, *optional*, defaults to 0): Standard deviation of normal noise added to `pixel_values` in every
+            step, drawn from the image and the seed. The imitation uses 0.1; with the defence noise costs, because half
+            of the activations of untouched regions then exceed the image's.
+        defence (`bool`, *optional*, defaults to `True`): Defend against adversarial evidence; see
+            [`~hf_explain.methods.gradient_defence.GradientDefence`].
+        seed (`int`, *optional*, defaults to 0): Seed of the noise; without noise nothing is random.
+        progress (`bool`, *optional*, defaults to `False`): Show a progress bar.
+
+    Returns:
+        [`SaliencyOutput`]: `saliency` (`(batch_size, height, width)`, scaled by its minimum and maximum) and
+        `saliency_logits` (the same before scaling): `1 - m` for deletion and repression and `m` for preservation and
+        generation, averaged over colours; `explanation`, a valid input of the classifier, and its `explanation_score`;
+        `logits` of the images and `target`.
+
+    Raises:
+        ValueError: If an option is out of range, the classifier has fewer than two classes or no activation to defend,
+            or a gradient is not finite (the message names the image and the iteration).
+        TypeError: If `budget` or `rounds` is no integer or `pixel_values` is not floating point.
+    """
+    _check_options(mode, budget, max_seconds, learning_rate, l1_weight, rounds, goal, noise)
+    game = GAMES[mode]
+    settings = _Settings(
+        game=game,
+        budget=budget,
+        deadline=math.inf if max_seconds is None else time.monotonic() + max_seconds,
+        learning_rate=learning_rate,
+        l1_weight=l1_weight,
+        rounds=1 if l1_weight is not None else min(rounds, budget),
+        noise=noise,
+        seed=seed,
+        progress=progress,
+    )
+    dtype = check_pixel_values(pixel_values).dtype
+    # Leaving inference mode first: nothing made inside it could ever be part of a graph
     with contextlib.ExitStack() as stack:
+        stack.enter_context(torch.inference_mode(False))
+        stack.enter_context(torch.no_grad())
+        image = pixel_values.detach().to(device=classifier.device, dtype=torch.float32, copy=True)
+        filled = fill_values(image, fill, classifier.image_mean, classifier.image_std).expand_as(image)
         guard = stack.enter_context(gradient_defence(classifier)) if defence else None
-        with torch.no_grad():
-            logits = (classifier(image) if guard is None else guard.record(image)).float()
+        logits = guard.record(image) if guard else classifier(image)
         if logits.shape[1] < 2:
-            raise ValueError("`classifier` has one class; fgvis weighs a class against the others and needs two.")
+            raise ValueError("`classifier` has one class, but fgvis weighs the target against others: it needs two.")
         target = classifier.resolve_target(target, len(image), logits)
-        image_score = logits.softmax(1).gather(1, target[:, None])[:, 0]
-        if goal_given is not None:
-            goals = torch.full_like(image_score, goal_given)
+        if goal is None:
+            share = LEFT_SHARE if game.removes else KEPT_SHARE
+            goals = share * _score(logits, target)
         else:
-            goals = image_score * (0.1 if game.removes else 0.9)
+            goals = torch.full((len(image),), float(goal), device=image.device)
         start, end = (image, filled) if game.removes else (filled, image)
-        cost = _Search(
-            classifier, guard, game, start, end, target, goals, budget, deadline, learning_rate, l1_weight, rounds, noise,
-            seed, progress, image,
-        ).run()
-    explanation = torch.lerp(start, end, cost)
-    with torch.no_grad():
-        score = classifier(explanation).float().softmax(1).gather(1, target[:, None])[:, 0]
+        cost = _Search(settings, classifier, guard, start, end, target, goals).run()
+        explanation = torch.lerp(start, end, cost)
+        score = _score(classifier(explanation), target)
     saliency = cost.mean(1)
     return SaliencyOutput(
         saliency=min_max(saliency),
         logits=logits,
         target=target,
         saliency_logits=saliency,
-        explanation=explanation.to(pixel_values.dtype),
+        explanation=explanation.to(dtype),
         explanation_score=score,
     )
 
 
-def _check_options(mode, budget, max_seconds, learning_rate, l1_weight, rounds, goal, noise) -> Game:
-    return GAMES[mode]
+def _score(logits: torch.Tensor, target: torch.Tensor) -> torch.Tensor:
+    return logits.float().softmax(1).gather(1, target[:, None])[:, 0]
 
 
 @dataclass
 class _State:
-    """What one image's search carries from step to step; every field has the images still searched in front."""
+    """What the searches carry from step to step: one row per image that is still searched."""
 
     index: torch.Tensor  # its place in the caller's batch
-    start: torch.Tensor  # the input where the cost is 0
-    end: torch.Tensor  # the input where it is 1
+    start: torch.Tensor  # the input at cost 0
+    end: torch.Tensor  # the input at cost 1
     target: torch.Tensor
     goal: torch.Tensor
-    cost: torch.Tensor
-    best: torch.Tensor
+    cost: torch.Tensor  # per pixel and colour
+    best: torch.Tensor  # the best cost seen, and its rank: the mean cost where the goal is met, above 1 elsewhere
     best_rank: torch.Tensor
     l1_weight: torch.Tensor
     l1_low: torch.Tensor
     l1_high: torch.Tensor
     round: torch.Tensor
-    step: torch.Tensor  # within the round
+    step: torch.Tensor  # of the round
     noise: torch.Tensor | None
 
     def select(self, indices: torch.Tensor) -> _State:
-        values = {f.name: getattr(self, f.name) for f in fields(self)}
-        return _State(**{k: None if v is None else v.index_select(0, indices) for k, v in values.items()})
+        values = {field.name: getattr(self, field.name) for field in fields(self)}
+        return _State(**{name: None if v is None else v.index_select(0, indices) for name, v in values.items()})
 
 
 class _Search:
+    """The rounds of every image of one batch, side by side."""
+
     def __init__(
-        self, classifier, guard: GradientDefence | None, game: Game, start, end, target, goals, budget, deadline,
-        learning_rate, l1_weight, rounds, noise, seed, progress, image,
+        self,
+        settings: _Settings,
+        classifier: FrozenClassifier,
+        guard: GradientDefence | None,
+        start: torch.Tensor,
+        end: torch.Tensor,
+        target: torch.Tensor,
+        goals: torch.Tensor,
     ):
-        self.classifier, self.guard, self.game = classifier, guard, game
-        self.budget, self.deadline, self.learning_rate = budget, deadline, learning_rate
-        self.rounds = 1 if l1_weight is not None else min(rounds, budget)
-        self.round_steps = budget // self.rounds
-        self.noise, self.progress = noise, progress
-        ones = torch.ones_like(goals)
-        low, high = _L1_RANGE
-        first = math.sqrt(low * high) if l1_weight is None else l1_weight
-        cost = torch.zeros_like(start) if game.starts_free else torch.ones_like(start)
-        noise_values = None
-        if noise:
-            keys = image_keys(image, seed=seed)
-            noise_values = random_normal(keys, start[0].numel()).view_as(start)
+        self.settings, self.game = settings, settings.game
+        self.classifier, self.guard = classifier, guard
+        self.round_steps = settings.budget // settings.rounds
+        low, high = L1_RANGE
+        weight = math.sqrt(low * high) if settings.l1_weight is None else settings.l1_weight
+        noise = None
+        if settings.noise:
+            # Drawing anew in every step would cost more than the step of a small classifier: each image's own noise
+            # is drawn once, and every step turns it by another number of places
+            keys = image_keys(start if self.game.removes else end, seed=settings.seed)
+            noise = random_normal(keys, start[0].numel()).mul_(settings.noise)
+            shift_key = torch.tensor([settings.seed], device=start.device)
+            self.shifts = random_bits(shift_key, min(settings.budget, _NUM_SHIFTS))[0].tolist()
+        cost = torch.full_like(start, 0.0 if self.game.starts_free else 1.0, memory_format=torch.contiguous_format)
         self.state = _State(
-            index=torch.arange(len(start), device=start.device), start=start, end=end, target=target, goal=goals,
-            cost=cost, best=cost.clone(), best_rank=ones * math.inf, l1_weight=ones * first, l1_low=ones * low,
-            l1_high=ones * high, round=torch.zeros_like(target), step=torch.zeros_like(target), noise=noise_values,
+            index=torch.arange(len(start), device=start.device),
+            start=start,
+            end=end,
+            target=target,
+            goal=goals,
+            cost=cost,
+            best=cost.clone(),
+            best_rank=torch.full_like(goals, math.inf),
+            l1_weight=torch.full_like(goals, weight),
+            l1_low=torch.full_like(goals, low),
+            l1_high=torch.full_like(goals, high),
+            round=torch.zeros_like(target),
+            step=torch.zeros_like(target),
+            noise=noise,
         )
-        self.result = torch.empty_like(start)
-        shift_key = torch.full((1,), seed + _NOISE_SALT, dtype=torch.long, device=start.device)
-        self.shifts = random_bits(shift_key, 4096)[0].tolist() if noise else None
+        self.result = cost.clone()
 
     def run(self) -> torch.Tensor:
-        with tqdm(total=self.budget, disable=not self.progress, desc="fgvis", unit="step") as bar:
-            for iteration in range(1, self.budget + 1):
-                done = self._iterate(iteration)
+        """The cost per pixel and colour of each image's best mask."""
+        settings = self.settings
+        with tqdm(total=settings.budget, disable=not settings.progress, desc="fgvis", unit="step") as bar:
+            for iteration in range(settings.budget):
+                done = self._step(iteration)
                 bar.update()
                 if done is not None:
                     self._retire(done)
                     bar.set_postfix(images=len(self.state.index), refresh=False)
-                if not len(self.state.index) or time.monotonic() > self.deadline:
+                if not len(self.state.index) or time.monotonic() >= settings.deadline:
                     break
         self.result[self.state.index] = self.state.best
         return self.result
@@ -173,17 +269,53 @@ class _Search:
     def _retire(self, done: torch.Tensor) -> None:
         state = self.state
         self.result[state.index[done]] = state.best[done]
-        left = (~done).nonzero()[:, 0]
-        self.state = state.select(left)
-        if self.guard is not None and len(left):
-            self.guard.select(left)
+        self.state = state.select((~done).nonzero()[:, 0])
+        if self.guard is not None and len(self.state.index):
+            # Recorded again rather than cut: at another batch size the same image's activations may be rounded
+            # otherwise, and then no untouched region would pass by equality any more
+            self.guard.record(self.state.start if self.game.removes else self.state.end)
 
-    def _iterate(self, iteration: int) -> torch.Tensor | None:
-        state, game = self.state, self.game
+    def _step(self, iteration: int) -> torch.Tensor | None:
+        """One step of every image; which images are done, or None."""
+        state, removes = self.state, self.game.removes
+        odds, gain = self._gradient(iteration)
+        lowest, _ = gain.flatten(1).aminmax(dim=1)
+        # What can gain no more must not set the scale: it would hold everything else below the weight
+        peak = (gain * (state.cost < 1)).flatten(1).amax(1)
+        finite = torch.isfinite(lowest) & torch.isfinite(peak)
+        score = odds.sigmoid()
+        met = score <= state.goal if removes else score >= state.goal
+        rank = torch.where(met, state.cost.flatten(1).mean(1), 1 + (score - state.goal).abs())
+        better = rank < state.best_rank
+        state.step += 1
+        over = state.step >= self.round_steps
+        if self.game.starts_free:
+            over |= met
+        # One transfer for every decision of the step
+        broken, improved, round_over = torch.stack([~finite, better, over]).any(1).tolist()
+        if broken:
+            image = int(state.index[(~finite).nonzero()[0, 0]])
+            raise ValueError(
+                f"The gradient of image {image} is not finite at iteration {iteration + 1}; look for NaN or infinity "
+                "in its `pixel_values` and the classifier's weights, or load the classifier in a wider dtype."
+            )
+        if improved:
+            torch.where(_per_image(better), state.cost, state.best, out=state.best)
+            state.best_rank = torch.where(better, rank, state.best_rank)
+        # A game that gives cost back stops giving while its goal is lost, or it would never find back to it
+        weight = state.l1_weight if self.game.starts_free else state.l1_weight * met
+        # A flat image or classifier has no gain anywhere: 0 / tiny is the 0 wanted
+        gain.div_(_per_image(peak.clamp_min(torch.finfo(peak.dtype).tiny))).sub_(_per_image(weight))
+        state.cost.add_(gain, alpha=self.settings.learning_rate).clamp_(0, 1)
+        return self._next_round(over, met) if round_over else None
+
+    def _gradient(self, iteration: int) -> tuple[torch.Tensor, torch.Tensor]:
+        """Log-odds of the target, and what each unit of cost gains for the game."""
+        state = self.state
         perturbed = torch.lerp(state.start, state.end, state.cost)
-        if self.noise:
-            shift = self.shifts[iteration % len(self.shifts)] % perturbed[0].numel()
-            perturbed.add_(state.noise.flatten(1).roll(shift, 1).view_as(perturbed), alpha=self.noise)
+        if state.noise is not None:
+            shift = self.shifts[iteration % len(self.shifts)] % state.noise.shape[1]
+            perturbed.add_(state.noise.roll(shift, 1).view_as(perturbed))
         with torch.enable_grad():
             perturbed.requires_grad_()
             logits = self.classifier(perturbed).float()
@@ -191,44 +323,44 @@ class _Search:
             others = logits.scatter(1, state.target[:, None], -math.inf).logsumexp(1)
             odds = own - others
             (gradient,) = torch.autograd.grad(odds.sum(), perturbed)
-        with torch.no_grad():
-            score = odds.detach().sigmoid()
-            # what one unit of cost, at each pixel and colour, does for the game
-            gain = gradient.mul_(state.end - state.start)
-            if game.removes:
-                gain.neg_()
-            free = gain * (state.cost < 1)
-            peak = free.flatten(1).amax(1)
-            met = score <= state.goal if game.removes else score >= state.goal
-            spent = state.cost.flatten(1).mean(1)
-            shortfall = (score - state.goal).abs()
-            rank = torch.where(met, spent, 1 + shortfall)
-            better = rank < state.best_rank
-            state.step += 1
-            over = state.step >= self.round_steps
-            if game.starts_free:
-                over = over | met
-            flags = torch.stack([~torch.isfinite(peak), better, over]).any(1).tolist()
-            if flags[0]:
-                bad = int((~torch.isfinite(peak)).nonzero()[0])
-                raise ValueError(
-                    f"The gradient for image {int(state.index[bad])} is not finite at iteration {iteration}; check the "
-                    "classifier's weights and `pixel_values`, or use a wider dtype."
-                )
-            if flags[1]:
-                state.best = torch.where(better[:, None, None, None], state.cost, state.best)
-                state.best_rank = torch.where(better, rank, state.best_rank)
-            peak = peak.clamp_min(torch.finfo(peak.dtype).tiny)
-            move = gain.div_(peak[:, None, None, None]).sub_(state.l1_weight[:, None, None, None])
-            state.cost = move.mul_(self.learning_rate).add_(state.cost).clamp_(0, 1)
-            if not flags[2]:
-                return None
-            # Round over: bisect the L1 weight, and start again
-            state.l1_low = torch.where(over & met, state.l1_weight, state.l1_low)
-            state.l1_high = torch.where(over & ~met, state.l1_weight, state.l1_high)
-            state.l1_weight = torch.where(over, (state.l1_low * state.l1_high).sqrt(), state.l1_weight)
-            state.round += over
-            state.step.masked_fill_(over, 0)
-            state.cost[over] = 0.0 if game.starts_free else 1.0
-            done = state.round >= self.rounds
+        towards = state.start - state.end if self.game.removes else state.end - state.start
+        return odds.detach(), towards.mul_(gradient)
+
+    def _next_round(self, over: torch.Tensor, met: torch.Tensor) -> torch.Tensor | None:
+        """Bisect the weight of images whose round is over and start them again; which images are done, or None."""
+        state = self.state
+        state.l1_low = torch.where(over & met, state.l1_weight, state.l1_low)
+        state.l1_high = torch.where(over & ~met, state.l1_weight, state.l1_high)
+        state.l1_weight = torch.where(over, (state.l1_low * state.l1_high).sqrt(), state.l1_weight)
+        state.cost.masked_fill_(_per_image(over), 0.0 if self.game.starts_free else 1.0)
+        state.step.masked_fill_(over, 0)
+        state.round += over
+        done = state.round >= self.settings.rounds
         return done if bool(done.any()) else None
+
+
+def _per_image(values: torch.Tensor) -> torch.Tensor:
+    return values[:, None, None, None]
+
+
+def _check_options(mode, budget, max_seconds, learning_rate, l1_weight, rounds, goal, noise) -> None:
+    if mode not in GAMES:
+        raise ValueError(f"`mode` must be one of {', '.join(GAMES)}, got {mode!r}.")
+    for name, value in (("budget", budget), ("rounds", rounds)):
+        if isinstance(value, bool) or not isinstance(value, int):
+            raise TypeError(f"`{name}` must be an integer, got {value!r}.")
+        if value < 1:
+            raise ValueError(f"`{name}` must be at least 1, got {value}.")
+    if max_seconds is not None and not max_seconds > 0:
+        raise ValueError(f"`max_seconds` must be positive, or None for no limit, got {max_seconds}.")
+    if not 0 < learning_rate < math.inf:
+        raise ValueError(f"`learning_rate` must be positive and finite, got {learning_rate}.")
+    if l1_weight is not None and not 0 <= l1_weight < 1:
+        raise ValueError(
+            f"`l1_weight` is in units of the largest gradient and must lie in [0, 1), or be None to be bisected, got "
+            f"{l1_weight}."
+        )
+    if goal is not None and not 0 < goal < 1:
+        raise ValueError(f"`goal` is a softmax and must lie strictly between 0 and 1, got {goal}.")
+    if not 0 <= noise < math.inf:
+        raise ValueError(f"`noise` must be at least 0 and finite, got {noise}.")

@@ -36,9 +36,7 @@ _SIGNED = (
     nn.Tanhshrink,
     nn.Threshold,
 )
-# Minus the smallest number of a dtype: `value > threshold` is then `value >= 0`, in one vectorised kernel.
-_BELOW_ZERO = {torch.float32: -(2.0**-149), torch.float64: -(2.0**-1074), torch.bfloat16: -(2.0**-133)}
-# Keeps the product of two small activations from underflowing to the 0 that passes; exact, and overflow keeps the sign.
+# Keeps the product of two small activations from underflowing to the 0 that passes; a power of two rounds nothing.
 _SCALE = 2.0**64
 
 
@@ -86,13 +84,13 @@ class GradientDefence:
         self._modules = activation_modules(classifier)
         if not self._modules:
             raise ValueError(
-                f"`classifier` {type(classifier.model).__name__} has no nonlinearity to defend: none of its modules is "
-                "an activation such as torch.nn.ReLU or torch.nn.GELU; pass defence=False."
+                f"`classifier` {type(classifier.model).__name__} has no nonlinearity to defend: none of its modules "
+                "is an activation such as torch.nn.ReLU or torch.nn.GELU; pass defence=False."
             )
         self._handles: list = []
         self._recording: list[torch.Tensor] | None = None
         self._bounds: list[torch.Tensor] = []
-        self._batch_size = 0
+        self._last_output: torch.Tensor | None = None
         self._call = 0
 
     def attach(self) -> None:
@@ -124,33 +122,19 @@ class GradientDefence:
         try:
             with torch.no_grad():
                 logits = self._classifier(pixel_values)
-            bounds = self._recording
+            bounds, last_output = self._recording, self._last_output
         finally:
-            self._recording = None
+            self._recording = self._last_output = None
         # An activation that ends the classification layer is that layer's, and not defended
-        if bounds and bounds[-1][1].data_ptr() == logits.data_ptr():
+        if bounds and last_output.data_ptr() == logits.data_ptr():
             bounds.pop()
-        self._bounds = [bound for bound, _ in bounds]
+        self._bounds = bounds
         if not self._bounds:
             raise ValueError(
                 f"`classifier` {type(self._classifier.model).__name__} has no nonlinearity to defend: none of its "
                 f"activation modules ({', '.join(self._modules)}) runs before the logits; pass defence=False."
             )
-        self._batch_size = len(pixel_values)
         return logits
-
-    def select(self, indices: torch.Tensor) -> None:
-        """
-        Go on with some of the recorded images only.
-
-        Args:
-            indices (`torch.LongTensor` of shape `(batch_size,)`): Which of them, in the order of the next batches.
-        """
-        # Windowed models fold windows into the batch dimension, one image's windows next to each other
-        self._bounds = [
-            bound.unflatten(0, (self._batch_size, -1)).index_select(0, indices).flatten(0, 1) for bound in self._bounds
-        ]
-        self._batch_size = len(indices)
 
     def _start(self, module, inputs) -> None:
         self._call = 0
@@ -159,16 +143,22 @@ class GradientDefence:
         call, self._call = self._call, self._call + 1
         one_sided = isinstance(module, _NON_NEGATIVE)
         if self._recording is not None:
-            # Copies: a later `+=` on the output must not move its bounds
-            self._recording.append((output.clamp(min=0) if one_sided else output * _SCALE, output))
+            # New tensors: a later `+=` on the output must not move its bounds. float16 cannot hold the scaled ones.
+            wide = output.float() if output.dtype == torch.float16 else output
+            self._recording.append(wide.clamp(min=0) if one_sided else wide * _SCALE)
+            self._last_output = output
             return
-        if not output.requires_grad or call >= len(self._bounds):
+        if not output.requires_grad:
+            return
+        if not self._bounds:
+            raise ValueError("No unperturbed images are recorded: call record(pixel_values) before defended passes.")
+        if call >= len(self._bounds):  # the classification layer's own
             return
         bound = self._bounds[call]
         if bound.shape != output.shape:
             raise ValueError(
-                f"Activation call {call + 1} gives shape {tuple(output.shape)}, but {tuple(bound.shape)} was recorded: "
-                "the gradient defence needs the recorded images, in the same order and size."
+                f"Activation call {call + 1} gives shape {tuple(output.shape)}, but {tuple(bound.shape)} was "
+                "recorded: record the images anew when the batch changes."
             )
         value = output.detach()
         if one_sided:
@@ -176,13 +166,14 @@ class GradientDefence:
         else:
             # Between 0 and h(x), whatever the sign of h(x), exactly where h(e) * (h(x) - h(e)) >= 0
             room = torch.sub(bound, value, alpha=_SCALE).mul_(value)
-        below_zero = _BELOW_ZERO.get(room.dtype)
-        if below_zero is None:
+        if output.dtype == torch.float16:
             allowed = room >= 0
             output.register_hook(lambda gradient: gradient * allowed)
         else:
-            # The kernel of ReLU's backward: half the time of a boolean mask on a CPU
-            output.register_hook(lambda gradient: torch.ops.aten.threshold_backward(gradient, room, below_zero))
+            # `room >= 0` by the kernel of ReLU's backward, half the time of a boolean mask on a CPU. The threshold is
+            # just below 0: between it and 0 lies nothing that a normal number of this dtype can be.
+            threshold = -torch.finfo(room.dtype).tiny
+            output.register_hook(lambda gradient: torch.ops.aten.threshold_backward(gradient, room, threshold))
 
 
 @contextlib.contextmanager
