@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 from PIL import Image
 from torch.utils.data import Dataset
 from transformers import Pipeline
@@ -203,11 +204,9 @@ class SaliencyPipeline(Pipeline):
             features = self.head.forward_features(pixel_values) if method is None else None
             logits = self.classifier(pixel_values) if features is None else features.logits
             # as many columns as the image with the most targets has; -1 in columns an image does not need
-            columns = torch.full((len(asked), max(asked.shape[1], top_k if bool(own.any()) else 1)), -1)
-            columns = columns.to(asked)
-            columns[:, : asked.shape[1]] = asked
-            columns[own, :top_k] = logits[own].topk(top_k, dim=1).indices
-            asked = columns
+            if bool(own.any()):
+                asked = F.pad(asked, (0, max(0, top_k - asked.shape[1])), value=-1)
+                asked[own, :top_k] = logits[own].topk(top_k, dim=1).indices
             outputs = []
             for targets in asked.clamp(min=0).unbind(dim=1):
                 if method is None:

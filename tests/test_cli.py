@@ -1,0 +1,67 @@
+"""`hf-explain` as a person types it."""
+
+import subprocess
+import sys
+
+import pytest
+from PIL import Image
+from testing_common import save_classifier
+
+from hf_explain.cli import main
+
+
+@pytest.fixture(scope="module")
+def classifier_dir(tmp_path_factory):
+    return save_classifier("resnet", tmp_path_factory.mktemp("classifier"))
+
+
+@pytest.fixture
+def images(tmp_path):
+    paths = []
+    for index in range(2):
+        paths.append(str(tmp_path / f"image{index}.png"))
+        Image.linear_gradient("L").resize((80, 60)).convert("RGB").save(paths[-1])
+    return paths
+
+
+def test_explain_one_image(classifier_dir, images, tmp_path, capsys):
+    output = tmp_path / "out.png"
+    assert main(["explain", images[0], "--model", classifier_dir, "-o", str(output), "--top_k", "2"]) == 0
+    assert "image0.png: " in capsys.readouterr().out
+    with Image.open(output) as picture:
+        assert picture.width > 3 * 200  # the image and two maps
+
+
+def test_explain_several_into_a_folder(classifier_dir, images, tmp_path):
+    folder = tmp_path / "maps"
+    argv = ["explain", *images, "--model", classifier_dir, "-o", str(folder), "--target", "tench", "--target", "3"]
+    assert main(argv) == 0
+    assert sorted(path.name for path in folder.iterdir()) == ["image0.png", "image1.png"]
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (["--target", "tensh"], "`target` 'tensh' is no label of this classifier"),
+        (["--method", "nothing"], "`method` 'nothing' does not exist"),
+        (["--top_k", "0"], "`top_k` must be a whole number"),
+    ],
+)
+def test_errors_are_one_sentence_and_leave_nothing(classifier_dir, images, tmp_path, capsys, options, message):
+    output = tmp_path / "out.png"
+    assert main(["explain", images[0], "--model", classifier_dir, "-o", str(output), *options]) == 1
+    error = capsys.readouterr().err
+    assert f"hf-explain explain: {message}" in error and "Traceback" not in error
+    assert not output.exists()
+
+
+def test_one_picture_for_two_images_is_refused(classifier_dir, images, capsys):
+    assert main(["explain", *images, "--model", classifier_dir, "-o", "x.png"]) == 1
+    assert "is one picture for 2 images; give a folder" in capsys.readouterr().err
+
+
+def test_help_names_the_commands():
+    result = subprocess.run([sys.executable, "-m", "hf_explain.cli", "--help"], capture_output=True, text=True)
+    assert result.returncode == 0
+    for command in ("quickstart", "train", "explain"):
+        assert command in result.stdout

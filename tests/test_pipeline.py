@@ -1,0 +1,360 @@
+"""`pipeline("saliency")`: every kind of image and target, and the map in its place on the original."""
+
+import io
+import pathlib
+import re
+
+import datasets
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from testing_common import FAMILIES, LABELS, save_classifier, tiny_model
+from transformers import pipeline
+
+from hf_explain import LCamForSaliency, SaliencyPipeline
+from hf_explain.mapping import METHODS
+
+
+CLASSIFIER_FAMILIES = [family for family in FAMILIES if family != "deit"]
+
+
+def picture(width=70, height=50, mode="RGB", seed=0):
+    generator = np.random.default_rng(seed)
+    coarse = Image.fromarray(generator.integers(0, 256, (4, 4, 3), dtype=np.uint8))
+    return coarse.resize((width, height), Image.Resampling.BICUBIC).convert(mode)
+
+
+@pytest.fixture(scope="module")
+def classifier_dir(tmp_path_factory):
+    return save_classifier("resnet", tmp_path_factory.mktemp("classifier"))
+
+
+@pytest.fixture(scope="module")
+def head_dir(classifier_dir, tmp_path_factory):
+    torch.manual_seed(0)
+    directory = tmp_path_factory.mktemp("head")
+    LCamForSaliency.from_classifier(classifier_dir).save_pretrained(directory)
+    return str(directory)
+
+
+@pytest.fixture(scope="module")
+def pipe(classifier_dir):
+    return pipeline("saliency", model=classifier_dir)
+
+
+@pytest.fixture(scope="module")
+def head_pipe(head_dir):
+    return pipeline("saliency", model=head_dir)
+
+
+def check(result, image_size, count=1):
+    assert len(result) == count
+    for one in result:
+        assert list(one)[:4] == ["label", "score", "saliency", "saliency_map"]
+        assert one["label"] in LABELS and 0 <= one["score"] <= 1
+        saliency_map = one["saliency_map"]
+        assert saliency_map.shape == image_size[::-1] and saliency_map.dtype == np.float32
+        assert 0 <= saliency_map.min() and saliency_map.max() <= 1
+        assert one["saliency"].mode == "L" and one["saliency"].size == image_size
+        np.testing.assert_array_equal(np.asarray(one["saliency"]), np.round(saliency_map * 255).astype(np.uint8))
+
+
+# ------------------------------------------------------------------------------------------------------------- loading
+
+
+@pytest.mark.parametrize("family", CLASSIFIER_FAMILIES)
+def test_any_plain_classifier_is_explained_by_gradcam(family, tmp_path):
+    pipe = pipeline("saliency", model=save_classifier(family, tmp_path))
+    assert isinstance(pipe, SaliencyPipeline)
+    image = picture()
+    result = pipe(image)
+    check(result, image.size)
+    assert result[0]["saliency_map"].max() > 0.5
+    named = pipe(image, method="gradcam")
+    np.testing.assert_array_equal(result[0]["saliency_map"], named[0]["saliency_map"])
+
+
+def test_trained_head_loads_with_its_classifier(head_pipe, head_dir):
+    image = picture()
+    result = head_pipe(image, target="French horn")
+    check(result, image.size)
+    head = LCamForSaliency.from_pretrained(head_dir)
+    pixel_values = head.backbone.image_processor(images=image, return_tensors="pt")["pixel_values"]
+    with torch.no_grad():
+        logits = head(pixel_values, target="French horn").logits
+    assert result[0]["score"] == pytest.approx(float(logits.softmax(-1)[0, LABELS.index("French horn")]), rel=1e-5)
+    training_free = head_pipe(image, target="French horn", method="gradcam")
+    assert not np.array_equal(training_free[0]["saliency_map"], result[0]["saliency_map"])
+
+
+def test_head_without_its_own_processor_uses_the_classifiers(head_dir, tmp_path):
+    for name in ("config.json", "model.safetensors"):
+        (tmp_path / name).write_bytes((pathlib.Path(head_dir) / name).read_bytes())
+    check(pipeline("saliency", model=str(tmp_path))(picture()), picture().size)
+
+
+def test_instances_and_dtype(classifier_dir, head_dir):
+    head = LCamForSaliency.from_pretrained(head_dir)
+    check(pipeline("saliency", model=head)(picture()), picture().size)
+    half = pipeline("saliency", model=head_dir, dtype=torch.bfloat16)
+    assert half.model.dtype == half.classifier.dtype == torch.bfloat16
+    check(half(picture()), picture().size)
+
+
+def test_classifier_without_a_processor_is_one_sentence(tmp_path):
+    tiny_model("resnet").save_pretrained(tmp_path)
+    with pytest.raises(ValueError, match=r"has no image processor beside it .*pass pipeline\(\.\.\., image_processor="):
+        pipeline("saliency", model=str(tmp_path))
+
+
+# -------------------------------------------------------------------------------------------------------------- images
+
+
+def as_array(image):
+    return np.asarray(image)
+
+
+SAME_PICTURE = {
+    "PIL": lambda image, path: image,
+    "path": lambda image, path: str(path),
+    "pathlib": lambda image, path: path,
+    "uint8 array": lambda image, path: as_array(image),
+    "float array": lambda image, path: as_array(image) / 255,
+    "channels first": lambda image, path: as_array(image).transpose(2, 0, 1),
+    "uint8 tensor": lambda image, path: torch.from_numpy(as_array(image).copy()),
+    "float tensor": lambda image, path: torch.from_numpy(as_array(image).copy()).permute(2, 0, 1) / 255,
+    "dictionary": lambda image, path: {"image": image},
+    "RGBA": lambda image, path: image.convert("RGBA"),
+}
+
+
+@pytest.mark.parametrize("kind", SAME_PICTURE)
+def test_one_picture_in_every_form_gives_one_map(pipe, kind, tmp_path):
+    image = picture()
+    path = tmp_path / "picture.png"
+    image.save(path)
+    expected = pipe(image)[0]["saliency_map"]
+    result = pipe(SAME_PICTURE[kind](image, path))
+    check(result, image.size)
+    np.testing.assert_allclose(result[0]["saliency_map"], expected, atol=1e-5)
+
+
+@pytest.mark.parametrize("mode", ["L", "LA", "RGBA", "CMYK", "P", "1", "I;16", "I", "F", "YCbCr", "HSV"])
+def test_every_mode(pipe, mode):
+    image = Image.fromarray(np.arange(50 * 70, dtype=np.uint16).reshape(50, 70)) if mode == "I;16" else None
+    image = image or picture(mode="L").convert(mode) if mode in ("I", "F") else image or picture(mode=mode)
+    check(pipe(image), (70, 50))
+
+
+@pytest.mark.parametrize("size", [(1, 1), (8000, 30), (30, 8000), (3, 50), (50, 3), (4, 1)])
+def test_extreme_sizes(pipe, size):
+    check(pipe(picture(*size)), size)
+
+
+def test_exif_rotation_is_applied(pipe):
+    upright = picture(60, 40)
+    exif = Image.Exif()
+    exif[0x0112] = 6  # stored turned a quarter to the left
+    file = io.BytesIO()
+    upright.transpose(Image.Transpose.ROTATE_90).save(file, "PNG", exif=exif)
+    turned = Image.open(io.BytesIO(file.getvalue()))
+    assert turned.size == (40, 60)
+    result = pipe(turned)
+    check(result, upright.size)
+    np.testing.assert_allclose(result[0]["saliency_map"], pipe(upright)[0]["saliency_map"], atol=1e-6)
+
+
+def test_sixteen_bit_grey_is_scaled_not_clipped(pipe):
+    grey = np.linspace(0, 255, 50 * 70).reshape(50, 70).astype(np.uint8)
+    wide = Image.fromarray(grey.astype(np.uint16) * 257)
+    expected = pipe(Image.fromarray(grey))[0]["saliency_map"]
+    np.testing.assert_allclose(pipe(wide)[0]["saliency_map"], expected, atol=1e-5)
+
+
+def test_url(pipe, hub):
+    image = picture()
+    file = io.BytesIO()
+    image.save(file, "PNG")
+    repo = hub.seed("user/pictures", {"picture.png": file.getvalue()}) if hasattr(hub, "seed") else None
+    if repo is None:
+        from huggingface_hub import HfApi
+
+        HfApi().create_repo("user/pictures")
+        HfApi().upload_file(path_or_fileobj=file.getvalue(), path_in_repo="picture.png", repo_id="user/pictures")
+    result = pipe(f"{hub.url}/user/pictures/resolve/main/picture.png", timeout=5)
+    np.testing.assert_allclose(result[0]["saliency_map"], pipe(image)[0]["saliency_map"], atol=1e-6)
+
+
+# --------------------------------------------------------------------------------------------------------- many images
+
+
+PICTURES = [picture(40 + 10 * i, 60 - 5 * i, seed=i) for i in range(5)]
+DATASET = datasets.Dataset.from_dict({"id": list(range(5)), "picture": PICTURES}).cast_column(
+    "picture", datasets.Image()
+)
+MANY = {
+    "list": lambda: PICTURES,
+    "tuple": lambda: tuple(PICTURES),
+    "generator": lambda: (image for image in PICTURES),
+    "column": lambda: DATASET["picture"],
+    "dataset": lambda: DATASET,
+    "stream": lambda: DATASET.to_iterable_dataset(),
+}
+
+
+@pytest.mark.parametrize("kind", MANY)
+@pytest.mark.parametrize("batch_size", [1, 2])
+def test_many_images_equal_single_ones(head_pipe, kind, batch_size):
+    results = list(head_pipe(MANY[kind](), batch_size=batch_size))
+    assert len(results) == len(PICTURES)
+    for image, result in zip(PICTURES, results):
+        check(result, image.size)
+        np.testing.assert_allclose(result[0]["saliency_map"], head_pipe(image)[0]["saliency_map"], atol=1e-5)
+
+
+def test_lists_come_back_as_lists_and_streams_lazily(pipe):
+    assert isinstance(pipe(PICTURES), list) and isinstance(pipe(DATASET["picture"]), list)
+    taken = []
+
+    def endless():
+        while True:
+            taken.append(1)
+            yield PICTURES[0]
+
+    results = iter(pipe(endless(), batch_size=2))
+    next(results)
+    assert len(taken) < 6
+
+
+@pytest.mark.parametrize("batch_size", [1, 3])
+@pytest.mark.parametrize("method", [None, "gradcam"])
+def test_targets_per_image_and_several(head_pipe, batch_size, method):
+    targets = ["tench", [1, "church"], 3]
+    results = head_pipe(PICTURES[:3], target=targets, batch_size=batch_size, method=method)
+    assert [[one["label"] for one in result] for result in results] == [
+        [LABELS[0]],
+        [LABELS[1], LABELS[4]],
+        [LABELS[3]],
+    ]
+    for image, target, result in zip(PICTURES, targets, results):
+        alone = head_pipe(image, target=target, method=method)
+        for one, other in zip(result, alone, strict=True):
+            np.testing.assert_allclose(one["saliency_map"], other["saliency_map"], atol=1e-5)
+            assert one["score"] == pytest.approx(other["score"], rel=1e-4)
+
+
+def test_targets_in_a_stream(head_pipe):
+    inputs = ({"image": image, "target": index} for index, image in enumerate(PICTURES[:3]))
+    assert [result[0]["label"] for result in head_pipe(inputs)] == list(LABELS[:3])
+
+
+@pytest.mark.parametrize("method", [None, "gradcam"])
+def test_top_k_is_the_classifiers_order(head_pipe, method):
+    result = head_pipe(PICTURES[0], top_k=3, method=method)
+    check(result, PICTURES[0].size, count=3)
+    scores = [one["score"] for one in result]
+    assert scores == sorted(scores, reverse=True) and len({one["label"] for one in result}) == 3
+    assert len(head_pipe(PICTURES[0], top_k=99, method=method)) == len(LABELS)
+    assert len(head_pipe(PICTURES[0], top_k=3, target=1, method=method)) == 1
+
+
+# ------------------------------------------------------------------------------------------------------------ geometry
+
+
+@pytest.mark.parametrize("family", ["resnet", "vit", "deit-teacher", "convnext"])
+def test_the_map_lies_where_the_classifier_looked(family, tmp_path, monkeypatch):
+    """A method that reports the brightness of what it saw must give back the picture, crop undone."""
+    from hf_explain.outputs import SaliencyOutput
+
+    def brightness(classifier, pixel_values, target=None):
+        mean, std = (torch.tensor(v)[:, None, None] for v in (classifier.image_mean, classifier.image_std))
+        grey = (pixel_values * std + mean).mean(1).clamp(0, 1)
+        logits = classifier(pixel_values)
+        return SaliencyOutput(saliency=grey, logits=logits, target=logits.argmax(-1))
+
+    monkeypatch.setitem(METHODS, "brightness", brightness)
+    pipe = pipeline("saliency", model=save_classifier(family, tmp_path))
+    height, width = 97, 150
+    ramp = np.linspace(0, 1, width)[None] * np.ones((height, 1))
+    image = Image.fromarray((ramp * 255).round().astype(np.uint8)).convert("RGB")
+    found = pipe(image, method="brightness")[0]["saliency_map"]
+    seen = found > 0.02
+    columns = np.where(seen)[1]
+    error = np.abs(found - ramp)[seen] * (width - 1)
+    assert error.mean() < 1.0
+    if family == "vit":
+        assert columns.max() - columns.min() > 0.95 * width  # warped: everything was seen
+    else:
+        assert 0 == found[:, 0].max() == found[:, -1].max()  # cropped: the edges were not
+
+
+# -------------------------------------------------------------------------------------------------------------- errors
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"target": "tensh"}, "`target` 'tensh' is no label of this classifier; the nearest are 'tench, Tinca tinca'"),
+        ({"target": 5}, "`target` 5 is out of range: the classifier has 5 classes, 0 to 4."),
+        ({"target": []}, "`target` is an empty list"),
+        ({"target": 1.5}, "`target` must be a class index"),
+        ({"top_k": 0}, "`top_k` must be a whole number of at least 1, got 0."),
+        ({"method": "gradcams"}, "`method` 'gradcams' does not exist; the methods are gradcam"),
+        ({"layer": "stage9"}, "`layer` 'stage9' does not exist; the layers are stem, stage1, stage2, stage3, stage4"),
+        ({"opacity": 1}, "'gradcam' has no option 'opacity'; its options are layer."),
+        ({"on_error": "skip"}, "`on_error` must be 'raise' or 'return', got 'skip'."),
+    ],
+)
+def test_bad_options(pipe, options, message):
+    with pytest.raises((ValueError, TypeError), match=re.escape(message)):
+        pipe(PICTURES[0], **options)
+
+
+def test_head_options_are_checked_too(head_pipe):
+    with pytest.raises(ValueError, match="'LCamForSaliency' has no option 'layer'; its options are none."):
+        head_pipe(PICTURES[0], layer="stage1")
+
+
+def test_target_list_must_fit_the_images(pipe):
+    with pytest.raises(ValueError, match="`target` has 2 entries for 3 images"):
+        pipe(PICTURES[:3], target=[0, 1])
+
+
+@pytest.mark.parametrize("value", [np.zeros((0, 5, 3), np.uint8), np.zeros((5, 5, 7), np.uint8), np.zeros(5)])
+def test_bad_arrays(pipe, value):
+    with pytest.raises(ValueError, match="An image array must have shape"):
+        pipe(value)
+
+
+def test_normalised_arrays_are_refused(pipe):
+    with pytest.raises(ValueError, match=r"A floating image array must lie in \[0, 1\], got \[-1, 1\]"):
+        pipe(np.stack([np.full((5, 5), v) for v in (-1.0, 0.0, 1.0)], axis=-1))
+
+
+@pytest.mark.parametrize("batch_size", [1, 3])
+def test_corrupt_files_are_named_and_the_others_come_back_if_asked(pipe, tmp_path, batch_size):
+    good, bad = tmp_path / "good.png", tmp_path / "bad.png"
+    PICTURES[0].save(good)
+    bad.write_bytes(good.read_bytes()[:100])
+    with pytest.raises(ValueError, match=re.escape(f"The image {str(bad)!r} cannot be read: ")):
+        pipe([str(good), str(bad)], batch_size=batch_size)
+    with pytest.raises(FileNotFoundError, match="none.png' does not exist"):
+        pipe(str(tmp_path / "none.png"))
+    results = pipe([str(good), str(bad), str(good)], batch_size=batch_size, on_error="return")
+    check(results[0], PICTURES[0].size)
+    check(results[2], PICTURES[0].size)
+    assert list(results[1][0]) == ["error"] and str(bad) in results[1][0]["error"]
+
+
+def test_pixel_limit(pipe, monkeypatch):
+    monkeypatch.setattr("hf_explain.images.MAX_PIXELS", 100)
+    with pytest.raises(ValueError, match="has 70x50 pixels, more than the limit of 100"):
+        pipe(picture())
+
+
+def test_not_an_image(pipe):
+    with pytest.raises(TypeError, match="must be an image or many images, got int"):
+        pipe(3)
+    with pytest.raises(ValueError, match="needs the key 'image'"):
+        pipe({"picture": picture()})
