@@ -10,6 +10,7 @@ from __future__ import annotations
 import hashlib
 import io
 import json
+import math
 import os
 import re
 import shutil
@@ -24,6 +25,7 @@ from safetensors import SafetensorError
 _CHECKPOINT = re.compile(r"^checkpoint-(\d+)$")
 STATE_FILE = "training_state.pt"
 INFO_FILE = "trainer_state.json"
+LOG_FILE = "train_log.jsonl"
 
 
 def write_atomically(path: Path, content: bytes) -> None:
@@ -216,3 +218,49 @@ def load_checkpoint(path: Path) -> tuple[dict[str, Any], dict[str, Any]]:
         ]
         advice = f"delete it to resume from {older[-1].name}" if older else "delete it and start anew"
         raise OSError(f"checkpoint {str(path)!r} is unreadable ({reason}): {advice}.") from error
+
+
+def prepare_output_dir(output_dir: Path, resume_from: str | None = None, overwrite: bool = False) -> Path | None:
+    r"""
+    Make a directory ready for a run: writable, without leftovers, its log ending where the run begins.
+
+    Args:
+        output_dir (`Path`): Directory of the run; created if need be.
+        resume_from (`str`, *optional*): A checkpoint directory, or `"last"` for the newest in `output_dir` if any.
+        overwrite (`bool`, *optional*, defaults to `False`): Delete the checkpoints of an earlier run.
+
+    Returns:
+        `Path | None`: The checkpoint to resume from.
+
+    Raises:
+        FileExistsError: If there are checkpoints and neither resuming nor overwriting was asked for.
+        OSError: If the directory is not writable or the checkpoint unreadable.
+    """
+    check_writable(output_dir)
+    remove_leftovers(output_dir)
+    checkpoints = list_checkpoints(output_dir)
+    resume = None
+    if resume_from is None:
+        if checkpoints and not overwrite:
+            raise FileExistsError(
+                f"output_dir {str(output_dir)!r} holds {checkpoints[-1].name} of an earlier run: continue it with "
+                "resume_from_checkpoint='last', or pass overwrite_output_dir=True to delete it."
+            )
+        for checkpoint in checkpoints:
+            remove_checkpoint(checkpoint)
+    elif resume_from != "last":
+        resume = Path(resume_from)
+    elif checkpoints:
+        resume = checkpoints[-1]
+    # Lines after the checkpoint belong to steps that are done again.
+    log, step = output_dir / LOG_FILE, 0 if resume is None else load_checkpoint(resume)[1]["step"]
+    lines = log.read_text().splitlines() if log.exists() else []
+    write_atomically(log, "".join(line + "\n" for line in lines if _logged_step(line) <= step).encode())
+    return resume
+
+
+def _logged_step(line: str) -> float:
+    try:
+        return json.loads(line)["step"]
+    except ValueError:
+        return math.inf  # the line a killed process was writing

@@ -57,7 +57,8 @@ def load_image_dataset(
         ValueError: If the split does not exist.
     """
     import datasets
-    from datasets.exceptions import DatasetNotFoundError
+    from datasets.data_files import EmptyDatasetError
+    from datasets.exceptions import DataFilesNotFoundError, DatasetGenerationError, DatasetNotFoundError
 
     source = os.fspath(source)
     path = Path(source).expanduser()
@@ -90,9 +91,9 @@ def load_image_dataset(
             + (f" at revision {revision!r}" if revision else "")
             + ": check the spelling, and set HF_TOKEN if it is private."
         ) from error
-    except datasets.exceptions.DatasetGenerationError as error:
+    except DatasetGenerationError as error:
         raise ValueError(f"dataset {source!r} could not be read: {error.__cause__ or error}") from error
-    except datasets.exceptions.DataFilesNotFoundError as error:
+    except (DataFilesNotFoundError, EmptyDatasetError) as error:
         raise ValueError(f"dataset {source!r} is empty: it holds no image and no parquet file.") from error
     except ValueError as error:
         # `datasets` says 'Unknown split "x". Should be one of [...]' or 'Bad split: x. Available splits: [...]'.

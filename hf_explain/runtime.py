@@ -5,9 +5,11 @@ What a run stands on: processes, precision, deterministic kernels, seeds, versio
 from __future__ import annotations
 
 import contextlib
+import math
 import os
 import platform
 from importlib import metadata
+from typing import Any
 
 import numpy as np
 import torch
@@ -55,16 +57,13 @@ def derive_seed(*parts: int) -> int:
 
 
 def package_versions() -> dict[str, str]:
-    packages = ("torch", "transformers", "datasets", "accelerate", "numpy", "pillow")
-    found = {name: metadata.version(name) for name in packages}
-    try:
-        found["hf_explain"] = metadata.version("hf_explain")
-    except metadata.PackageNotFoundError:
-        pass  # run from a checkout
-    return {"python": platform.python_version(), **found}
+    """Versions of Python and of the installed packages a result depends on."""
+    names = ("hf_explain", "torch", "transformers", "datasets", "accelerate", "numpy", "pillow")
+    installed = {found.name.lower().replace("-", "_") for found in metadata.distributions() if found.name}
+    return {"python": platform.python_version(), **{n: metadata.version(n) for n in names if n in installed}}
 
 
-def describe_machine(accelerator: Accelerator) -> dict[str, object]:
+def describe_machine(accelerator: Accelerator) -> dict[str, Any]:
     """Where a run took place, without names of users, hosts or directories."""
     on_gpu = accelerator.device.type == "cuda"
     return {
@@ -73,4 +72,17 @@ def describe_machine(accelerator: Accelerator) -> dict[str, object]:
         "device": torch.cuda.get_device_name() if on_gpu else accelerator.device.type,
         "num_processes": accelerator.num_processes,
         "mixed_precision": str(accelerator.mixed_precision),
+    }
+
+
+def summarize_losses(lines: list[dict[str, Any]]) -> dict[str, Any]:
+    """The lines of a training log as a record keeps them: last values, validation, at most 200 points of training."""
+    training = [line for line in lines if "loss" in line]
+    validation = [line for line in lines if "eval_loss" in line]
+    stride = max(1, math.ceil(len(training) / 200))
+    return {
+        "final_loss": training[-1]["loss"] if training else None,
+        "final_eval_loss": validation[-1]["eval_loss"] if validation else None,
+        "losses": [[line["step"], line["loss"]] for line in training[::stride]],
+        "eval_losses": [[line["step"], line["eval_loss"]] for line in validation],
     }

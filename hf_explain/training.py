@@ -24,6 +24,7 @@ from typing import Any
 import torch
 from accelerate.utils import broadcast_object_list, gather_object
 from tqdm.auto import tqdm
+from transformers.utils import logging as transformers_logging
 
 from hf_explain.batching import (
     ImageBatches,
@@ -34,13 +35,10 @@ from hf_explain.batching import (
     prepare_stream,
 )
 from hf_explain.checkpointing import (
-    check_writable,
-    list_checkpoints,
+    LOG_FILE,
     load_checkpoint,
-    remove_checkpoint,
-    remove_leftovers,
+    prepare_output_dir,
     save_checkpoint,
-    write_atomically,
     write_directory,
 )
 from hf_explain.data import (
@@ -56,16 +54,17 @@ from hf_explain.runtime import (
     deterministic_kernels,
     make_accelerator,
     package_versions,
+    summarize_losses,
 )
 from hf_explain.training_arguments import (
     PATH_FIELDS,
     ExplainerTrainingArguments,
+    check_same_path,
     learning_rate_at,
     make_optimizer,
 )
 
 
-LOG_FILE = "train_log.jsonl"
 RECORD_FILE = "training_record.json"
 
 
@@ -128,7 +127,9 @@ class _Run:
         self.last_checkpoint: Path | None = None
         self._sums: dict[str, Any] = {}
         self._sum_count = 0
-        resume_path = self._on_main(self._prepare_output_dir)
+        resume_path = self._on_main(
+            lambda: prepare_output_dir(self.output_dir, args.resume_from_checkpoint, args.overwrite_output_dir)
+        )
 
         need_label = args.target == "label"
         image_column, label_column = resolve_columns(train_dataset, args.image_column, args.label_column, need_label)
@@ -142,7 +143,7 @@ class _Run:
 
         state, info = (None, {}) if resume_path is None else load_checkpoint(resume_path)
         if state is not None:
-            self._check_same_path(resume_path, info)
+            check_same_path(resume_path, info, self._path(), self.total_steps)
             self.steps_done, self.elapsed, self.last_checkpoint = info["step"], info["elapsed"], resume_path
         mine = state["processes"][accelerator.process_index] if state is not None else {}
 
@@ -219,31 +220,6 @@ class _Run:
             raise outcome[1]
         return outcome[0]
 
-    def _prepare_output_dir(self) -> Path | None:
-        args = self.args
-        check_writable(self.output_dir)
-        remove_leftovers(self.output_dir)
-        checkpoints = list_checkpoints(self.output_dir)
-        if args.resume_from_checkpoint is None:
-            if checkpoints and not args.overwrite_output_dir:
-                raise FileExistsError(
-                    f"output_dir {args.output_dir!r} holds {checkpoints[-1].name} of an earlier run: continue it with "
-                    "resume_from_checkpoint='last', or pass overwrite_output_dir=True to delete it."
-                )
-            for checkpoint in checkpoints:
-                remove_checkpoint(checkpoint)
-            resume = None
-        elif args.resume_from_checkpoint == "last":
-            resume = checkpoints[-1] if checkpoints else None
-        else:
-            resume = Path(args.resume_from_checkpoint)
-        # The log continues where the checkpoint was written: later lines belong to steps that are done again.
-        log, step = self.output_dir / LOG_FILE, 0 if resume is None else load_checkpoint(resume)[1]["step"]
-        lines = log.read_text().splitlines() if log.exists() else []
-        kept = [line for line in lines if _logged_step(line) <= step] if step else []
-        write_atomically(log, "".join(line + "\n" for line in kept).encode())
-        return resume
-
     def _plan(self) -> None:
         args, accelerator = self.args, self.accelerator
         self.global_batch_size = (
@@ -270,20 +246,6 @@ class _Run:
         if self.args.lr_scheduler in ("onecycle", "cosine"):
             values["total_steps"] = self.total_steps
         return values
-
-    def _check_same_path(self, path: Path, info: dict[str, Any]) -> None:
-        for name, now in self._path().items():
-            saved = info["path"].get(name)
-            if saved != now:
-                raise ValueError(
-                    f"checkpoint {str(path)!r} was written with {name} {saved!r}, this run has {now!r}: resume with "
-                    f"{name} {saved!r}, or start anew in another output_dir."
-                )
-        if info["step"] > self.total_steps:
-            raise ValueError(
-                f"checkpoint {str(path)!r} is at step {info['step']}, past the {self.total_steps} steps asked for: "
-                "raise max_steps or num_train_epochs."
-            )
 
     def _make_loader(self, batches: ImageBatches, sampler: Any) -> torch.utils.data.DataLoader:
         return torch.utils.data.DataLoader(
@@ -483,8 +445,15 @@ class _Run:
         self.log_time += seconds
 
     def _save_model(self, directory: Path) -> None:
-        self.model.save_pretrained(directory)
-        self.image_processor.save_pretrained(directory)
+        # `save_pretrained` draws a progress bar of its own, through ours, for a file of kilobytes.
+        drawn = transformers_logging.is_progress_bar_enabled()
+        transformers_logging.disable_progress_bar()
+        try:
+            self.model.save_pretrained(directory)
+            self.image_processor.save_pretrained(directory)
+        finally:
+            if drawn:
+                transformers_logging.enable_progress_bar()
 
     def _save_checkpoint(self) -> None:
         args, accelerator = self.args, self.accelerator
@@ -542,13 +511,9 @@ class _Run:
         return self._on_main(save)
 
     def _record(self, lines: list[dict[str, Any]]) -> dict[str, Any]:
-        accelerator = self.accelerator
         settings = dataclasses.asdict(self.args)
         for private in ("output_dir", "resume_from_checkpoint", "overwrite_output_dir"):
             settings.pop(private)
-        training = [line for line in lines if "loss" in line]
-        validation = [line for line in lines if "eval_loss" in line]
-        stride = max(1, math.ceil(len(training) / 200))
         return {
             **self.description,
             "model": type(self.model).__name__,
@@ -562,11 +527,8 @@ class _Run:
             "trainable_parameters": sum(p.numel() for p in self.model.parameters() if p.requires_grad),
             "seconds": round(self.elapsed, 2),
             "seconds_waiting_for_data": round(self.data_wait, 2),
-            "final_loss": training[-1]["loss"] if training else None,
-            "final_eval_loss": validation[-1]["eval_loss"] if validation else None,
-            "losses": [[line["step"], line["loss"]] for line in training[::stride]],
-            "eval_losses": [[line["step"], line["eval_loss"]] for line in validation],
-            "machine": describe_machine(accelerator),
+            **summarize_losses(lines),
+            "machine": describe_machine(self.accelerator),
             "versions": package_versions(),
         }
 
@@ -586,13 +548,6 @@ def _as_is(batch: Any) -> Any:
 
 def _is_plain(value: Any) -> bool:
     return isinstance(value, (bool, int, float, str))
-
-
-def _logged_step(line: str) -> float:
-    try:
-        return json.loads(line)["step"]
-    except (ValueError, KeyError, TypeError):
-        return math.inf  # the line a killed process was writing
 
 
 def _feature(dataset: Any, column: str | None) -> Any:

@@ -10,6 +10,7 @@ import math
 import os
 import typing
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -162,6 +163,33 @@ PATH_FIELDS = (
     "seed",
     "shuffle_buffer_size",
 )
+
+
+def check_same_path(checkpoint: Path, info: dict[str, Any], now: dict[str, Any], total_steps: int) -> None:
+    r"""
+    Refuse a checkpoint from which a run with these settings could not have come.
+
+    Args:
+        checkpoint (`Path`): Named in the error.
+        info (`dict[str, Any]`): What the checkpoint says of itself: `path` and `step`.
+        now (`dict[str, Any]`): The `path` of this run.
+        total_steps (`int`): Optimiser steps of this run.
+
+    Raises:
+        ValueError: Naming the first setting that differs, with both values.
+    """
+    for name, value in now.items():
+        saved = info["path"].get(name)
+        if saved != value:
+            raise ValueError(
+                f"checkpoint {str(checkpoint)!r} was written with {name} {saved!r}, this run has {value!r}: resume "
+                f"with {name} {saved!r}, or start anew in another output_dir."
+            )
+    if info["step"] > total_steps:
+        raise ValueError(
+            f"checkpoint {str(checkpoint)!r} is at step {info['step']}, past the {total_steps} steps asked for: raise "
+            "max_steps or num_train_epochs."
+        )
 
 
 def learning_rate_at(args: ExplainerTrainingArguments, step: int, total: int, per_epoch: int | None) -> tuple:

@@ -1,6 +1,10 @@
 """A head small enough to train in milliseconds, and pictures to train it on."""
 
+import copy
+import functools
 import io
+import json
+import tempfile
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -10,6 +14,7 @@ import torch
 from PIL import Image
 from safetensors.torch import save_file
 from torch import nn
+from transformers.models.auto.image_processing_auto import AutoImageProcessor
 from transformers.utils import ModelOutput
 
 
@@ -82,3 +87,17 @@ def parquet_shards(directory: Path, count: int = 30, shards: int = 4) -> Path:
         part = dataset.shard(shards, shard, contiguous=True)
         part.to_parquet(str(directory / "data" / f"train-{shard:05d}-of-{shards:05d}.parquet"))
     return directory
+
+
+@functools.cache
+def _processor(size: int):
+    config = {"image_processor_type": "ViTImageProcessor", "do_resize": True, "size": {"height": size, "width": size},
+              "do_rescale": True, "do_normalize": True, "image_mean": [0.5] * 3, "image_std": [0.5] * 3}  # fmt: skip
+    with tempfile.TemporaryDirectory() as directory:
+        (Path(directory) / "preprocessor_config.json").write_text(json.dumps(config))
+        return AutoImageProcessor.from_pretrained(directory)
+
+
+def processor(size: int = 16):
+    """A ViT's image processor: warps to a square, mean and standard deviation 0.5."""
+    return copy.deepcopy(_processor(size))
