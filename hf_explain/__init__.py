@@ -10,6 +10,7 @@ from transformers.pipelines import PIPELINE_REGISTRY
 from hf_explain import metrics
 from hf_explain.backbones import FrozenClassifier
 from hf_explain.heads.lcam import LCamConfig, LCamForSaliency
+from hf_explain.heads.ttame import TTameConfig, TTameForSaliency
 from hf_explain.mapping import EXPLAINERS, METHODS, AutoModelForSaliency
 from hf_explain.outputs import SaliencyOutput
 from hf_explain.pipeline import SaliencyPipeline
@@ -34,5 +35,7 @@ __all__ = [
     "LCamForSaliency",
     "SaliencyOutput",
     "SaliencyPipeline",
+    "TTameConfig",
+    "TTameForSaliency",
     "metrics",
 ]

@@ -8,18 +8,58 @@ from transformers.models.auto.auto_factory import _BaseAutoModelClass, _LazyAuto
 from transformers.models.auto.configuration_auto import CONFIG_MAPPING_NAMES
 
 from hf_explain.heads.lcam import LCamConfig, LCamForSaliency
-from hf_explain.methods.cam import gradcam
+from hf_explain.heads.ttame import TTameConfig, TTameForSaliency
+from hf_explain.methods.attention import (
+    attention_guided_cam,
+    partial_lrp,
+    raw_attention,
+    rollout,
+    transformer_attribution,
+)
+from hf_explain.methods.cam import (
+    ablationcam,
+    eigencam,
+    gradcam,
+    gradcam_plus_plus,
+    hirescam,
+    layercam,
+    xgradcam,
+)
 from hf_explain.methods.controls import centre, random
+from hf_explain.methods.fgvis import fgvis
+from hf_explain.methods.gradients import input_x_gradient, integrated_gradients, smoothgrad
+from hf_explain.methods.sampling import kernel_shap, lime, occlusion, rise, scorecam
 
 
 # model_type -> (configuration, model)
 EXPLAINERS = {
     "lcam": (LCamConfig, LCamForSaliency),
+    "ttame": (TTameConfig, TTameForSaliency),
 }
 
 # name -> function(classifier, pixel_values, target=None, **options) -> SaliencyOutput
 METHODS = {
     "gradcam": gradcam,
+    "gradcam++": gradcam_plus_plus,
+    "xgradcam": xgradcam,
+    "layercam": layercam,
+    "hirescam": hirescam,
+    "eigencam": eigencam,
+    "ablationcam": ablationcam,
+    "scorecam": scorecam,
+    "rise": rise,
+    "occlusion": occlusion,
+    "raw_attention": raw_attention,
+    "rollout": rollout,
+    "transformer_attribution": transformer_attribution,
+    "partial_lrp": partial_lrp,
+    "attention_guided_cam": attention_guided_cam,
+    "input_x_gradient": input_x_gradient,
+    "integrated_gradients": integrated_gradients,
+    "smoothgrad": smoothgrad,
+    "fgvis": fgvis,
+    "lime": lime,
+    "kernel_shap": kernel_shap,
     "random": random,
     "centre": centre,
 }
