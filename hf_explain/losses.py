@@ -79,3 +79,64 @@ def cross_entropy(logits: torch.Tensor, target: torch.Tensor) -> torch.Tensor:
         `torch.FloatTensor` of shape `()`.
     """
     return F.cross_entropy(logits.float(), target)
+
+
+def coverage_penalty(confidence: torch.Tensor, alpha: float = 4.0) -> torch.Tensor:
+    """
+    SCAN's ω: how far each map's mean is from `1 / (1 + alpha)`, in units of the variance a mean of that size can have.
+
+    Source: SCAN (2026).
+
+    Args:
+        confidence (`torch.FloatTensor` of shape `(batch_size, height, width)`): In [0, 1].
+        alpha (`float`, *optional*, defaults to 4.0): As in [`confident_reconstruction_loss`].
+
+    Returns:
+        `torch.FloatTensor` of shape `(batch_size,)`, at least 0.
+    """
+    mean = confidence.mean(dim=(-2, -1))
+    # a map that is 0 or 1 everywhere is a huge penalty, not a division by zero
+    return (mean - 1 / (1 + alpha)).square() / (mean * (1 - mean)).clamp(min=1e-6)
+
+
+def confidence_loss(
+    reconstruction: torch.Tensor, image: torch.Tensor, confidence: torch.Tensor, alpha: float = 4.0, lam: float = 0.1
+) -> torch.Tensor:
+    """
+    SCAN's first loss, `(1 + ω) * (MSE + lam) - lam` of each image: reconstruct, with confidence of the right size.
+
+    Source: SCAN (2026).
+
+    Args:
+        reconstruction (`torch.FloatTensor` of shape `(batch_size, channels, height, width)`): The decoder's image.
+        image (`torch.FloatTensor` of the same shape): The image to reconstruct, in [-1, 1].
+        confidence (`torch.FloatTensor` of shape `(batch_size, height, width)`): In [0, 1].
+        alpha (`float`, *optional*, defaults to 4.0): Sets the mean confidence wanted, `1 / (1 + alpha)`.
+        lam (`float`, *optional*, defaults to 0.1): Keeps ω's weight above 0 where the reconstruction is perfect.
+
+    Returns:
+        `torch.FloatTensor` of shape `(batch_size,)`.
+    """
+    error = (reconstruction - image).square().mean(dim=(1, 2, 3))
+    return (1 + coverage_penalty(confidence, alpha)) * (error + lam) - lam
+
+
+def confident_reconstruction_loss(
+    reconstruction: torch.Tensor, image: torch.Tensor, confidence: torch.Tensor, alpha: float = 4.0
+) -> torch.Tensor:
+    """
+    SCAN's second loss, `mean(alpha * C * e² + (1 - C) * e²)` of each image: confidence costs where the error is high.
+
+    Source: SCAN (2026), the paper and the released PyTorch code.
+
+    Args:
+        reconstruction (`torch.FloatTensor` of shape `(batch_size, channels, height, width)`): The decoder's image.
+        image (`torch.FloatTensor` of the same shape): The image to reconstruct, in [-1, 1].
+        confidence (`torch.FloatTensor` of shape `(batch_size, height, width)`): C, in [0, 1].
+        alpha (`float`, *optional*, defaults to 4.0): How much more an error costs where the decoder is confident.
+
+    Returns:
+        `torch.FloatTensor` of shape `(batch_size,)`.
+    """
+    weight = 1 + (alpha - 1) * confidence
+    return (weight[:, None] * (reconstruction - image).square()).mean(dim=(1, 2, 3))

@@ -1,0 +1,96 @@
+from hf_explain.modeling_explainer import ExplainerConfig
+
+
+class ScanConfig(ExplainerConfig):
+    """
+    Configuration of a SCAN head: a decoder that reconstructs the image from the features the class depends on, and
+    says where it is confident.
+
+    Source: SCAN (2026). Where the paper and its released code differ, a field chooses.
+
+    Args:
+        feature_layers (`list[str]`, *optional*): The one tapped layer. By default the last stage of ConvNeXt and
+            ResNet, and the block in the middle of ViT and DeiT (the 6th of 12).
+        alpha (`float`, *optional*, defaults to 4.0): How much more an error costs where the decoder is confident; the
+            mean confidence wanted is `1 / (1 + alpha)`.
+        lam (`float`, *optional*, defaults to 0.1): λ of the confidence loss.
+        gradient_mask (`bool`, *optional*, defaults to `True`): Keep only the features whose gradient of the class
+            score is in the top percentiles; off is an ablation, whose map is of no class in particular.
+        percentile (`float`, *optional*, defaults to 95.0): P at inference, in [0, 100]: features below this percentile
+            of the image's positive gradients are set to 0.
+        percentile_range (`list[float]`, *optional*, defaults to `(70.0, 100.0)`): P is drawn uniformly from it for
+            every image in training, from PyTorch's global CPU generator.
+        blur (`str`, *optional*, defaults to `"paper"`): The Gaussian blur of the image to reconstruct, for an image
+            `r` times the grid's size: `"paper"` σ = r / 2, `"released"` σ = r, or `"none"`, an ablation.
+        activation (`str`, *optional*, defaults to `"sine"`): What makes the confidence of the decoder's channel:
+            `"sine"` or, as an ablation, `"sigmoid"`.
+        confidence_channel (`str`, *optional*, defaults to `"last"`): Which of the decoder's channels it is: `"last"`
+            (paper) or `"first"` (released code).
+        decoder (`str`, *optional*): `"cnn"` or `"transformer"`; by default what the classifier is.
+        decoder_width (`int`, *optional*): Channels at full resolution, which the widths of all levels follow: 64 for
+            `"cnn"` (64, 128, 192, 256, 384, 512, ... towards the grid) and 32 for `"transformer"` (doubled per level).
+        decoder_widths (`list[int]`, *optional*): Channels of every level, from the grid to full resolution: `levels`
+            numbers for `"transformer"`, where each level starts with an upsampling, and `levels + 1` for `"cnn"`.
+        levels (`int`, *optional*): Doublings between the grid and the image; filled in from the classifier. Where the
+            ratio is no power of two, a last resize makes up the difference.
+        num_residual_modules (`int`, *optional*, defaults to 2): Residual modules per level.
+        num_attention_blocks (`int`, *optional*, defaults to 4): Blocks of the transformer decoder.
+        num_attention_heads (`int`, *optional*, defaults to 12): Heads of each block; the largest number up to this
+            that divides the classifier's hidden size is used.
+    """
+
+    model_type = "scan"
+
+    alpha: float = 4.0
+    lam: float = 0.1
+    gradient_mask: bool = True
+    percentile: float = 95.0
+    percentile_range: list[float] | tuple[float, ...] = (70.0, 100.0)
+    blur: str = "paper"
+    activation: str = "sine"
+    confidence_channel: str = "last"
+    decoder: str | None = None
+    decoder_width: int | None = None
+    decoder_widths: list[int] | tuple[int, ...] | None = None
+    levels: int | None = None
+    num_residual_modules: int = 2
+    num_attention_blocks: int = 4
+    num_attention_heads: int = 12
+
+    def validate_explainer(self) -> None:
+        super().validate_explainer()
+        for name, choices in (
+            ("blur", ("paper", "released", "none")),
+            ("activation", ("sine", "sigmoid")),
+            ("confidence_channel", ("last", "first")),
+            ("decoder", ("cnn", "transformer", None)),
+        ):
+            if getattr(self, name) not in choices:
+                known = " or ".join(repr(choice) for choice in choices if choice)
+                raise ValueError(f"`{name}` must be {known}, got {getattr(self, name)!r}.")
+        if not self.alpha > 0:
+            raise ValueError(f"`alpha` must be above 0, got {self.alpha}.")
+        if not self.lam >= 0:
+            raise ValueError(f"`lam` must be at least 0, got {self.lam}.")
+        if not 0 <= self.percentile <= 100:
+            raise ValueError(f"`percentile` must lie in [0, 100], got {self.percentile}.")
+        span = tuple(self.percentile_range)
+        if len(span) != 2 or not 0 <= span[0] <= span[1] <= 100:
+            raise ValueError(f"`percentile_range` must be (low, high) with 0 <= low <= high <= 100, got {span}.")
+        for name in ("decoder_width", "num_residual_modules", "num_attention_blocks", "num_attention_heads"):
+            least = 1 if name in ("decoder_width", "num_attention_heads") else 0
+            if getattr(self, name) is not None and getattr(self, name) < least:
+                raise ValueError(f"`{name}` must be at least {least}, got {getattr(self, name)}.")
+        if self.feature_layers is not None and len(self.feature_layers) != 1:
+            raise ValueError(f"SCAN taps one layer; `feature_layers` has {len(self.feature_layers)}.")
+        if self.decoder_widths is not None:
+            if min(self.decoder_widths, default=1) < 1:
+                raise ValueError(f"`decoder_widths` must be at least 1, got {list(self.decoder_widths)}.")
+            if self.levels is not None and self.decoder is not None:
+                needed = self.levels + (self.decoder == "cnn")
+                if len(self.decoder_widths) != needed:
+                    raise ValueError(
+                        f"`decoder_widths` has {len(self.decoder_widths)} numbers; the {self.decoder!r} decoder needs "
+                        f"{needed} to get from the grid of {list(self.feature_layers or ())} to the image in "
+                        f"{self.levels} doublings."
+                    )

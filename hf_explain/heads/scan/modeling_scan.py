@@ -1,0 +1,406 @@
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+import torch
+import torch.nn.functional as F
+
+from hf_explain.backbones import ClassifierFeatures, FrozenClassifier, LayerFeatures
+from hf_explain.heads.scan.configuration_scan import ScanConfig
+from hf_explain.heads.scan.decoders import CnnDecoder, TransformerDecoder, default_widths
+from hf_explain.losses import confidence_loss, confident_reconstruction_loss
+from hf_explain.maps import min_max, resize_maps
+from hf_explain.modeling_explainer import ExplainerPreTrainedModel
+from hf_explain.outputs import SaliencyOutput
+
+
+class ScanFeatures(ClassifierFeatures):
+    """
+    The tapped layer, the logits, and the graph between the two: several classes share one pass of the classifier.
+
+    Args:
+        scores (`torch.FloatTensor` of shape `(batch_size, num_labels)`): The logits, with their graph.
+        tap ([`LayerFeatures`]): The tapped layer; leaves of the graph.
+        layer_names (`tuple[str, ...]`): The classifier's layers.
+        image_size (`tuple[int, int]`): Height and width of the images, in pixels.
+    """
+
+    def __init__(self, scores: torch.Tensor, tap: LayerFeatures, layer_names, image_size: tuple[int, int]):
+        super().__init__(scores.detach(), {tap.layer: tap}, layer_names)
+        self.scores, self.tap, self.image_size = scores, tap, image_size
+
+
+class ScanForSaliency(ExplainerPreTrainedModel):
+    """
+    SCAN: of one layer's features, those that the class depends on most are kept, a decoder reconstructs the image from
+    them, and the map is where the decoder is confident.
+
+    The gradient of the class score reaches from the logits to the tap and no further: nothing upstream of the tap ever
+    gets a graph, and the pass that gives the logits is the one that is differentiated. Prefix tokens (CLS,
+    distillation) are masked by their gradients as the patches are, count towards the percentile, take part in the
+    transformer decoder's attention, and are dropped where its tokens become a grid.
+
+    An image none of whose features has a positive gradient keeps none.
+
+    In training BatchNorm uses the statistics of the batch one process sees: two processes with half the batch each do
+    not give quite what one process with the whole batch gives.
+
+    Example:
+
+    ```python
+    >>> head = ScanForSaliency.from_classifier("google/vit-base-patch16-224")
+    >>> output = head(pixel_values, target="tench", percentile=90)
+    >>> output.saliency, output.reconstruction
+    ```
+    """
+
+    config_class = ScanConfig
+
+    def __init__(self, config: ScanConfig):
+        super().__init__(config)
+        channels, outputs = config.feature_channels[0], len(config.image_mean) + 1
+        if config.decoder == "cnn":
+            self.decoder = CnnDecoder(channels, config.decoder_widths, outputs, config.num_residual_modules)
+        else:
+            self.decoder = TransformerDecoder(
+                channels,
+                config.decoder_widths,
+                outputs,
+                config.num_residual_modules,
+                config.num_attention_blocks,
+                config.num_attention_heads,
+            )
+        self.post_init()
+
+    @classmethod
+    def default_feature_layers(cls, classifier: FrozenClassifier, config: ScanConfig) -> list[str]:
+        if classifier.is_transformer:
+            return [classifier.layer_names[(len(classifier.layer_names) - 1) // 2]]
+        return [classifier.default_layer]
+
+    @classmethod
+    def complete_config(cls, classifier: FrozenClassifier, config: ScanConfig) -> None:
+        (layer,) = config.feature_layers[:1]
+        if classifier.is_transformer and layer == classifier.layer_names[-1] and config.gradient_mask:
+            raise ValueError(
+                f"`feature_layers` {layer!r} is the last layer of {type(classifier.model).__name__}, after which only "
+                "the prefix tokens reach the logits, so no patch has a gradient; tap an earlier layer."
+            )
+        if config.decoder is None:
+            config.decoder = "transformer" if classifier.is_transformer else "cnn"
+        image, grid = _probe_grid(classifier, layer)
+        ratio = math.sqrt(image[0] * image[1] / (grid[0] * grid[1]))
+        if min(grid) < 2 or ratio < 1:
+            raise ValueError(
+                f"`feature_layers` {layer!r} has a grid of {grid[0]}x{grid[1]} for an image of {image[0]}x{image[1]} "
+                "pixels, from which no decoder can reach the image; tap a layer whose grid has at least 2x2 positions "
+                "and is no finer than the image."
+            )
+        levels = round(math.log2(ratio))
+        if config.levels is not None and config.levels != levels:
+            raise ValueError(
+                f"`levels` is {config.levels}, but from the {grid[0]}x{grid[1]} grid of layer {layer!r} to an image of "
+                f"{image[0]}x{image[1]} pixels it takes {levels} doublings; leave `levels` out."
+            )
+        config.levels = levels
+        if config.decoder_widths is None:
+            config.decoder_widths = default_widths(config.decoder, levels, config.decoder_width)
+
+    # ------------------------------------------------------------------ forward
+
+    def forward_features(self, pixel_values: torch.Tensor) -> ScanFeatures:
+        """
+        The frozen classifier's pass: without a graph up to the tap, with one from there to the logits.
+
+        Args:
+            pixel_values (`torch.FloatTensor` of shape `(batch_size, num_channels, height, width)`): Normalised pixels.
+
+        Returns:
+            [`ScanFeatures`]; `logits` has no graph.
+        """
+        if self.backbone is None:
+            return super().forward_features(pixel_values)  # says how to get one
+        classifier = self.backbone
+        with torch.no_grad():
+            tap = classifier.forward_to_features(pixel_values, self.config.feature_layers[0])
+        with torch.inference_mode(False), torch.set_grad_enabled(self.config.gradient_mask):
+            prefix = tap.prefix_tokens
+            tap = tap.replace(
+                feature_map=_leaf(tap.feature_map), prefix_tokens=None if prefix is None else _leaf(prefix)
+            )
+            scores = classifier.forward_from_features(tap)
+        return ScanFeatures(scores, tap, classifier.layer_names, tuple(pixel_values.shape[-2:]))
+
+    def forward_head(
+        self, features: ScanFeatures, target=None, percentile: float | Sequence[float] | None = None
+    ) -> SaliencyOutput:
+        """
+        Maps of one class per image from features that were computed once.
+
+        Args:
+            features ([`ScanFeatures`]): From [`~ScanForSaliency.forward_features`].
+            target (*optional*): As for `forward`.
+            percentile (*optional*): As for `forward`.
+
+        Returns:
+            [`SaliencyOutput`] with `saliency`, `saliency_logits` (the confidence in [0, 1] before scaling),
+            `reconstruction`, `logits` and `target`.
+        """
+        target = self.backbone.resolve_target(target, len(features.logits), features.logits)
+        confidence, reconstruction = self.decode(features, target, percentile)
+        return _output(confidence, reconstruction, features, target)
+
+    def forward(
+        self,
+        pixel_values: torch.Tensor,
+        target=None,
+        return_loss: bool = False,
+        percentile: float | Sequence[float] | None = None,
+        **kwargs,
+    ) -> SaliencyOutput:
+        """
+        Explain a batch of images, or train on it.
+
+        Args:
+            pixel_values (`torch.FloatTensor` of shape `(batch_size, num_channels, height, width)`): Normalised pixels.
+            target (`int`, `str`, list of them or `torch.LongTensor` of shape `(batch_size,)`, *optional*): The class
+                to explain; the classifier's own top class when not given.
+            return_loss (`bool`, *optional*, defaults to `False`): Also compute `loss`.
+            percentile (`float` or one per image, *optional*): P of the gradient mask, in [0, 100]. When not given,
+                drawn from the config's `percentile_range` in train mode, and the config's `percentile` in eval mode.
+
+        Returns:
+            [`SaliencyOutput`].
+
+        Raises:
+            ValueError: If `percentile` is outside [0, 100], `target` names no class, or a gradient is not finite.
+        """
+        if return_loss and self.backbone is not None:
+            # a container's requires_grad goes straight to the parameters and so past the classifier's own
+            self.backbone.requires_grad_(False)
+        features = self.forward_features(pixel_values)
+        target = self.backbone.resolve_target(target, len(features.logits), features.logits)
+        if return_loss:
+            return self.compute_loss(pixel_values, features, target, percentile)
+        return _output(*self.decode(features, target, percentile, keep_graph=False), features, target)
+
+    def compute_loss(
+        self,
+        pixel_values: torch.Tensor,
+        features: ScanFeatures,
+        target: torch.Tensor,
+        percentile: float | Sequence[float] | None = None,
+    ) -> SaliencyOutput:
+        config = self.config
+        confidence, reconstruction = self.decode(features, target, percentile, keep_graph=False)
+        with torch.no_grad():
+            image = self.blurred_image(pixel_values, tuple(features.tap.feature_map.shape[-2:]))
+        maps, decoded = confidence.float(), reconstruction.float()
+        terms = {
+            "confidence": confidence_loss(decoded, image, maps, config.alpha, config.lam).mean(),
+            "reconstruction": confident_reconstruction_loss(decoded, image, maps, config.alpha).mean(),
+        }
+        output = _output(confidence, reconstruction, features, target)
+        output.loss = sum(terms.values())
+        output.loss_terms = {name: term.detach() for name, term in terms.items()}
+        return output
+
+    # ------------------------------------------------------------------ the parts
+
+    def decode(
+        self,
+        features: ScanFeatures,
+        target: torch.Tensor,
+        percentile: float | Sequence[float] | None = None,
+        keep_graph: bool = True,
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """
+        Mask the features by their gradients and decode them.
+
+        Args:
+            features, target, percentile, keep_graph: As for `masked_features`.
+
+        Returns:
+            `tuple`: the confidence, `(batch_size, height, width)` in [0, 1], and the reconstruction,
+            `(batch_size, channels, height, width)`, unbounded, both at the image's size.
+        """
+        tap = self.masked_features(features, target, percentile, keep_graph)
+        dtype = self.decoder.output.conv.weight.dtype
+        prefix = tap.prefix_tokens
+        decoded = self.decoder(tap.feature_map.to(dtype), None if prefix is None else prefix.to(dtype))
+        decoded = resize_maps(decoded, features.image_size)
+        if self.config.confidence_channel == "first":
+            raw, reconstruction = decoded[:, 0], decoded[:, 1:]
+        else:
+            raw, reconstruction = decoded[:, -1], decoded[:, :-1]
+        return confidence_of(raw, self.config.activation), reconstruction
+
+    def masked_features(
+        self,
+        features: ScanFeatures,
+        target: torch.Tensor,
+        percentile: float | Sequence[float] | None = None,
+        keep_graph: bool = True,
+    ) -> LayerFeatures:
+        """
+        The tapped features with those below the percentile of the image's positive gradients set to 0, without a
+        graph.
+
+        Args:
+            features ([`ScanFeatures`]): From [`~ScanForSaliency.forward_features`].
+            target (`torch.LongTensor` of shape `(batch_size,)`): The class whose score is differentiated.
+            percentile (*optional*): As for `forward`.
+            keep_graph (`bool`, *optional*, defaults to `True`): Whether another class of the same features will be
+                asked for; otherwise the tail's activations are freed before the decoder runs.
+
+        Raises:
+            ValueError: If `percentile` is outside [0, 100] or a gradient is not finite.
+        """
+        tap = features.tap
+        percentile = self._percentiles(percentile, len(target))
+        parts = [part for part in (tap.prefix_tokens, tap.feature_map) if part is not None]
+        if self.config.gradient_mask:
+            with torch.inference_mode(False), torch.enable_grad():
+                score = features.scores.gather(1, target[:, None].clone()).sum()
+                gradients = torch.autograd.grad(score, parts, retain_graph=keep_graph, allow_unused=True)
+            gradients = [torch.zeros_like(p) if g is None else g for p, g in zip(parts, gradients)]
+            gradient = torch.cat([g.flatten(1) for g in gradients], dim=1)
+            if not bool(torch.isfinite(gradient).all()):
+                raise ValueError(
+                    f"The gradient of the class score at layer {tap.layer!r} is not finite; run the classifier in "
+                    "float32 or bfloat16, and check `pixel_values` for NaN."
+                )
+            threshold = positive_percentile(gradient, percentile)
+            parts = [
+                part.detach() * (g >= threshold.view(-1, *[1] * (g.ndim - 1))) for part, g in zip(parts, gradients)
+            ]
+        else:
+            parts = [part.detach() for part in parts]
+        return tap.replace(feature_map=parts[-1], prefix_tokens=None if tap.prefix_tokens is None else parts[0])
+
+    def blurred_image(self, pixel_values: torch.Tensor, grid_size: tuple[int, int]) -> torch.Tensor:
+        """
+        What the decoder is to reconstruct: the image in [-1, 1], blurred as coarsely as the grid sees it.
+
+        Args:
+            pixel_values (`torch.FloatTensor` of shape `(batch_size, num_channels, height, width)`): Normalised pixels.
+            grid_size (`tuple[int, int]`): `(height, width)` of the tapped layer's grid.
+
+        Returns:
+            `torch.FloatTensor` of the shape of `pixel_values`, float32.
+
+        Raises:
+            ValueError: If the grid has a side of 1, for which the blur is wider than the image.
+        """
+        config = self.config
+        image = pixel_values.float()
+        mean, std = (image.new_tensor(values).view(1, -1, 1, 1) for values in (config.image_mean, config.image_std))
+        image = (image * std + mean) * 2 - 1
+        if config.blur == "none":
+            return image
+        if min(grid_size) < 2:
+            raise ValueError(
+                f"`pixel_values` of {tuple(pixel_values.shape[-2:])} pixels give a grid of {tuple(grid_size)} at layer "
+                f"{config.feature_layers[0]!r}; SCAN trains on images whose grid has at least 2x2 positions."
+            )
+        channels = image.shape[1]
+        for axis, (side, grid) in enumerate(zip(image.shape[-2:], grid_size)):
+            radius = side // grid
+            sigma = side / grid if config.blur == "released" else side / (2 * grid)
+            offsets = torch.arange(-radius, radius + 1, dtype=torch.float32, device=image.device)
+            kernel = torch.exp(-0.5 * (offsets / sigma) ** 2)
+            shape = (channels, 1, -1, 1) if axis == 0 else (channels, 1, 1, -1)
+            kernel = (kernel / kernel.sum()).expand(channels, -1).reshape(shape)
+            padding = (0, 0, radius, radius) if axis == 0 else (radius, radius, 0, 0)
+            image = F.conv2d(F.pad(image, padding, mode="reflect"), kernel, groups=channels)
+        return image
+
+    def _percentiles(self, percentile: float | Sequence[float] | None, batch_size: int) -> torch.Tensor:
+        if percentile is None and self.training:
+            low, high = self.config.percentile_range
+            # of the CPU's generator on every device: what a seed or a resumed run draws does not depend on it
+            return low + (high - low) * torch.rand(batch_size, dtype=torch.float64)
+        values = self.config.percentile if percentile is None else percentile
+        values = torch.as_tensor(values, dtype=torch.float64, device="cpu")
+        if values.shape not in ((), (batch_size,)):
+            raise ValueError(
+                f"`percentile` must be one number or one per image ({batch_size}), got shape {tuple(values.shape)}."
+            )
+        outside = ~((values >= 0) & (values <= 100))
+        if outside.any():
+            raise ValueError(f"`percentile` must lie in [0, 100], got {values[outside].flatten()[0].item():g}.")
+        return values.expand(batch_size)
+
+
+def positive_percentile(values: torch.Tensor, percentile: torch.Tensor) -> torch.Tensor:
+    """
+    A percentile of the positive entries of each row, interpolated linearly; infinity where a row has none.
+
+    Only the entries above the lowest percentile asked for are sorted.
+
+    Args:
+        values (`torch.Tensor` of shape `(batch_size, count)`): Any values; those not above 0 are left out.
+        percentile (`torch.DoubleTensor` of shape `(batch_size,)`): In [0, 100], one per row, on the CPU.
+
+    Returns:
+        `torch.Tensor` of shape `(batch_size,)`, float32.
+    """
+    values = values.float()
+    count = values.shape[1]
+    # as many as a row with positive entries only would need: an upper bound that asks the device nothing
+    needed = min(count, math.ceil((1 - float(percentile.min()) / 100) * (count - 1)) + 2)
+    descending = values.topk(needed, dim=1).values
+    positive = (values > 0).sum(dim=1)
+    position = percentile.to(values.device, torch.float64 if values.device.type != "mps" else torch.float32)
+    position = position * (positive - 1).clamp(min=0) / 100
+    low = position.floor()
+    place = (positive - 1).clamp(min=0) - low.long()  # of the lower neighbour, counted from the top
+    lower = descending.gather(1, place[:, None])[:, 0]
+    upper = descending.gather(1, (place - 1).clamp(min=0)[:, None])[:, 0]
+    return torch.where(positive > 0, torch.lerp(lower, upper, (position - low).float()), float("inf"))
+
+
+def confidence_of(raw: torch.Tensor, activation: str = "sine") -> torch.Tensor:
+    """
+    The decoder's confidence channel in [0, 1].
+
+    Args:
+        raw (`torch.Tensor`): z, unbounded.
+        activation (`str`, *optional*, defaults to `"sine"`): `"sine"`,
+            `(sign(z) * sin(2π|z| / (8 + 0.15|z|)) + 1) / 2`, or `"sigmoid"`.
+
+    Returns:
+        `torch.Tensor` of the same shape and dtype.
+    """
+    if activation == "sigmoid":
+        return raw.sigmoid()
+    # odd in z, so the sign goes into the argument: no step at 0 for the gradient to lose
+    return (torch.sin(2 * math.pi * raw / (8 + 0.15 * raw.abs())) + 1) / 2
+
+
+def _output(
+    confidence: torch.Tensor, reconstruction: torch.Tensor, features: ScanFeatures, target: torch.Tensor
+) -> SaliencyOutput:
+    return SaliencyOutput(
+        saliency=min_max(confidence.detach().float()),
+        logits=features.logits,
+        target=target,
+        saliency_logits=confidence,
+        reconstruction=reconstruction.detach().float().clamp(-1, 1),
+    )
+
+
+def _leaf(tensor: torch.Tensor) -> torch.Tensor:
+    """The start of a graph; a copy where inference mode made a tensor that can be none."""
+    tensor = tensor.clone() if tensor.is_inference() else tensor.detach()
+    return tensor.requires_grad_(torch.is_grad_enabled())
+
+
+def _probe_grid(classifier: FrozenClassifier, layer: str) -> tuple[tuple[int, int], tuple[int, int]]:
+    """The classifier's image size and the layer's grid, both `(height, width)`."""
+    size = classifier._probe_size or getattr(classifier.config, "image_size", None) or 224
+    size = (size, size) if isinstance(size, int) else tuple(size)
+    blank = torch.zeros(1, len(classifier.image_mean), *size, device=classifier.device, dtype=classifier.dtype)
+    with torch.no_grad():
+        return size, tuple(classifier.forward_to_features(blank, layer).feature_map.shape[-2:])
