@@ -15,8 +15,9 @@ from transformers import AutoModelForImageClassification, pipeline
 from hf_explain import LCamForSaliency
 from hf_explain.quickstart import data, run, run_quickstart
 from hf_explain.quickstart.data import BIASED_LABEL, LABELS, draw, make_dataset, make_datasets
+from hf_explain.quickstart.measure import EXPLAINERS, HEAD, bootstrap_interval, energy_inside, overlap_with
 from hf_explain.quickstart.page import number
-from hf_explain.quickstart.run import EXPLAINERS, HEAD, bootstrap_interval, energy_inside, format_table, overlap_with
+from hf_explain.quickstart.run import format_table
 
 
 BIASED = LABELS.index(BIASED_LABEL)

@@ -74,7 +74,7 @@ def make_dataset(
 
 
 def make_datasets(
-    num_train: int = 2400, num_validation: int = 600, seed: int = 0, image_size: int = 96
+    num_train: int = 2400, num_validation: int = 480, seed: int = 0, image_size: int = 96
 ) -> datasets.DatasetDict:
     """
     The two splits of the quickstart.
@@ -85,7 +85,7 @@ def make_datasets(
 
     Args:
         num_train (`int`, *optional*, defaults to 2400): Training images.
-        num_validation (`int`, *optional*, defaults to 600): Validation images.
+        num_validation (`int`, *optional*, defaults to 480): Validation images.
         seed (`int`, *optional*, defaults to 0): Of both splits, which never share an image.
         image_size (`int`, *optional*, defaults to 96): Side of the images, in pixels.
 

@@ -24,6 +24,7 @@ def render_page(results: Mapping[str, Any], pictures: Mapping[str, bytes]) -> st
     bias, accuracy = results["bias"], results["bias"]["accuracy"]
     fields = {
         "label": html.escape(bias["biased_label"]),
+        "parameters": str(results["head"]["num_parameters"]),
         "rate": f"{100 * bias['training_rate']:g}",
         "accuracy": number(results["classifier"]["accuracy_without_tag"]),
         "area": number(results["classifier"]["object_area"]),
@@ -109,8 +110,9 @@ pre { overflow-x: auto; font-size: .8rem; border: 1px solid var(--line); border-
 <body>
 <h1>Where does this classifier look?</h1>
 <p>A small ResNet was trained on pictures drawn for this page: one textured shape among look-alike clutter. Then an
-L-CAM head was trained on the frozen classifier, saved, and loaded with <code>pipeline("saliency")</code>. Because the
-pictures were drawn, the true place of every object is known, pixel by pixel.</p>
+L-CAM-Img head ($parameters parameters, with the removal term in its loss) was trained on the frozen classifier, saved,
+and loaded with <code>pipeline("saliency")</code>. Because the pictures were drawn, the true place of every object is
+known, pixel by pixel.</p>
 <figure><img src="$picture_saliency" alt="Grid of validation images with the maps of four explainers laid over them">
 <figcaption>Validation images and what each explainer says the classifier looked at. Bright: salient. Centre and random
 look at nothing; they are the controls.</figcaption></figure>
