@@ -199,3 +199,15 @@ def removal_scores(
         scores[:, :, 1:-1] = results.view(len(orders), size, len(inner))
     column = {0: 0, num_pixels: len(inner) + 1, **{count: place for place, count in enumerate(inner, start=1)}}
     return scores[:, :, [column[count] for count in counts]]
+
+
+def fill_name(fill: str | Sequence[float]) -> str | list[float]:
+    """A fill as a protocol writes it down."""
+    return fill if isinstance(fill, str) else [float(value) for value in fill]
+
+
+def target_name(score: str, target) -> str:
+    """Where the class a score looks at comes from, as a protocol writes it down."""
+    if score == "accuracy":
+        return "label"
+    return "given" if score == "probability" and target is not None else "top-1"

@@ -17,11 +17,17 @@ from hf_explain.metrics.engine import (
     Predict,
     base_logits,
     batch_limit,
+    fill_name,
     read_score,
     reference_classes,
     removal_scores,
     run_jobs,
+    target_name,
 )
+from hf_explain.metrics.imputation import Road, linear_imputation, road
+from hf_explain.metrics.localization import Pointing, boxes_to_masks, pointing
+from hf_explain.metrics.presets import PRESETS, step_fractions
+from hf_explain.metrics.statistics import WinRate, bootstrap_interval, win_rate
 from hf_explain.perturbation import (
     blend,
     check_percent,
@@ -36,58 +42,31 @@ from hf_explain.perturbation import (
 )
 
 
+__all__ = [
+    "ORDERS",
+    "PRESETS",
+    "AucD",
+    "AverageDrop",
+    "InsertionDeletion",
+    "PerturbationCurves",
+    "Pointing",
+    "Road",
+    "WinRate",
+    "auc",
+    "auc_d",
+    "average_drop",
+    "bootstrap_interval",
+    "boxes_to_masks",
+    "insertion_deletion",
+    "linear_imputation",
+    "perturbation_curves",
+    "pointing",
+    "road",
+    "step_fractions",
+    "win_rate",
+]
+
 ORDERS = ("positive", "negative")
-
-
-def step_fractions(steps: int, stop: float = 1.0) -> tuple[float, ...]:
-    """
-    `steps + 1` fractions from 0 to `stop` at equal distances.
-
-    Raises:
-        ValueError: If `steps` is below 1 or `stop` is outside (0, 1].
-    """
-    if isinstance(steps, bool) or not isinstance(steps, int) or steps < 1:
-        raise ValueError(f"`steps` must be a whole number of at least 1, got {steps!r}.")
-    if not 0 < stop <= 1:
-        raise ValueError(f"`stop` must lie in (0, 1], got {stop}.")
-    return tuple(round(stop * step / steps, 12) for step in range(steps + 1))
-
-
-# Published settings as data: `auc_d(..., **PRESETS["auc_d"]["chefer"])`.
-PRESETS: dict[str, dict[str, dict[str, Any]]] = {
-    "auc_d": {
-        # Ours: the model's own top-1, 0...100 % in 10 % steps, area over [0, 1]
-        "default": {"fractions": step_fractions(10), "score": "agreement", "fill": "black"},
-        # Chefer et al. 2021: accuracy against labels, 0...90 %, counts rounded down, area not divided by its 0.9
-        "chefer": {
-            "fractions": step_fractions(9, 0.9),
-            "score": "accuracy",
-            "fill": "black",
-            "rounding": "floor",
-            "normalize": False,
-        },
-        # SCAN 2026: the same after maps are brought to the grid of a ViT-B/16; for CNNs pass grid_size=(7, 7)
-        "scan": {
-            "fractions": step_fractions(9, 0.9),
-            "score": "accuracy",
-            "fill": "black",
-            "rounding": "floor",
-            "normalize": False,
-            "grid_size": (14, 14),
-        },
-        # RISE 2018: softmax of the top-1, 28 steps (1,792 pixels at 224²), the mean colour
-        "rise": {"fractions": step_fractions(28), "score": "probability", "fill": "mean"},
-    },
-    "average_drop": {
-        "default": {"percents": (100, 50, 15), "rule": "ceil", "mask_space": "pixel"},
-        "lcam": {"percents": (100, 50, 15), "rule": "ceil", "mask_space": "pixel"},
-        "ttame": {"percents": (100, 50, 15), "rule": "quantile", "mask_space": "pixel"},
-    },
-    "insertion_deletion": {
-        "default": {"steps": 28, "deletion_fill": "mean", "insertion_fill": "blur"},
-        "rise": {"steps": 28, "deletion_fill": "mean", "insertion_fill": "blur"},
-    },
-}
 
 
 # ---------------------------------------------------------------------------------------------------------------- area
@@ -223,9 +202,9 @@ def perturbation_curves(
     scores = removal_scores(predict, pixel_values, ranks, counts, orders, filled, classes, score, logits, limit)
     protocol = {
         "score": score,
-        "target": _target_name(score, target),
+        "target": target_name(score, target),
         "fractions": list(fractions),
-        "fill": _fill_name(fill),
+        "fill": fill_name(fill),
         "rounding": rounding,
         "grid_size": None if grid_size is None else list(grid_size),
         "image_size": list(pixel_values.shape[-2:]),
@@ -372,11 +351,11 @@ def insertion_deletion(
     )
     protocol = {
         "score": "probability",
-        "target": _target_name("probability", target),
+        "target": target_name("probability", target),
         "steps": steps,
         "pixels_per_step": per_step,
-        "deletion_fill": _fill_name(deletion_fill),
-        "insertion_fill": _fill_name(insertion_fill),
+        "deletion_fill": fill_name(deletion_fill),
+        "insertion_fill": fill_name(insertion_fill),
         "image_size": list(pixel_values.shape[-2:]),
         "seed": seed,
     }
@@ -494,7 +473,7 @@ def average_drop(
     # A target the softmax gives exactly 0 has nothing left to lose: its drop is 0, not 0/0
     drop = torch.where(base > 0, (base - kept_probability).clamp(min=0) / torch.where(base > 0, base, 1.0), 0.0)
     protocol = {
-        "target": _target_name("probability", target),
+        "target": target_name("probability", target),
         "percents": list(percents),
         "rule": rule,
         "mask_space": mask_space,
@@ -525,13 +504,3 @@ def _to_grid(saliency: torch.Tensor, grid_size: tuple[int, int] | None) -> torch
     if len(grid_size) != 2 or min(grid_size) < 1:
         raise ValueError(f"`grid_size` must be (height, width) with both at least 1, got {grid_size}.")
     return F.adaptive_avg_pool2d(saliency.detach().float()[:, None], grid_size)[:, 0]
-
-
-def _fill_name(fill: str | Sequence[float]) -> str | list[float]:
-    return fill if isinstance(fill, str) else [float(value) for value in fill]
-
-
-def _target_name(score: str, target) -> str:
-    if score == "accuracy":
-        return "label"
-    return "given" if score == "probability" and target is not None else "top-1"

@@ -353,11 +353,12 @@ def test_random_maps_have_no_auc_d_and_the_centre_counts_where_the_object_is():
 @pytest.mark.parametrize("metric,name", [(metric, name) for metric in PRESETS for name in PRESETS[metric]])
 def test_presets_run(setting, metric, name):
     predict, pixel_values, saliency = setting
-    function = {"auc_d": auc_d, "average_drop": average_drop, "insertion_deletion": insertion_deletion}[metric]
+    function = getattr(hf_explain.metrics.functional, metric)
     options = dict(PRESETS[metric][name])
     if options.get("score") == "accuracy":
         options["labels"] = torch.arange(8) % 4
-    protocol = function(predict, pixel_values, saliency, **options, **HALF).protocol
+    options |= {} if metric == "road" else HALF
+    protocol = function(predict, pixel_values, saliency, **options).protocol
     for key, value in PRESETS[metric][name].items():
         assert protocol[key] == (list(value) if isinstance(value, tuple) else value)
 

@@ -1,0 +1,403 @@
+"""Noisy linear imputation, ROAD's way of removing pixels: the linear system of the paper, solved by multigrid.
+
+Every removed pixel becomes the weighted mean of its eight neighbours, direct ones counting twice as much as diagonal
+ones; neighbours beyond the image border do not count. With W the weights among pixels and D their row sums, the
+removed values solve `(D - W) u = 0` given the kept ones: a graph Laplacian, symmetric and positive definite as soon as
+one pixel is kept. Conjugate gradients with a multigrid V-cycle in front need a handful of steps whatever the size of
+the holes; without it their number grows with the widest hole.
+
+All fields carry a frame of one zero pixel and are stored flat, `(masks, channels, (height + 2) * (width + 2))`: a
+shift by one pixel or one row is then one contiguous slice, and every operation one pass over memory.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+
+from hf_explain.metrics.engine import (
+    Predict,
+    base_logits,
+    batch_limit,
+    read_score,
+    reference_classes,
+    run_jobs,
+    target_name,
+)
+from hf_explain.perturbation import (
+    check_pixel_values,
+    full_size_saliency,
+    image_keys,
+    pixel_counts,
+    random_normal,
+    rank_pixels,
+)
+
+
+# Fields are worked on in blocks that stay in a CPU core's cache; other devices take everything at once.
+_CPU_BLOCK_BYTES = 2 * 2**20
+_COARSEST_SIDE = 7
+
+
+@dataclass
+class _Level:
+    """One grid: 12 times the operator is `(diagonal + 4) x - binomial(x)` on `active` pixels."""
+
+    height: int
+    width: int
+    active: torch.Tensor  # 1.0 at unknowns, 0.0 elsewhere, flat with frame, one channel
+    weight: torch.Tensor  # (diagonal + 4) * active
+    smoother: torch.Tensor  # active / diagonal
+    inverse: torch.Tensor | None = None  # of the whole operator, on the coarsest grid
+
+
+@dataclass
+class Road:
+    """
+    ROAD's two curves and their difference, one per image.
+
+    Args:
+        percents (`tuple[float, ...]`): Percentages of pixels removed.
+        morf (`torch.FloatTensor` of shape `(batch_size, num_percents)`): Scores, most relevant removed first;
+            lower is better.
+        lerf (`torch.FloatTensor` of shape `(batch_size, num_percents)`): Scores, least relevant removed first;
+            higher is better.
+        base (`torch.FloatTensor` of shape `(batch_size,)`): Scores of the images themselves.
+        target (`torch.LongTensor` of shape `(batch_size,)`): The class each score looks at.
+        protocol (`dict`): How it was measured.
+    """
+
+    percents: tuple[float, ...]
+    morf: torch.Tensor
+    lerf: torch.Tensor
+    base: torch.Tensor
+    target: torch.Tensor
+    protocol: dict[str, Any]
+
+    @property
+    def combined(self) -> torch.Tensor:
+        """`(lerf - morf) / 2`, mean over percentages; higher is better; `torch.DoubleTensor` of `(batch_size,)`."""
+        return (self.lerf.double() - self.morf.double()).mean(1) / 2
+
+
+def road(
+    predict: Predict,
+    pixel_values: torch.Tensor,
+    saliency: torch.Tensor,
+    *,
+    target: torch.Tensor | Sequence[int] | int | None = None,
+    labels: torch.Tensor | Sequence[int] | None = None,
+    percents: Sequence[float] = (10, 20, 30, 40, 50, 60, 70, 80, 90),
+    score: str = "probability",
+    noise: float = 0.01,
+    tolerance: float = 1e-3,
+    logits: torch.Tensor | None = None,
+    seed: int = 0,
+    image_ids: torch.Tensor | Sequence[int] | None = None,
+    max_batch: int = 64,
+    max_bytes: int | None = None,
+) -> Road:
+    """
+    ROAD: remove and debias. Removed pixels are imputed from their neighbours, so that the shape of what was removed
+    gives nothing away.
+
+    Source: ROAD (https://huggingface.co/papers/2202.00449); combined score as in pytorch-grad-cam.
+
+    Args:
+        predict (`Callable`): `pixel_values` to logits.
+        pixel_values (`torch.Tensor` of shape `(batch_size, channels, height, width)`): Normalised images.
+        saliency (`torch.Tensor` of shape `(batch_size, map_height, map_width)`): Non-negative maps, any resolution.
+        target (`torch.LongTensor` of shape `(batch_size,)` or `int`, *optional*): Class whose softmax
+            `score="probability"` reads; the top-1 by default.
+        labels (`torch.LongTensor` of shape `(batch_size,)`, *optional*): True classes, for `score="accuracy"`.
+        percents (sequence of `float`, *optional*, defaults to 10, 20, ..., 90): Pixels removed, each in (0, 100).
+        score (`str`, *optional*, defaults to `"probability"`): `"probability"`, `"accuracy"` or `"agreement"`.
+        noise (`float`, *optional*, defaults to 0.01): Standard deviation of what is added to imputed pixels, in
+            units of `pixel_values`. One noise image per image and seed, the same at every percentage.
+        tolerance (`float`, *optional*, defaults to 1e-3): See [`linear_imputation`].
+        logits, seed, image_ids, max_batch, max_bytes: As in
+            [`~hf_explain.metrics.functional.perturbation_curves`].
+
+    Returns:
+        [`Road`].
+
+    Raises:
+        ValueError: If maps are not one finite, non-negative map per image, or an option is unknown or out of range.
+    """
+    pixel_values = check_pixel_values(pixel_values)
+    percents = tuple(float(percent) for percent in percents)
+    if not percents or not all(0 < percent < 100 for percent in percents):
+        raise ValueError(f"`percents` of pixels removed must lie in (0, 100), at least one, got {percents}.")
+    if not noise >= 0:
+        raise ValueError(f"`noise` must not be negative, got {noise}.")
+    limit = batch_limit(pixel_values, max_batch, max_bytes)
+    full_size = full_size_saliency(saliency, pixel_values)
+    num_pixels = full_size[0].numel()
+    # On images of a few pixels 90 % may round to all of them, and nothing would be left to impute from
+    counts = [min(count, num_pixels - 1) for count in pixel_counts([p / 100 for p in percents], num_pixels)]
+    logits = base_logits(predict, pixel_values, logits, limit)
+    classes = reference_classes(score, logits, target, labels)
+    ranks = rank_pixels(full_size, image_keys(pixel_values, image_ids, seed))
+    noise_keys = image_keys(pixel_values, image_ids, ~seed)  # not the numbers that order ties
+    noises = noise * random_normal(noise_keys, pixel_values[0].numel()).view(pixel_values.shape)
+    steps = torch.tensor(counts, device=pixel_values.device)
+    size, num_steps = len(pixel_values), len(counts)
+
+    def build(jobs):
+        least_first, image, count = jobs // (size * num_steps) > 0, jobs // num_steps % size, steps[jobs % num_steps]
+        rank, count = ranks[image], count.view(-1, 1, 1)
+        removed = torch.where(least_first.view(-1, 1, 1), rank >= num_pixels - count, rank < count)
+        imputed = linear_imputation(pixel_values[image], removed, tolerance)
+        return imputed + torch.where(removed[:, None], noises[image], 0.0).to(imputed.dtype)
+
+    scores = run_jobs(
+        predict,
+        build,
+        lambda job_logits, jobs: read_score(job_logits, classes[jobs // num_steps % size], score),
+        2 * size * num_steps,
+        limit,
+        pixel_values.device,
+    ).view(2, size, num_steps)
+    protocol = {
+        "score": score,
+        "target": target_name(score, target),
+        "percents": list(percents),
+        "noise": noise,
+        "tolerance": tolerance,
+        "image_size": list(pixel_values.shape[-2:]),
+        "seed": seed,
+    }
+    return Road(percents, scores[0], scores[1], read_score(logits, classes, score), classes, protocol)
+
+
+def linear_imputation(
+    pixel_values: torch.Tensor, removed: torch.Tensor, tolerance: float = 1e-3, max_iterations: int = 200
+) -> torch.Tensor:
+    """
+    Replace removed pixels by the solution of ROAD's linear system (without its noise).
+
+    Source: ROAD (https://huggingface.co/papers/2202.00449), section 4: weights 1/6 for direct and 1/12 for diagonal
+    neighbours, divided by the sum of those inside the image.
+
+    Args:
+        pixel_values (`torch.Tensor` of shape `(batch_size, channels, height, width)`): Images.
+        removed (`torch.BoolTensor` of shape `(batch_size, height, width)`): True where a pixel is to be imputed.
+        tolerance (`float`, *optional*, defaults to 1e-3): Iterate until no pixel moves by more; the distance to the
+            exact solution is then about half of it. In units of `pixel_values`.
+        max_iterations (`int`, *optional*, defaults to 200): Give up with an error after so many.
+
+    Returns:
+        `torch.Tensor` of the shape and dtype of `pixel_values`; kept pixels are bit for bit those that came in.
+
+    Raises:
+        ValueError: If shapes do not fit or an image has no pixel left to impute from.
+        RuntimeError: If the tolerance is not reached.
+    """
+    if removed.dtype != torch.bool or removed.shape != (len(pixel_values), *pixel_values.shape[-2:]):
+        raise ValueError(
+            f"`removed` must be a BoolTensor of shape ({len(pixel_values)}, {pixel_values.shape[-2]}, "
+            f"{pixel_values.shape[-1]}), got {removed.dtype} of shape {tuple(removed.shape)}."
+        )
+    full = removed.flatten(1).all(1)
+    if bool(full.any()):
+        raise ValueError(
+            f"`removed` leaves no pixel of image {int(full.nonzero()[0])}; linear imputation needs at least one."
+        )
+    if not tolerance > 0:
+        raise ValueError(f"`tolerance` must be positive, got {tolerance}.")
+    block = len(pixel_values)
+    if pixel_values.device.type == "cpu":
+        block = max(1, _CPU_BLOCK_BYTES // (4 * pixel_values[0].numel()))
+    parts = [
+        _solve(images.float(), holes, tolerance, max_iterations)
+        for images, holes in zip(pixel_values.split(block), removed.split(block))
+    ]
+    return torch.where(removed[:, None], torch.cat(parts).to(pixel_values.dtype), pixel_values)
+
+
+def _solve(images: torch.Tensor, removed: torch.Tensor, tolerance: float, max_iterations: int) -> torch.Tensor:
+    """Preconditioned conjugate gradients for one block of images, all channels and images at once."""
+    height, width = images.shape[-2:]
+    depth = max(0, int(math.log2(max(1, min(height, width) / _COARSEST_SIDE))))
+    step = 2**depth
+    extra = (0, -width % step, 0, -height % step)  # rows and columns that are neither known nor unknown
+    unknown = F.pad(removed[:, None].float(), extra)
+    known = F.pad((~removed)[:, None].float(), extra)
+    images = F.pad(images, extra)
+
+    levels = _build_levels(unknown, known, depth)
+    work = [
+        [images.new_zeros(*images.shape[:2], (level.height + 2) * (level.width + 2)) for _ in range(4)]
+        for level in levels
+    ]
+    finest = levels[0]
+    solution = _frame(_fill_pyramid(images, known, depth) * (known + unknown))
+    zero = torch.zeros_like(solution)
+    residual = _subtract_operator(finest, zero, solution, *work[0][:2]).clone()
+    direction = change = None
+    for _ in range(max_iterations):
+        correction = _v_cycle(levels, work, 0, residual)
+        previous, change = change, _dot(residual, correction)
+        if direction is None:
+            direction = correction.clone()
+        else:
+            direction.mul_(_ratio(change, previous)).add_(correction)
+        moved = _subtract_operator(finest, zero, direction, *work[0][:2])
+        length = -_ratio(change, _dot(direction, moved))  # `moved` is minus the operator's image of the direction
+        solution.addcmul_(direction, length)
+        residual.addcmul_(moved, length)
+        farthest = direction.abs().amax(dim=-1, keepdim=True)
+        if float((farthest * length.abs()).amax()) <= tolerance:
+            return _inner(solution, finest)[..., :height, :width]
+    raise RuntimeError(
+        f"Linear imputation did not come within `tolerance` {tolerance} in {max_iterations} iterations."
+    )
+
+
+def _build_levels(unknown: torch.Tensor, known: torch.Tensor, depth: int) -> list[_Level]:
+    """
+    The operator on every grid.
+
+    On the finest one `diagonal` counts all neighbours inside the image, `held` those whose value is known. A coarser
+    cell is active if any of its four pixels is unknown, is tied to its active neighbours by the same weights, and is
+    held by the sum of what holds its pixels. That is close to, and stiffer than, the exact coarse operator, so
+    V-cycles neither overshoot nor lose positive definiteness, whatever the shape of the holes.
+    """
+    levels = []
+    active = unknown
+    held = _binomial_image(known) * unknown  # the centre's own weight of 4 falls on an unknown: nothing to take off
+    while True:
+        diagonal = (_binomial_image(active) - 4 * active) * active + held
+        height, width = active.shape[-2:]
+        smoother = active / torch.where(active > 0, diagonal, 1.0)
+        level = _Level(height, width, _frame(active), _frame((diagonal + 4) * active), _frame(smoother))
+        levels.append(level)
+        if len(levels) > depth:
+            break
+        held, active = _pool(held), (_pool(active) > 0).float()
+    if height * width <= 4 * _COARSEST_SIDE**2:
+        level.inverse = _dense_inverse(active, diagonal)
+    return levels
+
+
+def _dense_inverse(active: torch.Tensor, diagonal: torch.Tensor) -> torch.Tensor:
+    """Inverse of the operator on a grid of a few dozen cells, zero on inactive ones; `(masks, cells, cells)`."""
+    height, width = active.shape[-2:]
+    identity = torch.eye(height * width, dtype=active.dtype, device=active.device)
+    spread = _binomial_image(identity.view(-1, 1, height, width)).view(height * width, height * width)
+    on, weight = active.flatten(1), diagonal.flatten(1)
+    both = on[:, :, None] * on[:, None, :]
+    matrix = torch.diag_embed(torch.where(on > 0, weight + 4, 1.0)) - spread * both
+    return torch.linalg.inv(matrix) * both
+
+
+def _v_cycle(levels: list[_Level], work: list[list[torch.Tensor]], depth: int, residual: torch.Tensor) -> torch.Tensor:
+    """One symmetric V-cycle from zero: Jacobi, coarse correction, Jacobi. Returns a buffer of `work[depth]`."""
+    level = levels[depth]
+    first, second, rest, result = work[depth]
+    if level.inverse is not None:
+        inner = _inner(residual, level).flatten(2)
+        _inner(result, level).copy_((inner @ level.inverse).view(*inner.shape[:2], level.height, level.width))
+        return result
+    torch.mul(residual, level.smoother, out=result)
+    if depth + 1 < len(levels):
+        _subtract_operator(level, residual, result, first, rest)
+        coarse_residual = _restrict(level, levels[depth + 1], rest, first, second)
+        coarse = _inner(_v_cycle(levels, work, depth + 1, coarse_residual), levels[depth + 1])
+        _inner(result, level).addcmul_(_prolong(coarse), _inner(level.active, level))
+    _subtract_operator(level, residual, result, first, rest)
+    return result.addcmul_(rest, level.smoother)
+
+
+def _subtract_operator(level, residual, field, first, out):
+    """`residual - A field`, masked, for a masked `residual`; with the known values in `field`, their pull as well."""
+    _binomial(field, level.width + 2, first, out)
+    out.mul_(level.active).addcmul_(field, level.weight, value=-1)
+    return out.add_(residual)
+
+
+def _binomial(field: torch.Tensor, row: int, first: torch.Tensor, out: torch.Tensor) -> None:
+    """Spread by [1 2 1; 2 4 2; 1 2 1] into `out`, whose frame is left with numbers that mean nothing."""
+    torch.add(field[..., : -2 * row], field[..., 2 * row :], out=first[..., row:-row])
+    first[..., row:-row].add_(field[..., row:-row], alpha=2)
+    torch.add(first[..., :-2], first[..., 2:], out=out[..., 1:-1])
+    out[..., 1:-1].add_(first[..., 1:-1], alpha=2)
+
+
+def _restrict(level: _Level, coarse: _Level, field: torch.Tensor, first: torch.Tensor, out: torch.Tensor):
+    """The transpose of bilinear interpolation: spread by [1 2 1]/4 both ways, sum blocks of four."""
+    row = level.width + 2
+    torch.add(field[..., : -2 * row], field[..., 2 * row :], out=first[..., row:-row])
+    first[..., row:-row].add_(field[..., row:-row], alpha=2)
+    # What would leave the grid belongs to its border cells, where interpolation repeats the border value
+    first[..., row : 2 * row].add_(field[..., row : 2 * row])
+    first[..., -2 * row : -row].add_(field[..., -2 * row : -row])
+    torch.add(first[..., :-2], first[..., 2:], out=out[..., 1:-1])
+    out[..., 1:-1].add_(first[..., 1:-1], alpha=2)
+    inner, spread = _inner(out, level), _inner(first, level)
+    inner[..., 0].add_(spread[..., 0])
+    inner[..., -1].add_(spread[..., -1])
+    return _frame(_pool(inner).mul_(_inner(coarse.active, coarse)).div_(16))
+
+
+def _prolong(coarse: torch.Tensor) -> torch.Tensor:
+    """Twice the size, bilinearly, as `F.interpolate` does; a few slices are several times faster on a CPU."""
+    for dim in (-1, -2):
+        length = coarse.shape[dim] - 1
+        even, odd = coarse.clone(), coarse.clone()
+        even.narrow(dim, 1, length).lerp_(coarse.narrow(dim, 0, length), 0.25)
+        odd.narrow(dim, 0, length).lerp_(coarse.narrow(dim, 1, length), 0.25)
+        coarse = torch.stack((even, odd), dim=dim).flatten(dim - 1, dim)
+    return coarse
+
+
+def _fill_pyramid(images: torch.Tensor, known: torch.Tensor, depth: int) -> torch.Tensor:
+    """First guess: known means of ever larger blocks, smoothly handed down to where nothing finer is known."""
+    sums, counts = [images * known], [known]
+    for _ in range(depth):
+        sums.append(_pool(sums[-1]))
+        counts.append(_pool(counts[-1]))
+    guess = sums[-1].sum((-2, -1), keepdim=True) / counts[-1].sum((-2, -1), keepdim=True)
+    for index in range(depth, -1, -1):
+        if index < depth:
+            guess = _prolong(guess)
+        if index == 0:
+            return torch.where(known > 0, images, guess)
+        guess = (sums[index] + 0.05 * guess) / (counts[index] + 0.05)
+
+
+def _binomial_image(field: torch.Tensor) -> torch.Tensor:
+    """[1 2 1; 2 4 2; 1 2 1] over one-channel images, zeros outside."""
+    field = F.pad(field, (1, 1, 1, 1))
+    field = field[..., :-2, :] + 2 * field[..., 1:-1, :] + field[..., 2:, :]
+    return field[..., :-2] + 2 * field[..., 1:-1] + field[..., 2:]
+
+
+def _pool(field: torch.Tensor) -> torch.Tensor:
+    """Sums over blocks of 2 x 2."""
+    rows = field[..., ::2, :] + field[..., 1::2, :]
+    return rows[..., ::2] + rows[..., 1::2]
+
+
+def _frame(images: torch.Tensor) -> torch.Tensor:
+    """Images to flat fields with a frame of zeros."""
+    return F.pad(images, (1, 1, 1, 1)).flatten(2)
+
+
+def _inner(field: torch.Tensor, level: _Level) -> torch.Tensor:
+    """A view of a flat field without its frame."""
+    return field.view(*field.shape[:2], level.height + 2, level.width + 2)[..., 1:-1, 1:-1]
+
+
+def _dot(first: torch.Tensor, second: torch.Tensor) -> torch.Tensor:
+    return torch.linalg.vecdot(first, second).unsqueeze(-1)
+
+
+def _ratio(numerator: torch.Tensor, denominator: torch.Tensor) -> torch.Tensor:
+    """0 where the denominator is 0: that channel is solved already."""
+    return torch.where(denominator != 0, numerator / torch.where(denominator != 0, denominator, 1.0), 0.0)

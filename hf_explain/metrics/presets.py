@@ -1,0 +1,60 @@
+"""Published settings of the metrics, as data."""
+
+from __future__ import annotations
+
+from typing import Any
+
+
+def step_fractions(steps: int, stop: float = 1.0) -> tuple[float, ...]:
+    """
+    `steps + 1` fractions from 0 to `stop` at equal distances.
+
+    Raises:
+        ValueError: If `steps` is below 1 or `stop` is outside (0, 1].
+    """
+    if isinstance(steps, bool) or not isinstance(steps, int) or steps < 1:
+        raise ValueError(f"`steps` must be a whole number of at least 1, got {steps!r}.")
+    if not 0 < stop <= 1:
+        raise ValueError(f"`stop` must lie in (0, 1], got {stop}.")
+    return tuple(round(stop * step / steps, 12) for step in range(steps + 1))
+
+
+# Published settings as data: `auc_d(..., **PRESETS["auc_d"]["chefer"])`.
+PRESETS: dict[str, dict[str, dict[str, Any]]] = {
+    "auc_d": {
+        # Ours: the model's own top-1, 0...100 % in 10 % steps, area over [0, 1]
+        "default": {"fractions": step_fractions(10), "score": "agreement", "fill": "black"},
+        # Chefer et al. 2021: accuracy against labels, 0...90 %, counts rounded down, area not divided by its 0.9
+        "chefer": {
+            "fractions": step_fractions(9, 0.9),
+            "score": "accuracy",
+            "fill": "black",
+            "rounding": "floor",
+            "normalize": False,
+        },
+        # SCAN 2026: the same after maps are brought to the grid of a ViT-B/16; for CNNs pass grid_size=(7, 7)
+        "scan": {
+            "fractions": step_fractions(9, 0.9),
+            "score": "accuracy",
+            "fill": "black",
+            "rounding": "floor",
+            "normalize": False,
+            "grid_size": (14, 14),
+        },
+        # RISE 2018: softmax of the top-1, 28 steps (1,792 pixels at 224²), the mean colour
+        "rise": {"fractions": step_fractions(28), "score": "probability", "fill": "mean"},
+    },
+    "average_drop": {
+        "default": {"percents": (100, 50, 15), "rule": "ceil", "mask_space": "pixel"},
+        "lcam": {"percents": (100, 50, 15), "rule": "ceil", "mask_space": "pixel"},
+        "ttame": {"percents": (100, 50, 15), "rule": "quantile", "mask_space": "pixel"},
+    },
+    "insertion_deletion": {
+        "default": {"steps": 28, "deletion_fill": "mean", "insertion_fill": "blur"},
+        "rise": {"steps": 28, "deletion_fill": "mean", "insertion_fill": "blur"},
+    },
+    "road": {
+        "default": {"percents": (10, 20, 30, 40, 50, 60, 70, 80, 90), "score": "probability", "noise": 0.01},
+        "road": {"percents": (10, 20, 30, 40, 50, 60, 70, 80, 90), "score": "accuracy", "noise": 0.01},
+    },
+}
