@@ -6,6 +6,7 @@ import torch
 
 from hf_explain.backbones import FrozenClassifier
 from hf_explain.methods.common import (
+    attention_input_gradient,
     check_count,
     check_reaches_logits,
     chunks,
@@ -126,14 +127,29 @@ def hirescam(
     r"""
     HiResCAM: gradient times activation at every position, summed over channels; then ReLU.
 
+    The last block of a ViT or DeiT sees the patch tokens through its LayerNorm alone and so whatever their scale:
+    before it, gradient times activation sums to 0 at every position. There the tokens behind that LayerNorm are used.
+
     Source: Draelos and Carin, 2020 (https://huggingface.co/papers/2011.08891).
 
-    Args, Returns, Raises:
+    Args, Returns:
         As for [`gradcam`].
+
+    Raises:
+        ValueError: As for [`gradcam`], or if the products cancel at every position of another classifier's layer.
     """
     features, logits, classes = features_and_target(classifier, pixel_values, target, layer)
-    gradient = tail_gradient(classifier, features, classes)
-    maps = (gradient * features.feature_map.float()).sum(1)
+    if classifier.is_transformer and features.layer == classifier.layer_names[-2]:
+        activation, gradient = attention_input_gradient(classifier, features, classes)
+    else:
+        activation, gradient = features.feature_map.float(), tail_gradient(classifier, features, classes)
+    products = gradient * activation
+    maps = products.sum(1)
+    if bool(maps.abs().amax() < 1e-5 * products.abs().sum(1).amax()):  # float32 rounding and nothing else
+        raise ValueError(
+            f"`layer` {features.layer!r} is followed by a normalisation that makes gradient times activation sum to 0 "
+            "at every position; choose another layer, or gradcam."
+        )
     return saliency_output(positive_part(maps), logits, classes)
 
 

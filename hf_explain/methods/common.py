@@ -7,7 +7,7 @@ from collections.abc import Iterator
 import torch
 
 from hf_explain.backbones import FrozenClassifier, LayerFeatures
-from hf_explain.maps import min_max
+from hf_explain.maps import grid_to_tokens, min_max, tokens_to_grid
 from hf_explain.outputs import SaliencyOutput
 from hf_explain.perturbation import check_pixel_values, fill_values
 
@@ -75,6 +75,38 @@ def tail_gradient(classifier: FrozenClassifier, features: LayerFeatures, classes
             (gradient,) = torch.autograd.grad(target_logits(logits, classes).sum(), feature_map, allow_unused=True)
     check_reaches_logits(classifier, features.layer, gradient)
     return gradient.float()
+
+
+def attention_input_gradient(
+    classifier: FrozenClassifier, features: LayerFeatures, classes: torch.Tensor
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """
+    What the last block's attention reads, and the target logit's gradient there, as two float32 feature maps.
+
+    After the last block the patch tokens are not read, so attention, behind its LayerNorm, is their only way to the
+    logits.
+
+    Args:
+        classifier ([`FrozenClassifier`]): A ViT or DeiT.
+        features ([`LayerFeatures`]): Of the layer before the last block.
+        classes (`torch.LongTensor` of shape `(batch_size,)`): Classes explained.
+    """
+    with torch.no_grad():
+        normed = classifier.pre_attention_norm(features)
+    tokens = grid_to_tokens(normed.feature_map, normed.prefix_tokens).detach().requires_grad_()
+
+    def substitute(module, args, kwargs):
+        return ((tokens, *args[1:]), kwargs) if args else (args, {**kwargs, "hidden_states": tokens})
+
+    handle = classifier.attention_modules()[-1].register_forward_pre_hook(substitute, with_kwargs=True)
+    try:
+        with torch.enable_grad():
+            logits = classifier.forward_from_features(features)
+            (gradient,) = torch.autograd.grad(target_logits(logits, classes).sum(), tokens)
+    finally:
+        handle.remove()
+    grid = tuple(normed.feature_map.shape[-2:])
+    return normed.feature_map.float(), tokens_to_grid(gradient, grid, classifier.num_prefix_tokens).float()
 
 
 def check_reaches_logits(classifier: FrozenClassifier, layer: str, effect: torch.Tensor | None) -> None:

@@ -12,6 +12,7 @@ from hf_explain.outputs import SaliencyOutput
 from hf_explain.perturbation import centre_maps, random_maps
 
 
+@torch.inference_mode(False)
 def random(
     classifier: FrozenClassifier,
     pixel_values: torch.Tensor,
@@ -38,10 +39,11 @@ def random(
     Returns:
         [`SaliencyOutput`].
     """
-    size, logits, classes = _size_and_logits(classifier, pixel_values, target, layer, size)
+    pixel_values, size, logits, classes = _prepare(classifier, pixel_values, target, layer, size)
     return saliency_output(random_maps(pixel_values, size, seed, image_ids), logits, classes)
 
 
+@torch.inference_mode(False)
 def centre(
     classifier: FrozenClassifier,
     pixel_values: torch.Tensor,
@@ -68,11 +70,11 @@ def centre(
     Raises:
         ValueError: If `sigma` is not positive.
     """
-    size, logits, classes = _size_and_logits(classifier, pixel_values, target, layer, size)
+    pixel_values, size, logits, classes = _prepare(classifier, pixel_values, target, layer, size)
     return saliency_output(centre_maps(pixel_values, size, sigma), logits, classes)
 
 
-def _size_and_logits(classifier, pixel_values, target, layer, size):
+def _prepare(classifier, pixel_values, target, layer, size):
     pixel_values = prepare_pixels(pixel_values)
     with torch.no_grad():
         if layer is None:
@@ -81,4 +83,4 @@ def _size_and_logits(classifier, pixel_values, target, layer, size):
             features = classifier.features(pixel_values, [layer])
             logits, size = features.logits, size or tuple(features[layer].feature_map.shape[-2:])
         classes = classifier.resolve_target(target, len(pixel_values), logits)
-    return size, logits, classes
+    return pixel_values, size, logits, classes
