@@ -10,6 +10,7 @@ from transformers.pipelines import PIPELINE_REGISTRY
 from hf_explain import metrics
 from hf_explain.backbones import FrozenClassifier
 from hf_explain.heads.lcam import LCamConfig, LCamForSaliency
+from hf_explain.heads.scan import ScanConfig, ScanForSaliency
 from hf_explain.heads.ttame import TTameConfig, TTameForSaliency
 from hf_explain.mapping import EXPLAINERS, METHODS, AutoModelForSaliency
 from hf_explain.outputs import SaliencyOutput
@@ -35,6 +36,8 @@ __all__ = [
     "LCamForSaliency",
     "SaliencyOutput",
     "SaliencyPipeline",
+    "ScanConfig",
+    "ScanForSaliency",
     "TTameConfig",
     "TTameForSaliency",
     "metrics",

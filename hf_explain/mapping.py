@@ -8,6 +8,7 @@ from transformers.models.auto.auto_factory import _BaseAutoModelClass, _LazyAuto
 from transformers.models.auto.configuration_auto import CONFIG_MAPPING_NAMES
 
 from hf_explain.heads.lcam import LCamConfig, LCamForSaliency
+from hf_explain.heads.scan import ScanConfig, ScanForSaliency
 from hf_explain.heads.ttame import TTameConfig, TTameForSaliency
 from hf_explain.methods.attention import (
     attention_guided_cam,
@@ -35,6 +36,7 @@ from hf_explain.methods.sampling import kernel_shap, lime, occlusion, rise, scor
 EXPLAINERS = {
     "lcam": (LCamConfig, LCamForSaliency),
     "ttame": (TTameConfig, TTameForSaliency),
+    "scan": (ScanConfig, ScanForSaliency),
 }
 
 # name -> function(classifier, pixel_values, target=None, **options) -> SaliencyOutput
