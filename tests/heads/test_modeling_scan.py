@@ -9,8 +9,6 @@ from safetensors.torch import load_file
 from testing_common import (
     FAMILIES,
     ExplainerTesterMixin,
-    image_size,
-    other_size,
     random_pixels,
     tiny_classifier,
     train_steps,
@@ -45,7 +43,7 @@ def make_head(family, **options):
     return ScanForSaliency.from_classifier(tiny_classifier(family), **{**SMALL, **options})
 
 
-# ---------------------------------------------------------------------------------------------------- golden numbers
+# ------------------------------------------------------------------------------------------------------ golden numbers
 
 
 def test_golden_losses():
@@ -141,7 +139,7 @@ def test_an_image_without_positive_gradients_keeps_nothing():
     assert head(random_pixels("resnet")).saliency.isfinite().all()
 
 
-# --------------------------------------------------------------------------------------------------- where P comes from
+# -------------------------------------------------------------------------------------------------- where P comes from
 
 
 def test_percentile_at_inference():
@@ -178,7 +176,7 @@ def test_percentile_in_training_is_drawn_per_image_and_follows_the_seed():
     assert fixed[0] == fixed[1] != fixed[2]
 
 
-# ------------------------------------------------------------------------------------------------- the graph, the passes
+# ----------------------------------------------------------------------------------------------- the graph, the passes
 
 
 @pytest.mark.parametrize("family", FAMILIES)
@@ -223,7 +221,7 @@ def test_classifiers_outside_the_table(tmp_path):
     assert head(torch.randn(2, 3, 32, 32)).saliency.shape == (2, 32, 32)
 
 
-# ---------------------------------------------------------------------------------------------------- blur and decoders
+# --------------------------------------------------------------------------------------------------- blur and decoders
 
 
 @pytest.mark.parametrize(("blur", "factor"), [("paper", 0.5), ("released", 1.0), ("none", 0.0)])
@@ -319,7 +317,7 @@ def test_attention_block_equals_pytorchs_post_norm_layer():
     torch.testing.assert_close(block(tokens), layer(tokens), rtol=1e-5, atol=1e-5)
 
 
-# ----------------------------------------------------------------------------------------------------- fields and errors
+# --------------------------------------------------------------------------------------------------- fields and errors
 
 
 @pytest.mark.parametrize(

@@ -100,8 +100,8 @@ class ScanForSaliency(ExplainerPreTrainedModel):
         levels = round(math.log2(ratio))
         if config.levels is not None and config.levels != levels:
             raise ValueError(
-                f"`levels` is {config.levels}, but from the {grid[0]}x{grid[1]} grid of layer {layer!r} to an image of "
-                f"{image[0]}x{image[1]} pixels it takes {levels} doublings; leave `levels` out."
+                f"`levels` is {config.levels}, but from the {grid[0]}x{grid[1]} grid of layer {layer!r} to an image "
+                f"of {image[0]}x{image[1]} pixels it takes {levels} doublings; leave `levels` out."
             )
         config.levels = levels
         if config.decoder_widths is None:
@@ -301,8 +301,8 @@ class ScanForSaliency(ExplainerPreTrainedModel):
             return image
         if min(grid_size) < 2:
             raise ValueError(
-                f"`pixel_values` of {tuple(pixel_values.shape[-2:])} pixels give a grid of {tuple(grid_size)} at layer "
-                f"{config.feature_layers[0]!r}; SCAN trains on images whose grid has at least 2x2 positions."
+                f"`pixel_values` of {tuple(pixel_values.shape[-2:])} pixels give a grid of {tuple(grid_size)} at "
+                f"layer {config.feature_layers[0]!r}; SCAN trains on images whose grid has at least 2x2 positions."
             )
         channels = image.shape[1]
         for axis, (side, grid) in enumerate(zip(image.shape[-2:], grid_size)):

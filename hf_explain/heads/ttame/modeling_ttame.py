@@ -59,22 +59,22 @@ class TTameForSaliency(MaskTrainedExplainer):
             for layer in config.feature_layers:
                 if not classifier.is_transformer or layer == classifier.layer_names[-1]:
                     raise ValueError(
-                        f"`feature_kind` 'pre_norm' reads the LayerNorm before the next block's attention, which layer "
-                        f"{layer!r} of {type(classifier.model).__name__} is not followed by; tap an earlier layer of a "
-                        "ViT or DeiT, or use feature_kind='hidden_state'."
+                        f"`feature_kind` 'pre_norm' reads the LayerNorm before the next block's attention, which "
+                        f"layer {layer!r} of {type(classifier.model).__name__} is not followed by; tap an earlier "
+                        "layer of a ViT or DeiT, or use feature_kind='hidden_state'."
                     )
         if config.token_product and not classifier.num_prefix_tokens:
             raise ValueError(
-                "`token_product` multiplies patch tokens by the CLS token, which is known for ViT and DeiT but not for "
-                f"{type(classifier.model).__name__}; use token_product=False."
+                "`token_product` multiplies patch tokens by the CLS token, which is known for ViT and DeiT but not "
+                f"for {type(classifier.model).__name__}; use token_product=False."
             )
 
     def saliency_logits(self, features: ClassifierFeatures, target: torch.Tensor) -> torch.Tensor:
         # indexing the parameters keeps the other classes out of the pass, forward and backward
-        rows, bias = self.fuser.weight[target, :, 0, 0], self.fuser.bias[target]
+        rows, bias = self.fuser.weight[target].flatten(1), self.fuser.bias[target]
 
         def fuse(branch, row):
-            return torch.einsum("bchw,bc->bhw", branch, row)
+            return torch.bmm(row[:, None], branch.flatten(2))[:, 0].unflatten(1, branch.shape[-2:])
 
         return self._fuse(features, rows, fuse) + bias[:, None, None]
 
@@ -113,22 +113,26 @@ class TTameForSaliency(MaskTrainedExplainer):
             if self.config.skip:
                 branch = branch + feature_map
         else:
-            branch = F.conv2d(feature_map, *_folded(conv, norm, self.config.skip))
+            # a product over positions: the small grids of deep stages are too little work for a convolution
+            weight, bias = _folded(conv, norm, self.config.skip)
+            branch = F.linear(feature_map.flatten(2).transpose(1, 2), weight, bias)
+            branch = branch.transpose(1, 2).unflatten(2, feature_map.shape[-2:])
         # in place: neither a convolution, nor BatchNorm, nor a sum needs its output for its gradient
         return branch.relu_() if self.config.branch_activation == "relu" else branch.sigmoid_()
 
 
 def _folded(conv: nn.Conv2d, norm: nn.BatchNorm2d | None, skip: bool) -> tuple[torch.Tensor, torch.Tensor]:
     """
-    Weight and bias of the one 1×1 convolution that equals convolution, BatchNorm of the running statistics and skip.
+    Weight, `(channels, channels)`, and bias of the one 1×1 convolution that equals convolution, BatchNorm of the
+    running statistics and skip.
 
     Computed anew at every call, from the stored parameters and without touching them, so it can never be stale.
     """
-    weight, bias = conv.weight.float(), conv.bias.float()
+    weight, bias = conv.weight[:, :, 0, 0].float(), conv.bias.float()
     if norm is not None:
         scale = norm.weight.float() * torch.rsqrt(norm.running_var.float() + norm.eps)
-        weight = weight * scale[:, None, None, None]
+        weight = weight * scale[:, None]
         bias = torch.addcmul(norm.bias.float(), bias - norm.running_mean.float(), scale)
     if skip:
-        weight = weight + torch.eye(len(weight), device=weight.device)[:, :, None, None]
+        weight = weight + torch.eye(len(weight), device=weight.device)
     return weight.to(conv.weight.dtype), bias.to(conv.weight.dtype)
