@@ -19,8 +19,9 @@ from transformers import AutoModelForImageClassification
 # not from the top level: transformers 5.17 hands out a placeholder there that demands torchvision
 from transformers.models.auto.image_processing_auto import AutoImageProcessor
 from transformers.utils import ModelOutput, logging
-from transformers.utils.hub import cached_file, extract_commit_hash
+from transformers.utils.hub import cached_file
 
+from hf_explain.downloads import hub_errors, pin_revision, whole_downloads
 from hf_explain.maps import grid_to_tokens, tokens_to_grid
 
 logger = logging.get_logger(__name__)
@@ -194,7 +195,8 @@ class FrozenClassifier(nn.Module):
 
         Raises:
             FileNotFoundError: If a local path does not exist or holds no `config.json`.
-            OSError: If the Hub has no such model, or it cannot be reached.
+            OSError: If the Hub has no such model, or it cannot be reached, or a download was damaged.
+            ValueError: If the weights are there as a pickle only.
         """
         name = os.fspath(model_name_or_path)
         local = os.path.isdir(name)
@@ -208,12 +210,16 @@ class FrozenClassifier(nn.Module):
                 f"The classifier directory {name!r} does not exist; give an existing directory or a Hub id."
             )
         hub_kwargs = {key: kwargs[key] for key in ("cache_dir", "token", "local_files_only", "subfolder") if key in kwargs}
-        model = AutoModelForImageClassification.from_pretrained(name, revision=revision or "main", **kwargs)
+        kwargs["use_safetensors"] = True  # a pickle can run code
+        kwargs.setdefault("trust_remote_code", False)  # unset, Transformers stops and asks on the terminal
+        with hub_errors(name, f"loading the classifier {name!r}"):
+            revision = pin_revision(name, revision, **hub_kwargs)
+        with whole_downloads(name, revision, **hub_kwargs):
+            model = AutoModelForImageClassification.from_pretrained(name, revision=revision or "main", **kwargs)
         classifier = cls(model, image_processor=image_processor)
         classifier.name_or_path = name
         if not local:
-            found = cached_file(name, "config.json", revision=revision or "main", **hub_kwargs)
-            classifier.revision = extract_commit_hash(found, None) or revision
+            classifier.revision = revision
         if image_processor is None:
             classifier.image_processor = load_image_processor(name, revision=classifier.revision, **hub_kwargs)
         return classifier

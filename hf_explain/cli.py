@@ -6,6 +6,8 @@ import argparse
 import sys
 from pathlib import Path
 
+from hf_explain.push_command import add_push_commands
+
 
 def main(argv: list[str] | None = None) -> int:
     """
@@ -21,7 +23,7 @@ def main(argv: list[str] | None = None) -> int:
         prog="hf-explain", description="See where an image classifier looked, train heads that tell, and measure them."
     )
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
-    for add in (_add_quickstart, _add_train, _add_explain):
+    for add in (_add_quickstart, _add_train, _add_explain, add_push_commands):
         add(commands)
     args = parser.parse_args(argv)
     try:

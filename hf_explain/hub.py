@@ -2,29 +2,22 @@
 
 from __future__ import annotations
 
-import contextlib
 import fnmatch
 import json
 import os
 import re
-import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from huggingface_hub import CommitOperationAdd, HfApi, get_session, get_token
-from huggingface_hub.errors import (
-    GatedRepoError,
-    HfHubHTTPError,
-    HFValidationError,
-    RepositoryNotFoundError,
-    RevisionNotFoundError,
-)
+from huggingface_hub import CommitOperationAdd, HfApi, get_token
+from huggingface_hub.errors import HFValidationError
 from huggingface_hub.utils import validate_repo_id
 from safetensors import SafetensorError, safe_open
 
 from hf_explain.cards import TRAINING_RECORD, build_model_card, is_local_path, read_config, read_json
+from hf_explain.downloads import PICKLES, TOKEN, hub_errors
 from hf_explain.remote_code import auto_map, remote_code_files
 
 
@@ -45,8 +38,7 @@ PUBLISHED = (
     "*.jpeg",
     "*.webp",
 )
-PICKLES = ("*.bin", "*.pt", "*.pth", "*.pkl", "*.pickle", "*.ckpt", "*.joblib", "*.npy")
-_TOKEN = re.compile(rb"\b(hf|api_org)_[A-Za-z0-9]{16,}")
+METRICS = Path(__file__).parent / "metrics"
 _REMOVED = "(local path removed)"
 
 
@@ -233,16 +225,17 @@ def push_metric(
         PermissionError, ConnectionError: As for [`push_explainer`].
     """
     check_repo_id(repo_id)
-    root = Path(__file__).parent / "metrics"
-    known = sorted(entry.name for entry in root.iterdir() if (entry / f"{entry.name}.py").is_file())
+    known = sorted(entry.name for entry in METRICS.iterdir() if (entry / f"{entry.name}.py").is_file())
     if name not in known:
         raise ValueError(f"`name` {name!r} is no metric of this package; it has {', '.join(known) or 'none'}.")
     if repo_id.split("/")[-1] != name:
         raise ValueError(f"`repo_id` {repo_id!r} must end in /{name}: evaluate.load looks for {name}.py in it.")
-    entries = sorted(entry for entry in (root / name).iterdir() if entry.suffix in (".py", ".md") and entry.is_file())
+    entries = sorted(
+        entry for entry in (METRICS / name).iterdir() if entry.suffix in (".py", ".md") and entry.is_file()
+    )
     files = [PushedFile(entry.name, entry.read_bytes()) for entry in entries if entry.name != "__init__.py"]
     files.append(PushedFile("requirements.txt", b"hf-explain\nevaluate\n"))
-    check_contents(files, root)
+    check_contents(files, METRICS)
     plan = PushPlan(repo_id, files, repo_type="space", private=private)
     return _push(plan, None, token, dry_run, report, f"Upload the metric {name}")
 
@@ -253,7 +246,8 @@ def _push(plan: PushPlan, revision, token, dry_run: bool, report, message: str) 
     if dry_run:
         return plan
     api = HfApi(token=token, library_name="hf-explain")
-    with hub_errors(plan.repo_id, "publishing to", published_nothing=True):
+    again = "Nothing was published; it can be repeated as it is."
+    with hub_errors(plan.repo_id, f"publishing to {plan.repo_id!r}", again):
         if not plan.create_pr:
             sdk = {"space_sdk": "gradio"} if plan.repo_type == "space" else {}
             api.create_repo(plan.repo_id, repo_type=plan.repo_type, private=plan.private or None, exist_ok=True, **sdk)
@@ -303,7 +297,7 @@ def check_contents(files: list[PushedFile], directory: Path) -> None:
     own = {str(directory.resolve()), str(Path.home()), os.getcwd()}
     places = {place.encode() for place in own if len(Path(place).parts) > 2 or place == str(Path.home())} - {b"/"}
     for file in files:
-        if _TOKEN.search(file.content) or any(secret in file.content for secret in secrets):
+        if TOKEN.search(file.content) or any(secret in file.content for secret in secrets):
             raise ValueError(f"{file.name!r} contains a Hub token; remove it, and revoke the token if it was shared.")
         if file.name == "config.json":
             _, found = _without_paths(json.loads(file.content))
@@ -386,72 +380,3 @@ def _size(count: int) -> str:
             return f"{count:.0f} {unit}" if unit == "B" else f"{count:.1f} {unit}"
         count /= 1000
     return f"{count:.1f} GB"
-
-
-# -------------------------------------------------------------------------------------------------------------- errors
-
-
-def redact(text: str) -> str:
-    """A text without the Hub tokens in it."""
-    for secret in {get_token(), os.environ.get("HF_TOKEN")} - {None, ""}:
-        text = text.replace(secret, "hf_***")
-    return _TOKEN.sub(b"hf_***", text.encode("utf-8", "surrogateescape")).decode("utf-8", "surrogateescape")
-
-
-@contextlib.contextmanager
-def hub_errors(repo_id: str, doing: str, published_nothing: bool = False) -> Iterator[None]:
-    """
-    Turn what the Hub client raises into one sentence of a built-in error type, without tokens in it.
-
-    Args:
-        repo_id (`str`): The repository the sentence names.
-        doing (`str`): What is going on, for example `"publishing to"`.
-        published_nothing (`bool`, *optional*, defaults to `False`): Say that an interrupted upload left nothing.
-    """
-    try:
-        yield
-    except Exception as error:
-        translated = _translate(error, repo_id, doing, published_nothing)
-        if translated is None:
-            raise
-        # without its cause: the client's errors carry the request, and with it the token
-        raise translated from None
-
-
-def _translate(error: BaseException, repo_id: str, doing: str, published_nothing: bool) -> Exception | None:
-    chain: list[BaseException] = []
-    while error is not None and error not in chain:
-        chain.append(error)
-        error = error.__cause__
-    again = " Nothing was published; it can be repeated as it is." if published_nothing else " Try again."
-    http = next((entry for entry in chain if isinstance(entry, HfHubHTTPError)), None)
-    what = f"{doing} {repo_id!r}"
-    if http is None:
-        transport = sys.modules[type(get_session()).__module__.split(".")[0]].HTTPError
-        lost = next((entry for entry in chain if isinstance(entry, (transport, ConnectionError, TimeoutError))), None)
-        if lost is None:
-            return None
-        return ConnectionError(f"The Hub could not be reached while {what} ({redact(str(lost))}).{again}")
-    status = http.response.status_code if http.response is not None else 0
-    said = redact(getattr(http, "server_message", None) or "")
-    if isinstance(http, RevisionNotFoundError):
-        return FileNotFoundError(f"{repo_id!r} has no such branch, tag or commit ({what}).")
-    if isinstance(http, GatedRepoError):
-        return PermissionError(f"{repo_id!r} is gated: ask for access on its page and sign in with `hf auth login`.")
-    if status == 401:
-        return PermissionError(
-            f"The Hub does not know who is {what}: sign in with `hf auth login`, set HF_TOKEN, or pass a valid token."
-        )
-    if isinstance(http, RepositoryNotFoundError):
-        return FileNotFoundError(f"{repo_id!r} does not exist on the Hub, or this token may not see it.")
-    if status == 403:
-        return PermissionError(f"This token has no permission for {what}{': ' + said if said else ''}.")
-    if status == 429:
-        wait = http.response.headers.get("Retry-After")
-        return ConnectionError(f"The Hub limits the rate of requests while {what}"
-                               f"{f'; wait {wait} s' if wait else ''}.{again}")  # fmt: skip
-    if status == 412:
-        return ConnectionError(f"Somebody else changed {repo_id!r} at the same time.{again}")
-    if status >= 500:
-        return ConnectionError(f"The Hub failed with error {status} while {what}.{again}")
-    return OSError(f"The Hub refused {what} with error {status}{': ' + said if said else ''}.")

@@ -12,8 +12,9 @@ from PIL import Image, ImageOps
 from transformers.image_utils import load_image as load_image_source
 
 
-# 2**28 pixels is a 16k by 16k photograph; a small file that unpacks to more is an attack or a mistake
-MAX_PIXELS = 2**28
+# 2**27 pixels is a photograph of 13k by 10k, and under what Pillow itself refuses; a small file that unpacks to more
+# is an attack or a mistake
+MAX_PIXELS = 2**27
 
 
 def load_rgb(source: Any, timeout: float | None = None) -> Image.Image:
@@ -31,7 +32,7 @@ def load_rgb(source: Any, timeout: float | None = None) -> Image.Image:
 
     Raises:
         FileNotFoundError: If a path does not exist.
-        ValueError: If the image cannot be decoded, is empty, or has more than 2**28 pixels; the message names it.
+        ValueError: If the image cannot be decoded, is empty, or has more than 2**27 pixels; the message names it.
         TypeError: If `source` is none of the above.
     """
     if isinstance(source, os.PathLike):
@@ -50,11 +51,15 @@ def load_rgb(source: Any, timeout: float | None = None) -> Image.Image:
                 image = _open(source, timeout)
                 _check_size(image.size, name)
                 image.load()
+                image = ImageOps.exif_transpose(image)
         except (FileNotFoundError, _TooLarge):
             raise
+        except Image.DecompressionBombError as error:
+            raise _TooLarge(
+                f"The image {name} has more than the limit of {MAX_PIXELS} pixels; make it smaller."
+            ) from error
         except Exception as error:  # decoders raise whatever they like, SyntaxError and struct.error among it
             raise ValueError(f"The image {name} cannot be read: {error or type(error).__name__}.") from error
-        image = ImageOps.exif_transpose(image)
     else:
         raise TypeError(
             f"An image must be a path, a URL, a PIL image, a numpy array or a torch tensor, got {type(source).__name__}."

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import os
 from collections import OrderedDict
 
 from transformers.models.auto.auto_factory import _BaseAutoModelClass, _LazyAutoMapping
 from transformers.models.auto.configuration_auto import CONFIG_MAPPING_NAMES
 
+from hf_explain.downloads import HUB_OPTIONS, hub_errors, pin_revision, whole_downloads
 from hf_explain.heads.lcam import LCamConfig, LCamForSaliency
 from hf_explain.heads.scan import ScanConfig, ScanForSaliency
 from hf_explain.heads.ttame import TTameConfig, TTameForSaliency
@@ -81,6 +83,32 @@ class AutoModelForSaliency(_BaseAutoModelClass):
     """
 
     _model_mapping = _LazyAutoMapping(CONFIG_MAPPING_NAMES, OrderedDict())
+
+    @classmethod
+    def from_pretrained(cls, pretrained_model_name_or_path, *model_args, **kwargs):
+        """
+        Load a head and its classifier.
+
+        Args:
+            pretrained_model_name_or_path (`str` or `os.PathLike`): Directory or Hub id of a saved head.
+            model_args, kwargs: As for [`ExplainerPreTrainedModel.from_pretrained`].
+
+        Returns:
+            The head in eval mode, with its classifier attached.
+
+        Raises:
+            OSError: If the Hub has no such head, it cannot be reached, or a download was damaged.
+            ValueError: If the files are no head's, or the weights are there as a pickle only.
+        """
+        name = os.fspath(pretrained_model_name_or_path)
+        kwargs.setdefault("trust_remote_code", False)  # unset, Transformers stops and asks on the terminal
+        options = {key: kwargs[key] for key in HUB_OPTIONS if kwargs.get(key) is not None}
+        with hub_errors(name, f"loading the head {name!r}"):
+            revision = pin_revision(name, kwargs.get("revision"), **options)
+        if revision is not None:
+            kwargs["revision"] = revision
+        with whole_downloads(name, revision, **options):
+            return super().from_pretrained(name, *model_args, **kwargs)
 
 
 def resolve_method(name: str):

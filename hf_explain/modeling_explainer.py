@@ -16,6 +16,15 @@ from transformers import CONFIG_MAPPING, AutoConfig, PreTrainedConfig, PreTraine
 from transformers import initialization as init
 
 from hf_explain.backbones import ClassifierFeatures, FrozenClassifier, load_image_processor
+from hf_explain.downloads import (
+    HUB_OPTIONS,
+    check_downloads,
+    check_sizes,
+    hub_errors,
+    pin_revision,
+    usable_files,
+    whole_downloads,
+)
 from hf_explain.fingerprint import fingerprints, matches
 from hf_explain.maps import min_max
 from hf_explain.outputs import SaliencyOutput
@@ -58,8 +67,10 @@ class ExplainerConfig(PreTrainedConfig):
     def __post_init__(self, **kwargs):
         # A pipeline entry would make loading ask for trust_remote_code even where the package is installed.
         kwargs.pop("custom_pipelines", None)
+        check_sizes({**kwargs, "feature_channels": self.feature_channels})
         if isinstance(self.backbone_config, dict):
             values = dict(self.backbone_config)
+            check_sizes(values, "backbone_config")
             model_type = values.pop("model_type", None)
             if model_type not in CONFIG_MAPPING:
                 raise ValueError(f"`backbone_config` has model_type {model_type!r}, which transformers does not know.")
@@ -368,7 +379,12 @@ class ExplainerPreTrainedModel(PreTrainedModel):
         want_info = kwargs.pop("output_loading_info", False)
         shared = {key: kwargs[key] for key in _SHARED_LOADING if kwargs.get(key) is not None}
         kwargs["use_safetensors"] = True  # a pickle can run code; heads are never saved as one
-        model, info = super().from_pretrained(name, *model_args, output_loading_info=True, **kwargs)
+        hub_options = {key: kwargs[key] for key in HUB_OPTIONS if kwargs.get(key) is not None}
+        with hub_errors(name, f"loading the head {name!r}"):
+            kwargs["revision"] = pin_revision(name, kwargs.get("revision"), **hub_options) or "main"
+        with whole_downloads(name, kwargs["revision"], **hub_options):
+            model, info = super().from_pretrained(name, *model_args, output_loading_info=True, **kwargs)
+        check_downloads(name, kwargs["revision"], **hub_options)
         missing = sorted(info["missing_keys"])  # filled with random numbers, which explain nothing
         lost = [key for key in missing if key.startswith(_BACKBONE)]
         if lost:
@@ -383,17 +399,23 @@ class ExplainerPreTrainedModel(PreTrainedModel):
             )
         if model.config.self_contained:
             model.backbone.requires_grad_(False)  # the meta device forgets what __init__ froze
-            hub_options = {key: kwargs[key] for key in ("cache_dir", "token", "local_files_only") if key in kwargs}
-            model.backbone.image_processor = load_image_processor(name, kwargs.get("revision"), **hub_options)
+            model.backbone.image_processor = load_image_processor(name, kwargs["revision"], **hub_options)
             if classifier is None and attn_implementation is not None:
                 model.set_attn_implementation(attn_implementation)
         if classifier is not None or not model.config.self_contained:
             if attn_implementation is not None:
                 shared["attn_implementation"] = attn_implementation
-            found = model._load_classifier(name, classifier, shared)
+            with usable_files(name):
+                found = model._load_classifier(name, classifier, shared)
             if "device_map" not in shared and not isinstance(classifier, (nn.Module,)):
                 found.to(model.device)
-            model.attach(found, verify_fingerprint=verify_fingerprint)
+            try:
+                with usable_files(name):
+                    model.attach(found, verify_fingerprint=verify_fingerprint)
+            except ValueError:
+                if found.revision is not None:  # a damaged download is no other classifier
+                    check_downloads(found.name_or_path, found.revision, **hub_options)
+                raise
         model.eval()
         return (model, info) if want_info else model
 
@@ -419,7 +441,11 @@ class ExplainerPreTrainedModel(PreTrainedModel):
             )
         else:
             name = config.backbone
-        return FrozenClassifier.from_pretrained(name, revision=config.backbone_revision, **options)
+        try:
+            return FrozenClassifier.from_pretrained(name, revision=config.backbone_revision, **options)
+        except OSError as error:
+            kind = type(error) if type(error) in (FileNotFoundError, PermissionError, ConnectionError) else OSError
+            raise kind(f"The head {head_name!r} needs its classifier, which did not load: {error}") from error
 
     # ------------------------------------------------------------------ saving
 
@@ -482,6 +508,32 @@ class ExplainerPreTrainedModel(PreTrainedModel):
                 _remove(created)
         if push_to_hub:
             self.push_to_hub(hub.pop("repo_id", os.path.basename(target)), **hub)
+
+
+    def push_to_hub(self, repo_id: str, *args, **kwargs):
+        """
+        Upload the head as Transformers does; [`~hf_explain.hub.push_explainer`] also checks, lists and writes a card.
+
+        Args:
+            repo_id (`str`): Repository on the Hub.
+            args, kwargs: As for `PreTrainedModel.push_to_hub`.
+
+        Raises:
+            ValueError: If the classifier is a local directory, which nobody else has.
+        """
+        backbone = self.config.backbone
+        local = bool(backbone) and _is_path(backbone)
+        if local and not self.config.self_contained:
+            raise ValueError(
+                "The head's classifier (`backbone`) is a local directory, which nobody else has; push the classifier "
+                "first and train or attach the head from there, or set config.self_contained to true."
+            )
+        try:
+            if local:
+                self.config.backbone = None  # its weights go along; where they came from is nobody's business
+            return super().push_to_hub(repo_id, *args, **kwargs)
+        finally:
+            self.config.backbone = backbone
 
 
 def _drop_backbone(module: ExplainerPreTrainedModel, state_dict: dict, prefix: str, local_metadata) -> None:

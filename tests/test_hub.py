@@ -7,70 +7,44 @@ import re
 import shutil
 import subprocess
 import sys
+from pathlib import Path
 
+import evaluate
 import numpy as np
 import pytest
 import torch
 from conftest import GUEST_TOKEN, HF_HOME, OWNER_TOKEN
+from hub_clients import pixels, push_classifier, push_quietly, tiny_head, tiny_image
 from huggingface_hub import HfApi, ModelCard
-from PIL import Image
 from transformers import (
     AutoModel,
-    ResNetConfig,
-    ResNetForImageClassification,
-    ViTImageProcessor,
     pipeline,
 )
 from transformers.models.auto.image_processing_auto import AutoImageProcessor
 
 from hf_explain import AutoModelForSaliency, LCamForSaliency
+from hf_explain.cli import main
 from hf_explain.hub import plan_explainer, push_explainer
 
 
 REPOSITORY = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
 
 
-def tiny_classifier(seed=0):
-    torch.manual_seed(seed)
-    labels = {0: "tench", 1: "church", 2: "parachute"}
-    return ResNetForImageClassification(
-        ResNetConfig(
-            embedding_size=8,
-            hidden_sizes=[8, 16],
-            depths=[1, 1],
-            layer_type="basic",
-            id2label=labels,
-            label2id={name: index for index, name in labels.items()},
-        )
-    ).eval()
-
-
-def push_classifier(repo_id="user/resnet", seed=0, **kwargs):
-    tiny_classifier(seed).push_to_hub(repo_id, **kwargs)
-    ViTImageProcessor(size={"height": 32, "width": 32}).push_to_hub(repo_id)
-
-
 @pytest.fixture
 def image():
-    values = np.random.default_rng(0).integers(0, 256, (40, 60, 3), dtype=np.uint8)
-    return Image.fromarray(values)
+    return tiny_image()
 
 
 @pytest.fixture
 def head(hub):
     push_classifier()
-    torch.manual_seed(1)
-    return LCamForSaliency.from_classifier("user/resnet")
+    return tiny_head()
 
 
 @pytest.fixture
 def saved(head, tmp_path):
     head.save_pretrained(tmp_path / "head")
     return tmp_path / "head"
-
-
-def quiet(*args, **kwargs):
-    return push_explainer(*args, **{"report": None, **kwargs})
 
 
 class Client:
@@ -126,13 +100,13 @@ def client():
 
 
 def test_remote_code_without_the_package(hub, head, saved, tmp_path, image, client):
-    quiet(saved, "user/stub", code="stub")
-    quiet(saved, "user/flat", code="self-contained")
+    push_quietly(saved, "user/stub", code="stub")
+    push_quietly(saved, "user/flat", code="self-contained")
     assert "modeling_hf_explain.py" in hub.files("user/stub")
     flat = hub.files("user/flat")
     assert {"configuration_lcam.py", "modeling_lcam.py", "backbones.py", "maps.py"} <= set(flat)
     assert not any(b"hf_explain." in text.split(b'"""')[-1] and b"from hf_explain" in text for text in flat.values())
-    inputs = pixels(head, image)
+    inputs = pixels()
     torch.save(inputs, tmp_path / "inputs.pt")
     lines = client.run(f"""
 import sys
@@ -176,18 +150,14 @@ def test_a_head_travels_in_one_commit_of_kilobytes(hub, head, saved, image):
     # Listed before anything was sent.
     assert all(f"  {name}" in reported[0] for name in files)
 
-    expected = head(pixel_values=pixels(head, image))
+    expected = head(pixel_values=pixels())
     loaded = AutoModelForSaliency.from_pretrained("user/head")
     assert type(loaded) is LCamForSaliency
-    assert torch.equal(loaded(pixels(head, image)).saliency, expected.saliency)
-
-
-def pixels(head, image):
-    return head.backbone.image_processor(images=image, return_tensors="pt")["pixel_values"]
+    assert torch.equal(loaded(pixels()).saliency, expected.saliency)
 
 
 def test_pipeline_loads_the_classifier_at_its_pinned_commit(hub, head, saved, image):
-    quiet(saved, "user/head")
+    push_quietly(saved, "user/head")
     pinned = head.config.backbone_revision
     assert re.fullmatch(r"[0-9a-f]{40}", pinned) and pinned == hub.repo("user/resnet").head
     expected = pipeline("saliency", model=head)(image)
@@ -209,7 +179,7 @@ def test_pipeline_loads_the_classifier_at_its_pinned_commit(hub, head, saved, im
 
 
 def test_two_processes_at_once_then_offline(hub, saved, image, tmp_path, client, monkeypatch):
-    quiet(saved, "user/head")
+    push_quietly(saved, "user/head")
     image.save(tmp_path / "image.png")
     expected = pipeline("saliency", model="user/head")(image)[0]
     explain = f"""
@@ -242,7 +212,7 @@ print(found["label"], hashlib.sha256(found["saliency_map"].tobytes()).hexdigest(
 
 
 def test_private_with_and_without_token(hub, saved, monkeypatch):
-    quiet(saved, "user/head", private=True)
+    push_quietly(saved, "user/head", private=True)
     assert hub.repo("user/head").private
     hub.repo("user/resnet").private = True
     shutil.rmtree(HF_HOME / "hub")
@@ -264,7 +234,7 @@ def test_private_with_and_without_token(hub, saved, monkeypatch):
 
 
 def test_revision_and_subfolder(hub, head, saved):
-    quiet(saved, "user/head")
+    push_quietly(saved, "user/head")
     api = HfApi()
     first = hub.repo("user/head").head
     api.create_tag("user/head", tag="v1")
@@ -272,7 +242,7 @@ def test_revision_and_subfolder(hub, head, saved):
         head.attention.bias += 1
     head.save_pretrained(saved)
     (saved / "README.md").write_text("---\nlibrary_name: hf-explain\n---\n# second\n")
-    second = quiet(saved, "user/head", revision="next").commit
+    second = push_quietly(saved, "user/head", revision="next").commit
     assert hub.repo("user/head").refs["next"] == second and hub.repo("user/head").head == first
 
     def bias(**kwargs):
@@ -292,13 +262,13 @@ def test_revision_and_subfolder(hub, head, saved):
 
 def test_pull_request_and_dry_run(hub, saved):
     hub.requests.clear()
-    plan = quiet(saved, "user/head", dry_run=True)
+    plan = push_quietly(saved, "user/head", dry_run=True)
     assert plan.commit is None and ("model", "user/head") not in hub.repos
     assert not hub.requests
-    quiet(saved, "user/head")
+    push_quietly(saved, "user/head")
     before = hub.repo("user/head").head
     (saved / "README.md").write_text("---\nlicense: mit\n---\n# better\n")
-    plan = quiet(saved, "user/head", create_pr=True, token=GUEST_TOKEN)
+    plan = push_quietly(saved, "user/head", create_pr=True, token=GUEST_TOKEN)
     assert plan.url.endswith("/user/head/discussions/1")
     assert hub.repo("user/head").head == before
     assert hub.files("user/head", "refs/pr/1")["README.md"].endswith(b"# better\n")
@@ -306,7 +276,7 @@ def test_pull_request_and_dry_run(hub, saved):
 
 def test_self_contained_head_needs_no_second_repository(hub, head, tmp_path, image):
     head.save_pretrained(tmp_path / "whole", self_contained=True)
-    quiet(tmp_path / "whole", "user/whole")
+    push_quietly(tmp_path / "whole", "user/whole")
     del hub.repos[("model", "user/resnet")]
     shutil.rmtree(HF_HOME / "hub")
     found = pipeline("saliency", model="user/whole")(image)
@@ -338,7 +308,7 @@ def break_config(directory, **fields):
 def test_configurations_that_must_not_be_published(hub, saved, fields, message):
     break_config(saved, **fields)
     with pytest.raises(ValueError, match=message) as refusal:
-        quiet(saved, "user/head")
+        push_quietly(saved, "user/head")
     assert OWNER_TOKEN not in str(refusal.value)
     assert ("model", "user/head") not in hub.repos
 
@@ -346,7 +316,7 @@ def test_configurations_that_must_not_be_published(hub, saved, fields, message):
 def test_files_that_must_not_be_published(hub, saved, tmp_path):
     (saved / "optimizer.pt").write_bytes(b"x")
     with pytest.raises(ValueError, match="'optimizer.pt' in 'head' is a pickle, which can run code"):
-        quiet(saved, "user/head")
+        push_quietly(saved, "user/head")
     (saved / "optimizer.pt").unlink()
     (saved / "training_log.jsonl").write_text("{}")
     (saved / "checkpoint-10").mkdir()
@@ -357,15 +327,15 @@ def test_files_that_must_not_be_published(hub, saved, tmp_path):
 
     (saved / "README.md").write_text(f"---\nlicense: mit\n---\nmy token is {GUEST_TOKEN}\n")
     with pytest.raises(ValueError, match="'README.md' contains a Hub token") as refusal:
-        quiet(saved, "user/head")
+        push_quietly(saved, "user/head")
     assert GUEST_TOKEN not in str(refusal.value)
     (saved / "README.md").write_text(f"---\nlicense: mit\n---\ntrained in {saved.parent / 'head'}\n")
     with pytest.raises(ValueError, match="'README.md' contains a path of this machine"):
-        quiet(saved, "user/head")
+        push_quietly(saved, "user/head")
     (saved / "README.md").unlink()
 
     (saved / "training_record.json").write_text(json.dumps({"dataset": "/data/imagenet", "epochs": 1}))
-    plan = quiet(saved, "user/head")
+    plan = push_quietly(saved, "user/head")
     assert "1 local path removed" in str(plan)
     assert json.loads(hub.files("user/head")["training_record.json"])["dataset"] == "(local path removed)"
     assert b"/data/imagenet" not in hub.files("user/head")["README.md"]
@@ -373,30 +343,30 @@ def test_files_that_must_not_be_published(hub, saved, tmp_path):
     weights = (saved / "model.safetensors").read_bytes()
     (saved / "model.safetensors").write_bytes(weights[:40])
     with pytest.raises(ValueError, match="not a valid safetensors file"):
-        quiet(saved, "user/head")
+        push_quietly(saved, "user/head")
     (saved / "model.safetensors").unlink()
     with pytest.raises(FileNotFoundError, match="has no model.safetensors"):
-        quiet(saved, "user/head")
+        push_quietly(saved, "user/head")
 
 
 @pytest.mark.parametrize("repo_id", ["head", "a/b/c", "user/", "user/na me", "../user/head", "user/--x"])
 def test_repository_names(saved, repo_id):
     with pytest.raises(ValueError, match="is no repository on the Hub; write user/name"):
-        quiet(saved, repo_id)
+        push_quietly(saved, repo_id)
 
 
 def test_directories_that_are_none(tmp_path):
     with pytest.raises(FileNotFoundError, match="does not exist"):
-        quiet(tmp_path / "nothing", "user/head")
+        push_quietly(tmp_path / "nothing", "user/head")
     with pytest.raises(FileNotFoundError, match="has no config.json"):
-        quiet(tmp_path, "user/head")
+        push_quietly(tmp_path, "user/head")
 
 
 # ---- remote code
 
 
 def test_nobody_with_the_package_is_asked_for_trust(hub, saved, image):
-    quiet(saved, "user/flat", code="self-contained")
+    push_quietly(saved, "user/flat", code="self-contained")
     config = json.loads(hub.files("user/flat")["config.json"])
     config["custom_pipelines"] = {"saliency": {"impl": "evil.Pipeline", "pt": ["AutoModel"]}}
     hub.add_repo("user/flat", {"config.json": json.dumps(config).encode(), "evil.py": b"raise SystemExit(3)"})
@@ -440,7 +410,7 @@ def test_the_card_says_what_was_recorded_and_runs(hub, head, saved, image, tmp_p
     (saved / "training_record.json").write_text(json.dumps(RECORD))
     (saved / "evaluation.json").write_text(json.dumps(EVALUATION))
     image.save(saved / "maps.png")
-    quiet(saved, "user/head", license="apache-2.0")
+    push_quietly(saved, "user/head", license="apache-2.0")
     card = ModelCard.load("user/head")
     data = card.data
     assert (data.base_model, data.base_model_relation) == ("user/resnet", "adapter")
@@ -489,6 +459,71 @@ def test_the_card_names_what_it_does_not_know(hub, head, saved):
         build_model_card(saved, evaluation="no.json")
 
 
+def test_released_cards_are_whole():
+    folder = Path(REPOSITORY, "model_cards")
+    assert (folder / "README.md").is_file()
+    for path in folder.glob("*.md"):
+        if path.name == "README.md":
+            continue
+        card = ModelCard.load(path)
+        assert card.data.library_name == "hf-explain" and "```python" in card.text, path.name
+        assert card.data.license or "Licence of the weights" in card.text.split("## Not known")[1], path.name
+        if card.data.base_model is None:
+            assert "classifier" in card.text.split("## Not known")[1], path.name
+        else:
+            assert card.data.base_model_relation == "adapter", path.name
+            assert re.fullmatch(r"[0-9a-f]{40}", card.data.base_model_revision), path.name
+
+
+# ---- command line and metrics
+
+
+def test_push_from_the_command_line(hub, saved, capsys):
+    assert main(["push", str(saved), "--repo", "user/head", "--license", "mit", "--dry-run"]) == 0
+    listed = capsys.readouterr().out
+    assert "To model user/head, in one commit:" in listed and "README.md" in listed and "Published" not in listed
+    assert ("model", "user/head") not in hub.repos
+    assert main(["push", str(saved), "--repo", "user/head", "--license", "mit", "--private"]) == 0
+    assert "Published: " in capsys.readouterr().out
+    assert hub.repo("user/head").private and ModelCard.load("user/head").data.license == "mit"
+    assert main(["push", str(saved), "--repo", "head"]) == 1
+    assert "hf-explain push: `repo_id` 'head' is no repository on the Hub" in capsys.readouterr().err
+
+
+METRIC = '''"""A metric of the tests."""
+import datasets
+import evaluate
+
+
+class MeanSaliency(evaluate.Metric):
+    def _info(self):
+        features = datasets.Features({"predictions": datasets.Value("float32")})
+        return evaluate.MetricInfo(description="", citation="", inputs_description="", features=features)
+
+    def _compute(self, predictions):
+        return {"mean_saliency": sum(predictions) / len(predictions)}
+'''
+
+
+def test_metrics_are_loaded_from_a_space(hub, capsys, tmp_path, monkeypatch):
+    folder = tmp_path / "metrics" / "mean_saliency"
+    folder.mkdir(parents=True)
+    (folder / "mean_saliency.py").write_text(METRIC)
+    (folder / "README.md").write_text("---\ntitle: Mean saliency\nsdk: gradio\n---\n# Mean saliency\n")
+    (folder / "app.py").write_text("import evaluate\n")
+    monkeypatch.setattr("hf_explain.hub.METRICS", tmp_path / "metrics")
+    assert main(["push-metric", "nothing", "--repo", "user/nothing"]) == 1
+    assert "'nothing' is no metric of this package; it has mean_saliency" in capsys.readouterr().err
+    assert main(["push-metric", "mean_saliency", "--repo", "user/other"]) == 1
+    assert "must end in /mean_saliency" in capsys.readouterr().err
+    assert main(["push-metric", "mean_saliency", "--repo", "user/mean_saliency"]) == 0
+    files = hub.files("user/mean_saliency", repo_type="space")
+    assert set(files) == {".gitattributes", "mean_saliency.py", "README.md", "app.py", "requirements.txt"}
+    assert b"hf-explain" in files["requirements.txt"]
+    metric = evaluate.load("user/mean_saliency")
+    assert metric.compute(predictions=[0.0, 1.0])["mean_saliency"] == 0.5
+
+
 def test_processors_come_along(hub, saved):
-    quiet(saved, "user/head")
+    push_quietly(saved, "user/head")
     assert AutoImageProcessor.from_pretrained("user/head").size["height"] == 32

@@ -1,0 +1,324 @@
+"""Between here and the Hub: one commit for all files of a repository, whole files only, and errors in one sentence."""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import hashlib
+import json
+import os
+import re
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+from huggingface_hub import HfApi, get_session, get_token, try_to_load_from_cache
+from huggingface_hub.errors import (
+    GatedRepoError,
+    HfHubHTTPError,
+    HFValidationError,
+    RepositoryNotFoundError,
+    RevisionNotFoundError,
+)
+from safetensors import SafetensorError
+from transformers.utils.hub import cached_file, extract_commit_hash
+
+
+PICKLES = ("*.bin", "*.pt", "*.pth", "*.pkl", "*.pickle", "*.ckpt", "*.joblib")
+TOKEN = re.compile(rb"\b(hf|api_org)_[A-Za-z0-9]{16,}")
+HUB_OPTIONS = ("cache_dir", "token", "local_files_only", "subfolder")
+_WEIGHTS = "model.safetensors"
+_UNWRITABLE = (errno.ENOSPC, errno.EFBIG, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM, errno.ENOTDIR)
+_MAX_SIZE = 2**16
+_DEPTHS = ("depths", "num_hidden_layers", "num_layers", "num_stages", "layers")
+_LIMITS = {"num_labels": 2**18, "label2id": 2**18, **dict.fromkeys(_DEPTHS, 1000)}
+
+
+# ---- loading
+
+
+def pin_revision(name: str, revision: str | None = None, **options) -> str | None:
+    """
+    The commit a branch or tag stands for now, so that every file of a model comes from the same one.
+
+    Loading a commit also keeps Transformers from asking a service to convert pickled weights.
+
+    Args:
+        name (`str`): Directory or Hub id.
+        revision (`str`, *optional*): Branch, tag or commit; `main` when not given.
+        options: cache_dir, token, local_files_only, subfolder.
+
+    Returns:
+        `str`, *optional*: The commit; `revision` as it is for a directory.
+
+    Raises:
+        OSError: If the repository or revision does not exist or cannot be reached.
+    """
+    if os.path.isdir(name):
+        return revision
+    found = cached_file(name, "config.json", revision=revision or "main", **options)
+    if found is None:
+        raise FileNotFoundError(f"{name!r} has no config.json on the Hub, so it is no Transformers model.")
+    return extract_commit_hash(found, None) or revision
+
+
+@contextlib.contextmanager
+def whole_downloads(name: str, revision: str | None = None, **options) -> Iterator[None]:
+    """
+    Around loading a model: files from the Hub's cache are compared with their checksums, pickles are refused by name,
+    and errors of the Hub client become one sentence.
+
+    The client compares lengths only. A file that arrived with the right length and the wrong bytes is removed from the
+    cache, so that loading again downloads it again.
+
+    Args:
+        name (`str`): Directory or Hub id.
+        revision (`str`, *optional*): Commit, from [`pin_revision`].
+        options: cache_dir, token, local_files_only, subfolder.
+
+    Raises:
+        OSError: If a file is damaged, or the Hub fails.
+        ValueError: If the weights are there as a pickle only.
+    """
+    try:
+        with hub_errors(name, f"loading {name!r}"), usable_files(name):
+            _check_index(name, options.get("subfolder") or "")
+            yield
+    except (OSError, ValueError) as error:
+        check_downloads(name, revision, **options)
+        names = _file_names(name, revision, **options)
+        if names is None or any(entry.endswith((".safetensors", ".safetensors.index.json")) for entry in names):
+            raise
+        pickled = [entry for entry in names if any(Path(entry).match(pattern) for pattern in PICKLES)]
+        if pickled:
+            raise ValueError(
+                f"{name!r} has its weights as a pickle only ({pickled[0]}), which can run code on this machine when "
+                "it is loaded; ask its author for model.safetensors, or convert it where you trust it."
+            ) from error
+        if "config.json" not in names:
+            raise
+        raise FileNotFoundError(f"{name!r} has no weights: there is no model.safetensors in it.") from error
+
+
+@contextlib.contextmanager
+def usable_files(name: str) -> Iterator[None]:
+    """
+    Around reading a configuration and weights that somebody else wrote: whatever they make a library stumble over
+    becomes one `ValueError`.
+
+    Args:
+        name (`str`): Directory or Hub id the error names.
+
+    Raises:
+        ValueError: In the place of errors that say nothing to a user (`KeyError`, `AttributeError`, ...).
+    """
+    try:
+        yield
+    except (OSError, ValueError, TypeError, ImportError):
+        raise
+    except SafetensorError as error:
+        raise ValueError(f"The weights of {name!r} are no valid safetensors file: {error}.") from error
+    except RecursionError as error:
+        raise ValueError(f"The config.json of {name!r} is nested too deeply to be one.") from error
+    except Exception as error:
+        reason = " ".join(str(error).split())[:300]
+        raise ValueError(
+            f"The config.json and weights of {name!r} do not fit together or are broken ({type(error).__name__}: "
+            f"{reason}); save or download the model again."
+        ) from error
+
+
+def check_sizes(values, where: str = "config.json") -> None:
+    """
+    Refuse numbers in a configuration that no classifier has: building from them would hang or fill the memory.
+
+    Args:
+        values (`dict`, `list` or a scalar): A configuration's content.
+        where (`str`, *optional*): What the error names.
+
+    Raises:
+        ValueError: If a number is out of all proportion; the message names its place.
+    """
+    waiting = [(where, values, _MAX_SIZE)]
+    while waiting:
+        place, value, limit = waiting.pop()
+        if isinstance(value, dict):
+            waiting += [(f"{place}.{key}", item, _LIMITS.get(str(key), _MAX_SIZE)) for key, item in value.items()]
+        elif isinstance(value, (list, tuple)):
+            waiting += [(f"{place}[{index}]", item, limit) for index, item in enumerate(value)]
+        elif isinstance(value, (int, float)) and not isinstance(value, bool) and not abs(value) <= limit:
+            raise ValueError(f"`{place}` is {value}, more than any image classifier has ({limit}).")
+
+
+def check_downloads(name: str, revision: str | None = None, **options) -> None:
+    """
+    Compare a model's cached configuration and weights with the checksums they are filed under.
+
+    Args:
+        name (`str`): Hub id; nothing is compared for a directory.
+        revision (`str`, *optional*): Commit, from [`pin_revision`].
+        options: cache_dir, subfolder; others are ignored.
+
+    Raises:
+        OSError: If a file's bytes are not those its checksum says; it is removed from the cache.
+    """
+    if os.path.isdir(name):
+        return
+    subfolder, cache_dir = options.get("subfolder") or "", options.get("cache_dir")
+    index = _cached(name, revision, subfolder, cache_dir, f"{_WEIGHTS}.index.json")
+    files = ["config.json", _WEIGHTS]
+    if index is not None:
+        with contextlib.suppress(ValueError, AttributeError, TypeError):  # an index that is none is refused on loading
+            files += sorted(set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values()))
+    for file in files:
+        path = _cached(name, revision, subfolder, cache_dir, file)
+        if path is not None and not _is_whole(path):
+            blob = path.resolve()
+            blob.unlink()
+            raise OSError(
+                f"{file!r} of {name!r} was damaged on its way from the Hub (its checksum is another); it has been "
+                "removed from the cache, load again to download it again."
+            )
+
+
+def _check_index(name: str, subfolder: str) -> None:
+    """A directory's list of weight files must not lead out of it; the Hub client holds its cache to the same."""
+    path = Path(name, subfolder, f"{_WEIGHTS}.index.json")
+    if not path.is_file():
+        return
+    for file in set(json.loads(path.read_text(encoding="utf-8"))["weight_map"].values()):
+        if Path(file).name != file:
+            raise ValueError(
+                f"{path.name} of {name!r} names a file outside its directory, {file!r}, which is refused."
+            )
+
+
+def _cached(name: str, revision: str | None, subfolder: str, cache_dir, file: str) -> Path | None:
+    try:
+        found = try_to_load_from_cache(
+            name, "/".join(filter(None, (subfolder, file))), cache_dir=cache_dir, revision=revision
+        )
+    except HFValidationError:
+        return None  # no Hub id: loading says so
+    return Path(found) if isinstance(found, str) and os.path.exists(found) else None
+
+
+def _is_whole(path: Path) -> bool:
+    """The cache names a file after its checksum: SHA-256 of large files, git's SHA-1 of small ones."""
+    recorded = path.resolve().name
+    if re.fullmatch(r"[0-9a-f]{64}", recorded):
+        digest = hashlib.sha256()
+    elif re.fullmatch(r"[0-9a-f]{40}", recorded):
+        digest = hashlib.sha1(b"blob %d\0" % path.stat().st_size)
+    else:
+        return True  # a cache without symbolic links keeps no checksums
+    with open(path, "rb") as file:
+        while chunk := file.read(1 << 22):
+            digest.update(chunk)
+    return digest.hexdigest() == recorded
+
+
+def _file_names(name: str, revision: str | None, **options) -> list[str] | None:
+    """The files of a model, or `None` where they cannot be listed. Only asked after loading failed."""
+    subfolder = options.get("subfolder") or ""
+    if os.path.isdir(name):
+        return sorted(entry.name for entry in Path(name, subfolder).glob("*"))
+    if options.get("local_files_only"):
+        return None
+    try:
+        with hub_errors(name, f"listing {name!r}"):
+            listed = HfApi(token=options.get("token")).list_repo_files(name, revision=revision)
+    except (OSError, HFValidationError):
+        return None  # asked only to explain an error better; that error is raised anyway
+    prefix = f"{subfolder}/" if subfolder else ""
+    return [entry.removeprefix(prefix) for entry in listed if entry.startswith(prefix)]
+
+
+# ---- errors
+
+
+def redact(text: str) -> str:
+    """A text without the Hub tokens in it."""
+    for secret in {get_token(), os.environ.get("HF_TOKEN")} - {None, ""}:
+        text = text.replace(secret, "hf_***")
+    return TOKEN.sub(b"hf_***", text.encode("utf-8", "surrogateescape")).decode("utf-8", "surrogateescape")
+
+
+@contextlib.contextmanager
+def hub_errors(repo_id: str, doing: str, again: str = "Try again later.") -> Iterator[None]:
+    """
+    Turn what the Hub client raises into one sentence of a built-in error type, without tokens in it.
+
+    Args:
+        repo_id (`str`): The repository the sentence names.
+        doing (`str`): What is going on, for example `"publishing to 'me/head'"`.
+        again (`str`, *optional*): What to do where the Hub or the network failed.
+
+    Raises:
+        FileNotFoundError: If the repository or revision does not exist.
+        PermissionError: If the token is missing, wrong or may not.
+        ConnectionError: If the Hub fails or cannot be reached.
+        OSError: If the Hub refuses for another reason.
+    """
+    try:
+        yield
+    except Exception as error:
+        translated = _translate(error, repo_id, doing, again)
+        if translated is None:
+            raise
+        # without its cause: the client's errors carry the request, and with it the token
+        raise translated from None
+
+
+def _translate(error: BaseException, repo_id: str, doing: str, again: str) -> OSError | None:
+    chain: list[BaseException] = []
+    while error is not None and error not in chain:
+        chain.append(error)
+        error = error.__cause__
+    http = next((entry for entry in chain if isinstance(entry, HfHubHTTPError)), None)
+    if http is None:
+        for entry in chain:
+            if isinstance(entry, OSError) and entry.errno in _UNWRITABLE and not os.path.isdir(repo_id):
+                place = f": {entry.filename}" if entry.filename else ""
+                return OSError(
+                    f"The Hub's cache on this machine could not be written while {doing} ({entry.strerror}{place}); "
+                    "free some space, or set HF_HOME to a directory that can be written."
+                )
+        transport = sys.modules[type(get_session()).__module__.split(".")[0]].HTTPError  # httpx or httpx2
+        lost = next((entry for entry in chain if isinstance(entry, (transport, ConnectionError, TimeoutError))), None)
+        if lost is None:
+            return None
+        reason = redact(str(lost)) or type(lost).__name__
+        return ConnectionError(f"The Hub could not be reached while {doing} ({reason}). {again}")
+    status = http.response.status_code if http.response is not None else 0
+    said = redact(getattr(http, "server_message", None) or "")
+    said = f": {said}" if said else ""
+    if isinstance(http, RevisionNotFoundError):
+        return FileNotFoundError(f"{repo_id!r} has no such branch, tag or commit ({doing}).")
+    if isinstance(http, GatedRepoError):
+        return PermissionError(
+            f"{repo_id!r} is gated ({doing}): ask for access on its page on the Hub, then sign in with "
+            "`hf auth login`."
+        )
+    if "Invalid credentials" in said:
+        return PermissionError(f"The Hub does not accept this token ({doing}): sign in with `hf auth login`.")
+    if isinstance(http, RepositoryNotFoundError):
+        return FileNotFoundError(
+            f"{repo_id!r} does not exist on the Hub, or is private and this token may not see it ({doing}): check the "
+            "name, sign in with `hf auth login`, or pass token=."
+        )
+    if status == 401:
+        return PermissionError(
+            f"The Hub does not know who is {doing}: sign in with `hf auth login`, set HF_TOKEN, or pass token=."
+        )
+    if status == 403:
+        return PermissionError(f"This token has no permission for {doing}{said}.")
+    if status == 429:
+        wait = http.response.headers.get("Retry-After")
+        wait = f"; wait {wait} s" if wait else ""
+        return ConnectionError(f"The Hub limits the rate of requests while {doing}{wait}. {again}")
+    if status == 412:
+        return ConnectionError(f"Somebody else changed {repo_id!r} at the same time. {again}")
+    if status >= 500:
+        return ConnectionError(f"The Hub failed with error {status} while {doing}. {again}")
+    return OSError(f"The Hub refused {doing} with error {status}{said}.")
