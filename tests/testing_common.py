@@ -21,8 +21,8 @@ import pytest
 import safetensors.torch
 import torch
 from torch import nn
+from torch.utils._python_dispatch import TorchDispatchMode
 from transformers import (
-    AutoImageProcessor,
     ConvNextConfig,
     ConvNextForImageClassification,
     DeiTConfig,
@@ -33,6 +33,9 @@ from transformers import (
     ViTConfig,
     ViTForImageClassification,
 )
+
+# not from the top level: transformers 5.17 hands out a placeholder there that demands torchvision
+from transformers.models.auto.image_processing_auto import AutoImageProcessor
 
 from hf_explain.backbones import FrozenClassifier
 
@@ -226,6 +229,22 @@ def files_below(directory) -> dict[str, bytes]:
     return found
 
 
+class LargestMaps(TorchDispatchMode):
+    """Records every tensor an operation returns that holds values per place for all of `num_labels` classes."""
+
+    def __init__(self, num_labels: int):
+        super().__init__()
+        self.num_labels, self.operations, self.maps = num_labels, 0, []
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        result = func(*args, **(kwargs or {}))
+        self.operations += 1
+        for tensor in result if isinstance(result, (tuple, list)) else (result,):
+            if isinstance(tensor, torch.Tensor) and tensor.ndim >= 3 and self.num_labels in tensor.shape[1:]:
+                self.maps.append((str(func), tuple(tensor.shape)))  # weights and their gradients have classes first
+        return result
+
+
 class ExplainerTesterMixin:
     """
     What every trained head must do on every family. Subclasses set:
@@ -318,6 +337,10 @@ class ExplainerTesterMixin:
         assert torch.equal(head(pixel_values, target="tinca TINCA").target, torch.tensor([0, 0]))
         mixed = head(pixel_values, target=["cat", 4])
         assert torch.equal(mixed.saliency[0], maps[1][0]) and torch.equal(mixed.saliency[1], maps[4][1])
+
+    def test_misspelled_arguments_are_refused(self):
+        with pytest.raises(TypeError, match="targets"):
+            self.make_head("vit")(random_pixels("vit"), targets=3)
 
     def test_several_classes_share_one_pass(self, family):
         head = self.make_head(family)
@@ -442,6 +465,17 @@ class ExplainerTesterMixin:
         assert torch.equal(trained[0][2], trained[1][2])
         other = self.make_head(family, seed=6)
         assert any(not torch.equal(p, trained[0][1][name]) for name, p in other.named_parameters())
+
+    @pytest.mark.parametrize("training", [False, True])
+    def test_no_map_of_every_class_is_built(self, family, options, training):
+        """With 1000 classes, forward and backward: rows of 1000 weights, but never 1000 values per place."""
+        head = self.make_head(tiny_classifier(family, num_labels=1000), **options).train(training)
+        with LargestMaps(1000) as seen:
+            output = head(random_pixels(family), target=[3, 999], return_loss=training)
+            if training:
+                output.loss.backward()
+        assert seen.operations > 20
+        assert not seen.maps, f"{len(seen.maps)} operations build maps of every class, such as {seen.maps[0]}"
 
     # ------------------------------------------------------------------ saving and loading
 

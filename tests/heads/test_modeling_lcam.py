@@ -1,8 +1,270 @@
-from testing_common import ExplainerTesterMixin
+"""L-CAM: the released values, the paper's arithmetic again in plain form, and the common tester."""
 
-from hf_explain.heads.lcam import LCamForSaliency
+import types
+from pathlib import Path
+
+import pytest
+import torch
+import torch.nn.functional as F
+from safetensors.torch import load_file
+from testing_common import (
+    FAMILIES,
+    IMAGENET_MEAN,
+    IMAGENET_STD,
+    ExplainerTesterMixin,
+    image_size,
+    other_size,
+    random_pixels,
+    randomize,
+    tiny_classifier,
+    tiny_model,
+    train_steps,
+)
+from torch import nn
+
+from hf_explain.backbones import ClassifierFeatures, FrozenClassifier, LayerFeatures
+from hf_explain.heads.lcam import LCamConfig, LCamForSaliency
+
+
+TRANSFORMERS = ("vit", "deit", "deit-teacher")
 
 
 class TestLCam(ExplainerTesterMixin):
     head_class = LCamForSaliency
     variants = {"img": {"variant": "img"}, "fm": {"variant": "fm"}}
+
+
+# ------------------------------------------------------------------ released values
+
+
+def test_golden_attention():
+    golden = load_file(Path(__file__).parents[1] / "golden" / "lcam_attention.safetensors")
+    config = LCamConfig(variant="fm", num_labels=6, feature_layers=["stage4"], feature_channels=[8])
+    head = LCamForSaliency(config)
+    with torch.no_grad():
+        head.attention.weight.copy_(golden["weight"])
+        head.attention.bias.copy_(golden["bias"])
+    tapped = LayerFeatures("stage4", golden["feature_maps"])
+    features = ClassifierFeatures(torch.zeros(4, 6), {"stage4": tapped}, ("stage4",))
+    maps = head.saliency_logits(features, golden["labels"])
+    torch.testing.assert_close(maps, golden["cam_logits"], rtol=1e-5, atol=1e-6)
+    torch.testing.assert_close(maps.sigmoid(), golden["cam"], rtol=1e-5, atol=0)
+    pairs = head.pairwise_saliency_logits(features, golden["labels"])
+    torch.testing.assert_close(pairs[range(4), range(4)], golden["cam_logits"], rtol=1e-5, atol=1e-6)
+    for i in range(4):
+        for j in range(4):
+            alone = head.saliency_logits(features, golden["labels"][j].repeat(4))[i]
+            torch.testing.assert_close(pairs[i, j], alone, rtol=1e-5, atol=1e-6)
+
+    seen = []
+    head.backbone = types.SimpleNamespace(forward_from_features=seen.append)
+    head.masked_logits(torch.zeros(4, 3, 8, 8), features, golden["cam"])
+    torch.testing.assert_close(seen[0].feature_map, golden["lcam_fm_masked_features"], rtol=1e-5, atol=1e-7)
+
+
+# ------------------------------------------------------------------ the paper again, literally
+
+
+def literal_loss(family, head, pixel_values, target, own_tap):
+    """
+    Everything the slow way: the maps of all classes and then the target's, the classifier as Transformers runs it, a
+    hook where L-CAM-Fm masks, one pass per image set, and the loss term by term.
+    """
+    config, model = head.config, tiny_model(family)
+    batch_size = len(target)
+    options = {"interpolate_pos_encoding": True} if family in TRANSFORMERS else {}
+    prefix = {"vit": 1, "deit": 2, "deit-teacher": 2}.get(family, 0)
+    with torch.no_grad():
+        states = model(pixel_values, output_hidden_states=True, **options).hidden_states
+    feature_map = states[own_tap]
+    if prefix:
+        grid = (pixel_values.shape[-2] // 8, pixel_values.shape[-1] // 8)
+        feature_map = feature_map[:, prefix:].transpose(1, 2).reshape(batch_size, -1, *grid)
+    all_maps = torch.sigmoid(F.conv2d(feature_map, head.attention.weight, head.attention.bias))  # (B, K, h, w)
+    own = all_maps[torch.arange(batch_size), target]
+
+    mean, std = (torch.tensor(values).view(1, 3, 1, 1) for values in (config.image_mean, config.image_std))
+
+    def ask(attention):
+        if config.variant == "img":
+            upsampled = F.interpolate(attention[:, None], pixel_values.shape[-2:], mode="bilinear")
+            if config.mask_space == "pixel":
+                picture = pixel_values * std + mean
+                return model((picture * upsampled - mean) / std, **options).logits
+            return model(pixel_values * upsampled, **options).logits
+
+        def mask(module, inputs, output):
+            if not prefix:
+                return output * attention[:, None]
+            kept = attention.flatten(1)[:, :, None]
+            return torch.cat([output[:, :prefix], output[:, prefix:] * kept], dim=1)
+
+        body = getattr(model, {"vit": "vit", "deit": "deit", "deit-teacher": "deit"}.get(family, family))
+        layers = body.layers if prefix else body.encoder.stages
+        handle = layers[own_tap - 1 if own_tap > 0 else own_tap].register_forward_hook(mask)
+        logits = model(pixel_values, **options).logits
+        handle.remove()
+        return logits
+
+    cross_entropy = -ask(own).log_softmax(1)[torch.arange(batch_size), target].mean()
+    regularized = own if config.regularize == "own" else all_maps[:, target]
+    area = (regularized + config.area_epsilon).pow(config.area_power).mean()
+    rows = (regularized[..., 1:, :] - regularized[..., :-1, :]).pow(2).sum()
+    columns = (regularized[..., :, 1:] - regularized[..., :, :-1]).pow(2).sum()
+    edges = [regularized[..., 0, :], regularized[..., -1, :], regularized[..., :, 0], regularized[..., :, -1]]
+    border = sum(edge.pow(2).sum() for edge in edges)
+    variation = (rows + columns + config.border_weight * border) / (2 * batch_size)
+    loss = config.ce_weight * cross_entropy + config.area_weight * area + config.variation_weight * variation
+    if config.removal_weight:
+        p = ask(1 - own).softmax(1)[torch.arange(batch_size), target]
+        loss = loss - config.removal_weight * (1 - p).log().mean()
+    return loss, own
+
+
+CASES = {
+    "img-batch": {},
+    "img-own": {"regularize": "own"},
+    "img-normalized": {"mask_space": "normalized", "regularize": "own"},
+    "img-removal": {"removal_weight": 0.7, "regularize": "own"},
+    "img-star": {"area_weight": 0.0, "variation_weight": 0.0},
+    "fm-batch": {"variant": "fm"},
+    "fm-own": {"variant": "fm", "regularize": "own"},
+    "fm-star": {"variant": "fm", "area_weight": 0.0, "variation_weight": 0.0},
+    "fm-removal": {"variant": "fm", "removal_weight": 0.5},
+    "constants": {
+        "ce_weight": 0.9,
+        "area_weight": 1.1,
+        "area_power": 0.6,
+        "area_epsilon": 0.01,
+        "variation_weight": 0.2,
+        "border_weight": 1.7,
+    },
+}
+
+
+@pytest.mark.parametrize("case", CASES)
+@pytest.mark.parametrize("family", FAMILIES)
+def test_loss_and_gradient_against_the_literal_form(family, case):
+    torch.manual_seed(0)
+    head = LCamForSaliency.from_classifier(tiny_classifier(family), **CASES[case])
+    pixel_values = random_pixels(family, 3, other_size(family))
+    target = torch.tensor([1, 4, 1])  # a class twice, as batches have it
+    own_tap = -2 if family in TRANSFORMERS else -1
+    expected, own = literal_loss(family, head, pixel_values, target, own_tap)
+    expected.backward()
+    expected_gradients = [parameter.grad.clone() for parameter in head.attention.parameters()]
+    head.zero_grad()
+
+    output = head(pixel_values, target=target, return_loss=True)
+    torch.testing.assert_close(output.loss, expected, rtol=1e-5, atol=1e-6)
+    torch.testing.assert_close(output.saliency_logits.sigmoid(), own, rtol=1e-4, atol=1e-5)
+    output.loss.backward()
+    for parameter, gradient in zip(head.attention.parameters(), expected_gradients):
+        torch.testing.assert_close(parameter.grad, gradient, rtol=1e-3, atol=1e-6)
+        assert (parameter.grad[[0, 2, 3]] == 0).all()  # rows of classes that are not in the batch
+    names = {"cross_entropy", "area", "variation"}
+    if case.endswith("star"):
+        names = {"cross_entropy"}
+    elif "removal" in case:
+        names |= {"removal"}
+    assert output.loss_terms.keys() == names
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_default_tap_is_one_that_the_logits_still_read(family):
+    for variant in ("img", "fm"):
+        head = LCamForSaliency.from_classifier(tiny_classifier(family), variant=variant)
+        assert head.config.feature_layers == [("layer2" if family in TRANSFORMERS else "stage4")]
+        assert head.config.feature_channels == [32 if family in TRANSFORMERS else 24]
+        assert head.attention.weight.shape[:2] == (5, head.config.feature_channels[0])
+
+
+@pytest.mark.parametrize("layer", ["stage3", -2, 0, "stem"])
+def test_any_tap(layer):
+    head = LCamForSaliency.from_classifier(tiny_classifier("resnet"), feature_layers=[layer], variant="fm")
+    name = {-2: "stage3", 0: "stem"}.get(layer, layer)
+    assert head.config.feature_layers == [name]
+    output = head(random_pixels("resnet"), return_loss=True)
+    side = {"stem": 16, "stage3": 4}[name]
+    assert output.saliency.shape == (2, side, side)
+    output.loss.backward()
+    assert head.attention.weight.grad.any()
+
+
+def test_training_lowers_the_loss():
+    for family in ("vit", "resnet"):
+        for variant in ("img", "fm"):
+            torch.manual_seed(0)
+            head = LCamForSaliency.from_classifier(tiny_classifier(family), variant=variant)
+            losses = train_steps(head, random_pixels(family, 4), steps=15, lr=0.1)
+            assert losses[-1] < losses[0] - 0.05
+
+
+def test_plain_module_with_named_layers():
+    """VGG-16 comes this way; the in-place ReLUs must not write into the tapped features."""
+    layers = [nn.Conv2d(3, 8, 3, padding=1), nn.ReLU(inplace=True), nn.MaxPool2d(2)]
+    layers += [nn.Conv2d(8, 12, 3, padding=1), nn.ReLU(inplace=True), nn.MaxPool2d(2)]
+    model = randomize(nn.Sequential(nn.Sequential(*layers), nn.AdaptiveAvgPool2d(2), nn.Flatten(), nn.Linear(48, 5)))
+    for variant in ("img", "fm"):
+        for tap, side in ((None, 2), (["0.3"], 16), (["0.5"], 8)):
+            classifier = FrozenClassifier(model, image_size=(32, 32))
+            head = LCamForSaliency.from_classifier(classifier, variant=variant, feature_layers=tap)
+            output = head(random_pixels("vit"), target="LABEL_2", return_loss=True)
+            assert output.saliency.shape == (2, side, side)
+            assert torch.equal(output.logits, model(random_pixels("vit")))
+            output.loss.backward()
+            assert head.attention.weight.grad[2].any()
+
+
+def test_plain_module_round_trip(tmp_path):
+    layers = (nn.Conv2d(3, 8, 4, 4), nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(8, 5))
+    model = randomize(nn.Sequential(*layers))
+    head = LCamForSaliency.from_classifier(FrozenClassifier(model, image_size=(32, 32)))
+    head.save_pretrained(tmp_path / "head")
+    with pytest.raises(ValueError, match=r"does not name its classifier .*pass from_pretrained\("):
+        LCamForSaliency.from_pretrained(tmp_path / "head")
+    loaded = LCamForSaliency.from_pretrained(
+        tmp_path / "head", classifier=FrozenClassifier(model, image_size=(32, 32))
+    )
+    pixel_values = random_pixels("vit")
+    assert torch.equal(loaded(pixel_values).saliency, head(pixel_values).saliency)
+    with pytest.raises(ValueError, match="needs a Transformers classifier"):
+        head.save_pretrained(tmp_path / "all", self_contained=True)
+    with pytest.raises(ValueError, match="needs a Transformers classifier; Sequential has no config"):
+        LCamForSaliency.from_classifier(FrozenClassifier(model, image_size=(32, 32)), self_contained=True)
+
+
+def test_mask_spaces_differ_where_they_should():
+    """A map that hides everything: black pixels in pixel space, the mean colour in normalised space."""
+    family = "resnet"
+    pixel_values = random_pixels(family)
+    black = -torch.tensor(IMAGENET_MEAN) / torch.tensor(IMAGENET_STD)
+    for space, value in (("pixel", black), ("normalized", torch.zeros(3))):
+        head = LCamForSaliency.from_classifier(tiny_classifier(family), mask_space=space)
+        features = head.forward_features(pixel_values)
+        logits = head.masked_logits(pixel_values, features, torch.zeros(2, 2, 2))
+        blank = value.view(1, 3, 1, 1).expand(2, 3, *image_size(family))
+        torch.testing.assert_close(logits, head.backbone(blank), rtol=1e-4, atol=1e-5)
+        kept = head.masked_logits(pixel_values, features, torch.ones(2, 2, 2))
+        torch.testing.assert_close(kept, features.logits, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("field", "value", "message"),
+    [
+        ("variant", "both", "`variant` must be 'img' .* or 'fm' .*got 'both'"),
+        ("regularize", "none", "`regularize` must be 'own' or 'batch', got 'none'"),
+        ("mask_space", "lab", "`mask_space` must be one of pixel, normalized, got 'lab'"),
+        ("ce_weight", -1.0, "`ce_weight` must be at least 0, got -1.0"),
+        ("removal_weight", -0.5, "`removal_weight` must be at least 0"),
+        ("area_power", 0.0, r"`area_power` must lie in \(0, 1\], got 0.0"),
+        ("area_power", 1.5, r"`area_power` must lie in \(0, 1\]"),
+        ("area_epsilon", 0.0, "`area_epsilon` must be above 0"),
+        ("feature_layers", ["stage1", "stage2"], "L-CAM taps one layer; `feature_layers` has 2"),
+    ],
+)
+def test_bad_fields(field, value, message):
+    with pytest.raises(ValueError, match=message):
+        LCamForSaliency.from_classifier(tiny_classifier("resnet"), **{field: value})
+    with pytest.raises(ValueError, match=message):
+        LCamConfig(**{field: value})
