@@ -31,6 +31,7 @@ VARIANTS = {
     "hidden": {"feature_kind": "hidden_state", "regularize": "own", "removal_weight": 1.0},
     "one-tap-sigmoid": {"feature_layers": [1], "branch_activation": "sigmoid", "feature_kind": "hidden_state"},
     "no-skip": {"skip": False, "feature_layers": [2, 1], "max_map_size": 3},
+    "no-norm": {"batch_norm": False},
     "no-skip-no-norm": {"skip": False, "batch_norm": False},
 }
 

@@ -134,5 +134,7 @@ def _folded(conv: nn.Conv2d, norm: nn.BatchNorm2d | None, skip: bool) -> tuple[t
         weight = weight * scale[:, None]
         bias = torch.addcmul(norm.bias.float(), bias - norm.running_mean.float(), scale)
     if skip:
-        weight = weight + torch.eye(len(weight), device=weight.device)
+        if norm is None:
+            weight = weight.clone()  # still the parameter's own memory
+        weight.diagonal().add_(1)
     return weight.to(conv.weight.dtype), bias.to(conv.weight.dtype)
