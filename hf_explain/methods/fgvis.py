@@ -42,6 +42,8 @@ GAMES: dict[str, Game] = {
 L1_RANGE = (0.001, 1.0)
 # The share of the image's own score an explanation must keep, or may leave
 KEPT_SHARE, LEFT_SHARE = 0.9, 0.05
+# Where nothing can gain any more, losses are scaled by this share of the largest gradient instead
+_SMALLEST_SCALE = 0.01
 # Rotations of an image's noise are drawn in advance; more than this many steps use them again
 _NUM_SHIFTS = 4096
 
@@ -64,6 +66,7 @@ def fgvis(
     pixel_values: torch.Tensor,
     target=None,
     *,
+    layer: str | int | None = None,
     mode: str = "deletion",
     fill: str | Sequence[float] = "black",
     budget: int = 200,
@@ -85,7 +88,7 @@ def fgvis(
     for the smallest `|m|` that keeps it, from `m = 1`; generation and repression play the same two from `m = 0`.
 
     A step follows the gradient of the log-odds of the target, which does not fade where the softmax saturates,
-    divided by its largest entry that can still move (the released imitation divides by the largest), less
+    divided by its largest entry (of those that can still move, in the games that start free of cost), less
     `l1_weight`; `m` is then clamped.
 
     The paper chooses the weight of the L1 term so that the score of the explanation is comparable to the image's, in
@@ -100,6 +103,7 @@ def fgvis(
         classifier ([`FrozenClassifier`]): Classifier to explain.
         pixel_values (`torch.FloatTensor` of shape `(batch_size, num_channels, height, width)`): Normalised pixels.
         target (`int`, `str`, a list of them, *optional*): Class to explain; the top class when not given.
+        layer (`str` or `int`, *optional*): Not used; the mask lies on the pixels.
         mode (`str`, *optional*, defaults to `"deletion"`): `"deletion"` (finest and fastest), `"preservation"`,
             `"generation"` or `"repression"`.
         fill (`str` or sequence of `float`, *optional*, defaults to `"black"`): `"black"`, `"blur"`, `"mean"` or a
@@ -129,8 +133,9 @@ def fgvis(
         `logits` of the images and `target`.
 
     Raises:
-        ValueError: If an option is out of range, the classifier has fewer than two classes or no activation to defend,
-            or a gradient is not finite (the message names the image and the iteration).
+        ValueError: If an option is out of range, the layer or the target does not exist, the classifier has fewer
+            than two classes or no activation to defend, or a gradient is not finite (the message names the image and
+            the iteration).
         TypeError: If `budget` or `rounds` is no integer or `pixel_values` is not floating point.
     """
     _check_options(mode, budget, max_seconds, learning_rate, l1_weight, rounds, goal, noise)
@@ -147,6 +152,8 @@ def fgvis(
         progress=progress,
     )
     dtype = check_pixel_values(pixel_values).dtype
+    if layer is not None:
+        classifier.resolve_layer(layer)
     # Leaving inference mode first: nothing made inside it could ever be part of a graph
     with contextlib.ExitStack() as stack:
         stack.enter_context(torch.inference_mode(False))
@@ -167,15 +174,15 @@ def fgvis(
         cost = _Search(settings, classifier, guard, start, end, target, goals).run()
         explanation = torch.lerp(start, end, cost)
         score = _score(classifier(explanation), target)
-    saliency = cost.mean(1)
-    return SaliencyOutput(
-        saliency=min_max(saliency),
-        logits=logits,
-        target=target,
-        saliency_logits=saliency,
-        explanation=explanation.to(dtype),
-        explanation_score=score,
-    )
+        saliency = cost.mean(1)
+        return SaliencyOutput(
+            saliency=min_max(saliency),
+            logits=logits,
+            target=target,
+            saliency_logits=saliency,
+            explanation=explanation.to(dtype),
+            explanation_score=score,
+        )
 
 
 def _score(logits: torch.Tensor, target: torch.Tensor) -> torch.Tensor:
@@ -279,10 +286,12 @@ class _Search:
         """One step of every image; which images are done, or None."""
         state, removes = self.state, self.game.removes
         odds, gain = self._gradient(iteration)
-        lowest, _ = gain.flatten(1).aminmax(dim=1)
-        # What can gain no more must not set the scale: it would hold everything else below the weight
-        peak = (gain * (state.cost < 1)).flatten(1).amax(1)
-        finite = torch.isfinite(lowest) & torch.isfinite(peak)
+        lowest, highest = gain.flatten(1).aminmax(dim=1)
+        peak = torch.maximum(highest, -lowest)
+        finite = torch.isfinite(peak)
+        if self.game.starts_free:
+            # What can gain no more must not set the scale: it would hold everything else below the weight
+            peak = (gain * (state.cost < 1)).flatten(1).amax(1).maximum(_SMALLEST_SCALE * peak)
         score = odds.sigmoid()
         met = score <= state.goal if removes else score >= state.goal
         rank = torch.where(met, state.cost.flatten(1).mean(1), 1 + (score - state.goal).abs())
