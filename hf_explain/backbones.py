@@ -24,6 +24,7 @@ from transformers.utils.hub import cached_file
 from hf_explain.downloads import hub_errors, pin_revision, whole_downloads
 from hf_explain.maps import grid_to_tokens, tokens_to_grid
 
+
 logger = logging.get_logger(__name__)
 
 IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
@@ -136,6 +137,15 @@ class ClassifierFeatures(dict):
         return super().__getitem__(_resolve_layer(layer, self._layer_names))
 
 
+@dataclass(frozen=True)
+class _ProbedLayer:
+    """What one run told about a module of a classifier outside the table."""
+
+    channels: int
+    num_prefix_tokens: int | None = None  # of a sequence of tokens; None for a feature map
+    overwritten: bool = False  # a later module works on its output in place
+
+
 class FrozenClassifier(nn.Module):
     """
     An image classifier that never changes: no parameter requires a gradient and it stays in eval mode, whatever is
@@ -152,7 +162,8 @@ class FrozenClassifier(nn.Module):
 
     Attributes:
         layer_names (`tuple[str, ...]`): Layers from input to output. `("stem", "stage1", ...)` for ConvNeXt and
-            ResNet, `("stem", "layer1", ...)` for ViT and DeiT (the k-th is `hidden_states[k]`), module paths for others.
+            ResNet, `("stem", "layer1", ...)` for ViT and DeiT (the k-th is `hidden_states[k]`), module paths for
+            others.
     """
 
     def __init__(self, model: nn.Module, *, image_processor=None, image_size: tuple[int, int] | None = None):
@@ -174,7 +185,8 @@ class FrozenClassifier(nn.Module):
         self._image_processor = image_processor
         self._probe_size = image_size
         self._architecture = ARCHITECTURES.get(type(self.model).__name__)
-        self._probed: dict[str, tuple[bool, int]] | None = None
+        self._probed: dict[str, _ProbedLayer] | None = None
+        self._default_layer: str | None = None
         self._num_labels: int | None = None
 
     # ------------------------------------------------------------------ loading
@@ -209,7 +221,8 @@ class FrozenClassifier(nn.Module):
             raise FileNotFoundError(
                 f"The classifier directory {name!r} does not exist; give an existing directory or a Hub id."
             )
-        hub_kwargs = {key: kwargs[key] for key in ("cache_dir", "token", "local_files_only", "subfolder") if key in kwargs}
+        names = ("cache_dir", "token", "local_files_only", "subfolder")
+        hub_kwargs = {key: kwargs[key] for key in names if key in kwargs}
         kwargs["use_safetensors"] = True  # a pickle can run code
         kwargs.setdefault("trust_remote_code", False)  # unset, Transformers stops and asks on the terminal
         with hub_errors(name, f"loading the classifier {name!r}"):
@@ -317,10 +330,15 @@ class FrozenClassifier(nn.Module):
     @property
     def default_layer(self) -> str:
         """
-        The deepest layer whose every position still reaches the logits: the last one, or for ViT and DeiT the one
-        before it, because after the last block the classifier reads the prefix tokens alone.
+        The deepest layer whose positions still reach the logits: the last one, or for ViT and DeiT the one before it,
+        because after the last block the classifier reads the prefix tokens alone. Outside the table the gradient of
+        one image tells.
         """
-        return self.layer_names[-2 if self.is_transformer else -1]
+        if self._architecture is not None:
+            return self.layer_names[-2 if self.is_transformer else -1]
+        if self._default_layer is None:
+            self._default_layer = next(filter(self._reaches_logits, reversed(self.layer_names)), self.layer_names[-1])
+        return self._default_layer
 
     def resolve_layer(self, layer: str | int) -> str:
         """
@@ -335,7 +353,7 @@ class FrozenClassifier(nn.Module):
         """Channels of a layer's feature map."""
         layer = self.resolve_layer(layer)
         if self._architecture is None:
-            return self._probe()[layer][1]
+            return self._probe()[layer].channels
         if self.is_transformer:
             return self.config.hidden_size
         stem = self.config.hidden_sizes[0] if self._architecture.body == "convnext" else self.config.embedding_size
@@ -641,34 +659,65 @@ class FrozenClassifier(nn.Module):
             for handle in handles:
                 handle.remove()
 
-    def _probe(self) -> dict[str, tuple[bool, int]]:
-        """Find the layers with spatial outputs by running one blank image: name -> (are tokens, channels)."""
+    def _probe_images(self) -> torch.Tensor:
+        """Two images of noise: two tell the batch dimension from others that are 1, noise reaches every unit."""
+        size = self._probe_size or _pair(getattr(self.config, "image_size", None) or 224)
+        convolutions = (parameter.shape[1] for parameter in self.model.parameters() if parameter.ndim == 4)
+        channels = getattr(self.config, "num_channels", None) or next(convolutions, 3)
+        noise = torch.randn(2, channels, *size, generator=torch.Generator().manual_seed(0))
+        return noise.to(device=self.device, dtype=self.dtype)
+
+    def _reaches_logits(self, layer: str) -> bool:
+        with torch.inference_mode(False), torch.enable_grad():
+            features = self.forward_to_features(self._probe_images(), layer)
+            feature_map = features.feature_map.detach().requires_grad_()
+            logits = self.forward_from_features(features.replace(feature_map=feature_map))
+            if not logits.requires_grad:
+                return False
+            (gradient,) = torch.autograd.grad(logits.sum(), feature_map, allow_unused=True)
+        return gradient is not None and bool((gradient != 0).any())
+
+    def _probe(self) -> dict[str, _ProbedLayer]:
+        """Find the layers with spatial outputs by running the classifier once."""
         if self._probed is not None:
             return self._probed
-        size = self._probe_size or _pair(getattr(self.config, "image_size", None) or 224)
-        channels = getattr(self.config, "num_channels", None) or next(self.model.parameters()).shape[1]
-        blank = torch.zeros(1, channels, *size, device=self.device, dtype=self.dtype)
-        found: dict[str, tuple[bool, int]] = {}
+        images = self._probe_images()
+        size = tuple(images.shape[-2:])
+        found: dict[str, _ProbedLayer] = {}
+        outputs: dict[str, tuple[torch.Tensor, int]] = {}
         calls: dict[str, int] = {}
+        registers = getattr(self.config, "num_register_tokens", None)
+        prefixes = {0, 1 + registers} if registers else {0, 1, 2}
 
         def record(name):
             def hook(module, inputs, output):
                 calls[name] = calls.get(name, 0) + 1
                 tensor = _first_tensor(output)
-                if tensor is None or not tensor.is_floating_point():
+                # windows of attention have a batch dimension of their own, and so has what is shared by all images
+                if tensor is None or not tensor.is_floating_point() or len(tensor) != len(images):
                     return
                 if tensor.ndim == 4 and min(tensor.shape[-2:]) > 1:
-                    found[name] = (False, tensor.shape[1])
-                elif tensor.ndim == 3 and self._token_layout(tensor.shape[1], size) is not None:
-                    found[name] = (True, tensor.shape[2])
+                    found[name] = _ProbedLayer(channels=tensor.shape[1])
+                elif tensor.ndim == 3 and tensor.shape[2] > 1:
+                    layout = self._token_layout(tensor.shape[1], size, prefixes)
+                    if layout is None:
+                        return
+                    found[name] = _ProbedLayer(channels=tensor.shape[2], num_prefix_tokens=layout[1])
+                else:
+                    return
+                outputs[name] = (tensor, tensor._version)
 
             return hook
 
         names = [name for name, _ in self.model.named_modules() if name]
-        with torch.no_grad(), self._hooks({name: record(name) for name in names}):
-            output = self.model(blank)
+        with torch.inference_mode(False), torch.no_grad(), self._hooks({name: record(name) for name in names}):
+            output = self.model(images)
         # a module called several times has no single output to read or replace
-        self._probed = {name: value for name, value in found.items() if calls[name] == 1}
+        self._probed = {
+            name: replace(layer, overwritten=outputs[name][0]._version != outputs[name][1])
+            for name, layer in found.items()
+            if calls[name] == 1
+        }
         if self._num_labels is None:
             self._num_labels = _logits(output).shape[-1]
         if not self._probed:
@@ -679,40 +728,46 @@ class FrozenClassifier(nn.Module):
             )
         return self._probed
 
-    def _token_layout(self, num_tokens: int, size: Sequence[int]) -> tuple[tuple[int, int], int] | None:
+    def _token_layout(
+        self, num_tokens: int, size: Sequence[int], prefixes: set[int]
+    ) -> tuple[tuple[int, int], int] | None:
         """Grid and number of prefix tokens of a token sequence, or None when it cannot be a grid."""
         patch = _pair(getattr(self.config, "patch_size", None) or 4)
-        registers = getattr(self.config, "num_register_tokens", 0) or 0
         for power in range(7):
-            grid = tuple(-(-side // (p * 2**power)) for side, p in zip(size, patch))
-            prefix = num_tokens - grid[0] * grid[1]
-            if prefix in {0, 1, 2, 1 + registers} and grid[0] * grid[1] > 1:
-                return grid, prefix
+            # Swin pads to whole patches, a plain patch convolution leaves the rest out
+            for rounded in (lambda side, p: -(-side // p), lambda side, p: side // p):
+                grid = tuple(rounded(side, p * 2**power) for side, p in zip(size, patch))
+                prefix = num_tokens - grid[0] * grid[1]
+                if prefix in prefixes and grid[0] * grid[1] > 1:
+                    return grid, prefix
         return None
 
-    def _hooked_features(self, pixel_values: torch.Tensor, layers: list[str]) -> ClassifierFeatures:
+    def _hooked_features(self, pixel_values: torch.Tensor, names: list[str]) -> ClassifierFeatures:
+        layers = self._probe()
         kept: dict[str, LayerFeatures] = {}
 
         def keep(name):
             def hook(module, inputs, output):
-                kept[name] = self._split(name, _first_tensor(output), pixel_values)
+                tensor = _first_tensor(output)
+                kept[name] = self._split(name, tensor.clone() if layers[name].overwritten else tensor, pixel_values)
 
             return hook
 
-        with self._hooks({name: keep(name) for name in layers}):
+        with self._hooks({name: keep(name) for name in names}):
             logits = self.forward(pixel_values)
-        return ClassifierFeatures(logits, {name: kept[name] for name in layers}, self.layer_names)
+        return ClassifierFeatures(logits, {name: kept[name] for name in names}, self.layer_names)
 
     def _split(self, name: str, tensor: torch.Tensor, pixel_values: torch.Tensor) -> LayerFeatures:
-        if not self._probe()[name][0]:
+        prefix = self._probe()[name].num_prefix_tokens
+        if prefix is None:
             return LayerFeatures(name, tensor, pixel_values=pixel_values)
-        layout = self._token_layout(tensor.shape[1], tuple(pixel_values.shape[-2:]))
+        layout = self._token_layout(tensor.shape[1], tuple(pixel_values.shape[-2:]), {prefix})
         if layout is None:
             raise ValueError(
                 f"Layer {name!r} gives {tensor.shape[1]} tokens for an image of {tuple(pixel_values.shape[-2:])} "
                 "pixels, which is no grid of patches; choose a layer with a spatial output."
             )
-        grid, prefix = layout
+        grid, _ = layout
         return LayerFeatures(name, tokens_to_grid(tensor, grid, prefix), tensor[:, :prefix], pixel_values)
 
     def _substituted_logits(self, features: LayerFeatures) -> torch.Tensor:
@@ -721,9 +776,11 @@ class FrozenClassifier(nn.Module):
                 f"`features` of {type(self.model).__name__} must keep their pixel_values: this classifier's tail runs "
                 "by running it whole and replacing the layer's output."
             )
-        value = features.feature_map
-        if self._probe()[features.layer][0]:
+        value, layer = features.feature_map, self._probe()[features.layer]
+        if layer.num_prefix_tokens is not None:
             value = grid_to_tokens(value, features.prefix_tokens)
+        elif layer.overwritten:
+            value = value.clone()  # else an in-place ReLU behind it would change the caller's features
 
         def substitute(module, inputs, output):
             return (value, *output[1:]) if isinstance(output, tuple) else value

@@ -7,6 +7,7 @@ import hashlib
 import torch
 from torch import nn
 
+
 # The dtypes a checkpoint is commonly loaded in: a fingerprint is recorded for each, because loading in bfloat16
 # rounds the weights and the rounded weights must still be recognised.
 FINGERPRINT_DTYPES = ("float32", "bfloat16", "float16")

@@ -21,7 +21,7 @@ def resize_maps(maps: torch.Tensor, size: tuple[int, int]) -> torch.Tensor:
         size (`tuple[int, int]`): `(height, width)` wanted, in pixels.
 
     Returns:
-        `torch.Tensor`: the maps at `size`, same number of dimensions; the input itself where the size is already right.
+        `torch.Tensor`: the maps at `size`, same number of dimensions; the input itself where it has that size already.
 
     Raises:
         ValueError: If `maps` has neither 3 nor 4 dimensions or `size` is not two positive numbers.
@@ -177,21 +177,22 @@ def uncrop(maps: torch.Tensor, geometry: CropGeometry) -> torch.Tensor:
     for original, resized, crop, offset in zip(
         geometry.original_size, geometry.resized_size, geometry.crop_size, geometry.offset
     ):
-        # float64: a 40,000 px side needs more than float32's 24 bits to stay under a hundredth of a pixel
-        centres = (torch.arange(original, device=maps.device, dtype=torch.float64) + 0.5) * (resized / original)
+        # float64: a 40,000 px side needs more than float32's 24 bits to stay under a hundredth of a pixel; on the CPU,
+        # because Apple's GPUs have no float64
+        centres = (torch.arange(original, dtype=torch.float64) + 0.5) * (resized / original)
         axes.append((centres - offset) / crop)  # 0 and 1 are the crop's outer edges
     # Bilinear sampling is separable: two small gathers and lerps cost less than a general 2-D grid
     out = maps.float()
     for dim, position in ((-2, axes[0]), (-1, axes[1])):
         length = out.shape[dim]
         index = (position * length - 0.5).clamp(0, length - 1)
-        low = index.floor().long()
-        weight = (index - low).to(out.dtype)
+        low = index.floor().long().to(out.device)
+        weight = (index - index.floor()).to(device=out.device, dtype=out.dtype)
         if dim == -2:
             weight = weight[:, None]
         high = (low + 1).clamp(max=length - 1)
         out = torch.lerp(out.index_select(dim, low), out.index_select(dim, high), weight)
-        seen = ((position >= 0) & (position <= 1)).to(out.dtype)
+        seen = ((position >= 0) & (position <= 1)).to(device=out.device, dtype=out.dtype)
         out = out * (seen[:, None] if dim == -2 else seen)
     return out.to(maps.dtype)
 

@@ -188,7 +188,7 @@ class ExplainerPreTrainedModel(PreTrainedModel):
         )
 
     def forward(
-        self, pixel_values: torch.Tensor, target=None, return_loss: bool = False, **kwargs
+        self, pixel_values: torch.Tensor, target=None, return_loss: bool = False
     ) -> SaliencyOutput:
         """
         Explain a batch of images, or train on it.
@@ -293,7 +293,8 @@ class ExplainerPreTrainedModel(PreTrainedModel):
         A new, untrained head for a classifier.
 
         Args:
-            classifier (`str`, `os.PathLike`, `torch.nn.Module` or [`FrozenClassifier`]): Directory, Hub id or instance.
+            classifier (`str`, `os.PathLike`, `torch.nn.Module` or [`FrozenClassifier`]): Directory, Hub id or
+                instance.
             revision (`str`, *optional*): Branch, tag or commit of a Hub id.
             kwargs: Fields of the head's configuration; and, for a directory or Hub id, what
                 `AutoModelForImageClassification.from_pretrained` takes (dtype, device_map, attn_implementation,
@@ -324,8 +325,8 @@ class ExplainerPreTrainedModel(PreTrainedModel):
         self_contained = kwargs.pop("self_contained", False)
         if self_contained and not isinstance(classifier.config, PreTrainedConfig):
             raise ValueError(
-                f"`self_contained` needs a Transformers classifier; {type(classifier.model).__name__} has no config to "
-                "rebuild it from."
+                f"`self_contained` needs a Transformers classifier; {type(classifier.model).__name__} has no config "
+                "to rebuild it from."
             )
         config = cls.config_class(**kwargs)
         config.backbone = _portable_name(classifier.name_or_path)
@@ -436,8 +437,8 @@ class ExplainerPreTrainedModel(PreTrainedModel):
             name = _find_classifier(config.backbone, head_name)
         elif _is_path(config.backbone):
             raise ValueError(
-                f"The head {head_name!r} from the Hub names a local path, {config.backbone!r}, as its classifier, which "
-                "is refused; pass from_pretrained(..., classifier=...) with the classifier you mean."
+                f"The head {head_name!r} from the Hub names a local path, {config.backbone!r}, as its classifier, "
+                "which is refused; pass from_pretrained(..., classifier=...) with the classifier you mean."
             )
         else:
             name = config.backbone
@@ -449,7 +450,9 @@ class ExplainerPreTrainedModel(PreTrainedModel):
 
     # ------------------------------------------------------------------ saving
 
-    def save_pretrained(self, save_directory, *, self_contained: bool | None = None, push_to_hub: bool = False, **kwargs):
+    def save_pretrained(
+        self, save_directory, *, self_contained: bool | None = None, push_to_hub: bool = False, **kwargs
+    ):
         """
         Save the head (and with `self_contained=True` the classifier) and its image processor, all or nothing.
 
@@ -606,6 +609,6 @@ def _find_classifier(backbone: str, head_directory: str) -> str:
         if os.path.isdir(candidate) and candidate != head_directory:
             return candidate
     raise FileNotFoundError(
-        f"The classifier directory {backbone!r} that the head {head_directory!r} was trained on does not exist; put it "
-        "back or pass from_pretrained(..., classifier=...)."
+        f"The classifier directory {backbone!r} that the head {head_directory!r} was trained on does not exist; put "
+        "it back or pass from_pretrained(..., classifier=...)."
     )
