@@ -309,7 +309,7 @@ def _v_cycle(levels: list[_Level], work: list[list[torch.Tensor]], depth: int, r
         _subtract_operator(level, residual, result, first, rest)
         coarse_residual = _restrict(level, levels[depth + 1], rest, first, second)
         coarse = _inner(_v_cycle(levels, work, depth + 1, coarse_residual), levels[depth + 1])
-        _inner(result, level).addcmul_(_prolong(coarse), _inner(level.active, level))
+        _add_prolonged(_inner(result, level), coarse, _inner(level.active, level))
     _subtract_operator(level, residual, result, first, rest)
     return result.addcmul_(rest, level.smoother)
 
@@ -345,15 +345,21 @@ def _restrict(level: _Level, coarse: _Level, field: torch.Tensor, first: torch.T
     return _frame(_pool(inner).mul_(_inner(coarse.active, coarse)).div_(16))
 
 
-def _prolong(coarse: torch.Tensor) -> torch.Tensor:
-    """Twice the size, bilinearly, as `F.interpolate` does; a few slices are several times faster on a CPU."""
-    for dim in (-1, -2):
-        length = coarse.shape[dim] - 1
-        even, odd = coarse.clone(), coarse.clone()
-        even.narrow(dim, 1, length).lerp_(coarse.narrow(dim, 0, length), 0.25)
-        odd.narrow(dim, 0, length).lerp_(coarse.narrow(dim, 1, length), 0.25)
-        coarse = torch.stack((even, odd), dim=dim).flatten(dim - 1, dim)
-    return coarse
+def _prolong(coarse: torch.Tensor, dim: int) -> tuple[torch.Tensor, torch.Tensor]:
+    """The even and the odd places of twice the length, bilinearly, as `F.interpolate` does; several times faster."""
+    length = coarse.shape[dim] - 1
+    even, odd = coarse.clone(), coarse.clone()
+    even.narrow(dim, 1, length).lerp_(coarse.narrow(dim, 0, length), 0.25)
+    odd.narrow(dim, 0, length).lerp_(coarse.narrow(dim, 1, length), 0.25)
+    return even, odd
+
+
+def _add_prolonged(field: torch.Tensor, coarse: torch.Tensor, active: torch.Tensor) -> torch.Tensor:
+    """Add `coarse`, interpolated to twice its size, to the active places of `field`, in place."""
+    columns = torch.stack(_prolong(coarse, -1), dim=-1).flatten(-2)
+    for start, rows in enumerate(_prolong(columns, -2)):
+        field[..., start::2, :].addcmul_(rows, active[..., start::2, :])
+    return field
 
 
 def _fill_pyramid(images: torch.Tensor, known: torch.Tensor, depth: int) -> torch.Tensor:
@@ -365,7 +371,7 @@ def _fill_pyramid(images: torch.Tensor, known: torch.Tensor, depth: int) -> torc
     guess = sums[-1].sum((-2, -1), keepdim=True) / counts[-1].sum((-2, -1), keepdim=True)
     for index in range(depth, -1, -1):
         if index < depth:
-            guess = _prolong(guess)
+            guess = torch.stack(_prolong(torch.stack(_prolong(guess, -1), -1).flatten(-2), -2), -2).flatten(-3, -2)
         if index == 0:
             return torch.where(known > 0, images, guess)
         guess = (sums[index] + 0.05 * guess) / (counts[index] + 0.05)
