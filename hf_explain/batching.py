@@ -180,13 +180,6 @@ class MapBatchSampler:
         self.gradient_accumulation_steps = gradient_accumulation_steps
         self.process_index, self.num_processes = process_index, num_processes
         self.steps_per_epoch = num_examples // (batch_size * gradient_accumulation_steps * num_processes)
-        if self.steps_per_epoch == 0:
-            raise ValueError(
-                f"the dataset has {num_examples} images but one step takes "
-                f"{batch_size * gradient_accumulation_steps * num_processes} (per_device_batch_size {batch_size} x "
-                f"gradient_accumulation_steps {gradient_accumulation_steps} x {num_processes} processes): lower "
-                "per_device_batch_size."
-            )
 
     def __iter__(self) -> Iterator[list[tuple[tuple[int, int], None]]]:
         order, order_epoch = None, -1
@@ -328,3 +321,22 @@ class StreamBatchSampler:
                 skip = 0
         finally:
             stopped.set()
+
+
+def make_loader(
+    batches: ImageBatches, sampler: Any, num_workers: int, pin_memory: bool, seed: int
+) -> torch.utils.data.DataLoader:
+    """The `DataLoader` that hands each of the sampler's batches to a worker and its result on as it is."""
+    return torch.utils.data.DataLoader(
+        batches,
+        batch_sampler=sampler,
+        num_workers=num_workers,
+        collate_fn=_as_is,
+        pin_memory=pin_memory,
+        # Without its own generator a DataLoader draws from the global one.
+        generator=torch.Generator().manual_seed(seed),
+    )
+
+
+def _as_is(batch: Any) -> Any:
+    return batch

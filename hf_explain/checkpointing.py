@@ -222,7 +222,7 @@ def load_checkpoint(path: Path) -> tuple[dict[str, Any], dict[str, Any]]:
 
 def prepare_output_dir(output_dir: Path, resume_from: str | None = None, overwrite: bool = False) -> Path | None:
     r"""
-    Make a directory ready for a run: writable, without leftovers, its log ending where the run begins.
+    Make a directory ready for a run: writable, and without what a killed run left half-written.
 
     Args:
         output_dir (`Path`): Directory of the run; created if need be.
@@ -252,11 +252,14 @@ def prepare_output_dir(output_dir: Path, resume_from: str | None = None, overwri
         resume = Path(resume_from)
     elif checkpoints:
         resume = checkpoints[-1]
-    # Lines after the checkpoint belong to steps that are done again.
-    log, step = output_dir / LOG_FILE, 0 if resume is None else load_checkpoint(resume)[1]["step"]
+    return resume
+
+
+def trim_log(output_dir: Path, step: int) -> None:
+    """Drop the lines after `step`: a run that resumes there writes them again."""
+    log = output_dir / LOG_FILE
     lines = log.read_text().splitlines() if log.exists() else []
     write_atomically(log, "".join(line + "\n" for line in lines if _logged_step(line) <= step).encode())
-    return resume
 
 
 def _logged_step(line: str) -> float:

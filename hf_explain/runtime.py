@@ -8,6 +8,7 @@ import contextlib
 import math
 import os
 import platform
+from collections.abc import Callable
 from importlib import metadata
 from typing import Any
 
@@ -15,6 +16,7 @@ import numpy as np
 import torch
 from accelerate import Accelerator
 from accelerate.state import AcceleratorState
+from accelerate.utils import broadcast_object_list
 
 from hf_explain.training_arguments import ExplainerTrainingArguments
 
@@ -30,6 +32,13 @@ def make_accelerator(args: ExplainerTrainingArguments) -> Accelerator:
         project_dir=args.output_dir,
         cpu=args.use_cpu,
     )
+    launched = int(os.environ.get("WORLD_SIZE", 1))
+    if launched != accelerator.num_processes:
+        # Without a GPU Accelerate quietly makes each of them a run of its own, all writing to one directory.
+        raise ValueError(
+            f"{launched} processes were launched but Accelerate sees {accelerator.num_processes}: on the CPU set "
+            "ACCELERATE_USE_CPU=true and start with torchrun, or pass use_cpu=True."
+        )
     # The loop accumulates itself; a value left in the environment by a launcher must not divide the loss again.
     accelerator.gradient_accumulation_steps = 1
     if str(accelerator.mixed_precision) == "fp16" and accelerator.device.type == "cpu":
@@ -61,6 +70,33 @@ def package_versions() -> dict[str, str]:
     names = ("hf_explain", "torch", "transformers", "datasets", "accelerate", "numpy", "pillow")
     installed = {found.name.lower().replace("-", "_") for found in metadata.distributions() if found.name}
     return {"python": platform.python_version(), **{n: metadata.version(n) for n in names if n in installed}}
+
+
+def on_main_process(accelerator: Accelerator, action: Callable[[], Any]) -> Any:
+    """Run `action` on the main process only; its result, or its error, reaches all of them."""
+    outcome: list[Any] = [None, None]
+    if accelerator.is_main_process:
+        try:
+            outcome[0] = action()
+        except (OSError, ValueError) as error:
+            if accelerator.num_processes == 1:
+                raise
+            outcome[1] = error
+    if accelerator.num_processes > 1:
+        broadcast_object_list(outcome)
+    if outcome[1] is not None:
+        raise outcome[1]
+    return outcome[0]
+
+
+def synchronize_batch_norm(model: torch.nn.Module) -> None:
+    """Turn the BatchNorms that train into SyncBatchNorm, in place; those of the frozen classifier stay as they are."""
+    for module in list(model.modules()):
+        for name, child in module.named_children():
+            if not isinstance(child, torch.nn.modules.batchnorm._BatchNorm) or not child.training:
+                continue
+            if any(parameter.requires_grad for parameter in child.parameters()):
+                setattr(module, name, torch.nn.SyncBatchNorm.convert_sync_batchnorm(child))
 
 
 def describe_machine(accelerator: Accelerator) -> dict[str, Any]:

@@ -17,12 +17,11 @@ import dataclasses
 import json
 import math
 import time
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import torch
-from accelerate.utils import broadcast_object_list, gather_object
+from accelerate.utils import gather_object
 from tqdm.auto import tqdm
 from transformers.utils import logging as transformers_logging
 
@@ -31,6 +30,7 @@ from hf_explain.batching import (
     MapBatchSampler,
     StreamBatchSampler,
     eval_samples,
+    make_loader,
     prepare_columns,
     prepare_stream,
 )
@@ -39,6 +39,7 @@ from hf_explain.checkpointing import (
     load_checkpoint,
     prepare_output_dir,
     save_checkpoint,
+    trim_log,
     write_directory,
 )
 from hf_explain.data import (
@@ -53,29 +54,22 @@ from hf_explain.runtime import (
     describe_machine,
     deterministic_kernels,
     make_accelerator,
+    on_main_process,
     package_versions,
     summarize_losses,
+    synchronize_batch_norm,
 )
 from hf_explain.training_arguments import (
-    PATH_FIELDS,
     ExplainerTrainingArguments,
     check_same_path,
+    describe_path,
     learning_rate_at,
     make_optimizer,
+    plan_steps,
 )
 
 
 RECORD_FILE = "training_record.json"
-
-
-def synchronize_batch_norm(model: torch.nn.Module) -> None:
-    """Turn the BatchNorms that train into SyncBatchNorm, in place; those of the frozen classifier stay as they are."""
-    for module in list(model.modules()):
-        for name, child in module.named_children():
-            if not isinstance(child, torch.nn.modules.batchnorm._BatchNorm) or not child.training:
-                continue
-            if any(parameter.requires_grad for parameter in child.parameters()):
-                setattr(module, name, torch.nn.SyncBatchNorm.convert_sync_batchnorm(child))
 
 
 def train(
@@ -120,17 +114,14 @@ class _Run:
 
     def __init__(self, model, train_dataset, eval_dataset, image_processor, args, description) -> None:
         self.args, self.output_dir, self.description = args, Path(args.output_dir), description
-        self.accelerator = make_accelerator(args)
-        accelerator = self.accelerator
+        self.accelerator = accelerator = make_accelerator(args)
         self.image_processor = image_processor
-        self.steps_done, self.elapsed, self.data_wait, self.skipped = 0, 0.0, 0.0, 0
+        self.steps_done, self.elapsed, self.data_wait = 0, 0.0, 0.0
         self.last_checkpoint: Path | None = None
         self._sums: dict[str, Any] = {}
         self._sum_count = 0
-        resume_path = self._on_main(
-            lambda: prepare_output_dir(self.output_dir, args.resume_from_checkpoint, args.overwrite_output_dir)
-        )
 
+        # What can be wrong with the input comes first: a run that cannot start leaves no directory behind.
         need_label = args.target == "label"
         image_column, label_column = resolve_columns(train_dataset, args.image_column, args.label_column, need_label)
         labels = LabelReader(_feature(train_dataset, label_column), _classifier_config(model))
@@ -139,12 +130,28 @@ class _Run:
         self.num_examples = (
             args.num_examples or num_stream_examples(train_dataset) if self.stream else len(train_dataset)
         )
-        self._plan()
+        self.global_batch_size = (
+            args.per_device_batch_size * args.gradient_accumulation_steps * accelerator.num_processes
+        )
+        self.steps_per_epoch, self.total_steps = plan_steps(
+            args, self.num_examples, self.stream, accelerator.num_processes
+        )
+        self.path = describe_path(
+            args, self.num_examples, self.total_steps, accelerator.num_processes, str(accelerator.mixed_precision)
+        )
+        # Without a known epoch validation comes at the end only.
+        self.eval_steps = args.eval_steps or self.steps_per_epoch or self.total_steps
+        optimizer = make_optimizer(model, args)
 
+        resume_path = on_main_process(
+            accelerator,
+            lambda: prepare_output_dir(self.output_dir, args.resume_from_checkpoint, args.overwrite_output_dir),
+        )
         state, info = (None, {}) if resume_path is None else load_checkpoint(resume_path)
         if state is not None:
-            check_same_path(resume_path, info, self._path(), self.total_steps)
+            check_same_path(resume_path, info, self.path, self.total_steps)
             self.steps_done, self.elapsed, self.last_checkpoint = info["step"], info["elapsed"], resume_path
+        on_main_process(accelerator, lambda: trim_log(self.output_dir, self.steps_done))
         mine = state["processes"][accelerator.process_index] if state is not None else {}
 
         columns = [column for column in (image_column, label_column) if column is not None]
@@ -173,9 +180,7 @@ class _Run:
                 accelerator.process_index,
                 accelerator.num_processes,
             )
-        self.loader = self._make_loader(
-            ImageBatches(rows, image_column, transform, label_column, labels), self.sampler
-        )
+        self.loader = self._load(ImageBatches(rows, image_column, transform, label_column, labels), self.sampler)
         self.eval = None
         if eval_dataset is not None:
             eval_image, eval_label = resolve_columns(eval_dataset, args.image_column, args.label_column, need_label)
@@ -189,12 +194,18 @@ class _Run:
 
         model.to(accelerator.device)
         if state is not None:
-            model.load_state_dict(state["model"])
+            try:
+                model.load_state_dict(state["model"])
+            except RuntimeError as error:
+                raise ValueError(
+                    f"checkpoint {str(resume_path)!r} is of another head than this {type(model).__name__}: resume "
+                    "with the head and options it was written with, or start anew in another output_dir."
+                ) from error
         model.train()
         if accelerator.num_processes > 1 and accelerator.device.type == "cuda":
             synchronize_batch_norm(model)
         self.model, self._had_forward = model, "forward" in model.__dict__
-        self.optimizer = accelerator.prepare_optimizer(make_optimizer(model, args))
+        self.optimizer = accelerator.prepare_optimizer(optimizer)
         self.wrapped = accelerator.prepare_model(model)
         if state is not None:
             self.optimizer.load_state_dict(state["optimizer"])
@@ -202,60 +213,9 @@ class _Run:
                 accelerator.scaler.load_state_dict(state["scaler"])
             self._sums, self._sum_count = dict(mine.get("sums", {})), mine.get("sum_count", 0)
 
-    # ------------------------------------------------------------------------------------------------ preparation
-
-    def _on_main(self, action: Callable[[], Any]) -> Any:
-        """Run `action` on the main process only; its result, or its error, reaches all of them."""
-        outcome: list[Any] = [None, None]
-        if self.accelerator.is_main_process:
-            try:
-                outcome[0] = action()
-            except (OSError, ValueError) as error:
-                if self.accelerator.num_processes == 1:
-                    raise
-                outcome[1] = error
-        if self.accelerator.num_processes > 1:
-            broadcast_object_list(outcome)
-        if outcome[1] is not None:
-            raise outcome[1]
-        return outcome[0]
-
-    def _plan(self) -> None:
-        args, accelerator = self.args, self.accelerator
-        self.global_batch_size = (
-            args.per_device_batch_size * args.gradient_accumulation_steps * accelerator.num_processes
-        )
-        self.steps_per_epoch = self.num_examples // self.global_batch_size if self.num_examples else None
-        if self.steps_per_epoch == 0 and self.stream:
-            self.steps_per_epoch = 1
-        if self.steps_per_epoch is None and args.max_steps is None:
-            raise ValueError("the dataset is a stream of unknown length: pass max_steps, or num_examples.")
-        if self.steps_per_epoch is None and args.lr_scheduler == "exponential":
-            raise ValueError(
-                "lr_scheduler 'exponential' decays per epoch and the stream's length is unknown: pass num_examples."
-            )
-        self.total_steps = args.max_steps or args.num_train_epochs * self.steps_per_epoch
-        # Counts of steps at which something is due; without a known epoch validation comes at the end only.
-        self.eval_steps = args.eval_steps or self.steps_per_epoch or self.total_steps
-
-    def _path(self) -> dict[str, Any]:
-        values = {name: getattr(self.args, name) for name in PATH_FIELDS}
-        values["num_processes"] = self.accelerator.num_processes
-        values["mixed_precision"] = str(self.accelerator.mixed_precision)
-        values["num_examples"] = self.num_examples
-        if self.args.lr_scheduler in ("onecycle", "cosine"):
-            values["total_steps"] = self.total_steps
-        return values
-
-    def _make_loader(self, batches: ImageBatches, sampler: Any) -> torch.utils.data.DataLoader:
-        return torch.utils.data.DataLoader(
-            batches,
-            batch_sampler=sampler,
-            num_workers=self.args.dataloader_num_workers,
-            collate_fn=_as_is,
-            pin_memory=self.accelerator.device.type == "cuda",
-            # Without its own generator a DataLoader draws from the global one.
-            generator=torch.Generator().manual_seed(self.args.seed),
+    def _load(self, batches: ImageBatches, sampler: Any) -> torch.utils.data.DataLoader:
+        return make_loader(
+            batches, sampler, self.args.dataloader_num_workers, self.accelerator.device.type == "cuda", self.args.seed
         )
 
     # ---------------------------------------------------------------------------------------------------- the loop
@@ -423,7 +383,7 @@ class _Run:
             accelerator.process_index,
             accelerator.num_processes,
         )
-        loader = self._make_loader(ImageBatches(rows, image_column, transform, label_column, labels), samples)
+        loader = self._load(ImageBatches(rows, image_column, transform, label_column, labels), samples)
         started = time.perf_counter()
         total = torch.zeros(2, dtype=torch.float64 if accelerator.device.type != "mps" else torch.float32)
         # Not through the distributed wrapper: the processes may have different numbers of batches.
@@ -483,13 +443,13 @@ class _Run:
                 "scaler": accelerator.scaler.state_dict() if accelerator.scaler is not None else None,
                 "processes": processes,
             }
-            info = {"path": self._path(), "elapsed": started - self.started, "versions": package_versions()}
+            info = {"path": self.path, "elapsed": started - self.started, "versions": package_versions()}
             return save_checkpoint(
                 self.output_dir, self.steps_done, state, info, self._save_model, args.save_total_limit
             )
 
         try:
-            self.last_checkpoint = self._on_main(save)
+            self.last_checkpoint = on_main_process(self.accelerator, save)
         except OSError as error:
             raise OSError(f"{error} Training stopped at step {self.steps_done}; {self._last_good()}") from error
         self.log_time += time.perf_counter() - started
@@ -508,7 +468,7 @@ class _Run:
             write_directory(self.output_dir, write, merge=True)
             return record
 
-        return self._on_main(save)
+        return on_main_process(self.accelerator, save)
 
     def _record(self, lines: list[dict[str, Any]]) -> dict[str, Any]:
         settings = dataclasses.asdict(self.args)
@@ -540,10 +500,6 @@ class _Run:
         self.model.zero_grad(set_to_none=True)
         self.model.eval()
         self.accelerator.free_memory()
-
-
-def _as_is(batch: Any) -> Any:
-    return batch
 
 
 def _is_plain(value: Any) -> bool:

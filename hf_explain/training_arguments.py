@@ -145,7 +145,7 @@ def _trackers() -> list[str]:
 
 
 # Two runs that agree in these walk the same path; a checkpoint of another path is refused.
-PATH_FIELDS = (
+_PATH_FIELDS = (
     "per_device_batch_size",
     "gradient_accumulation_steps",
     "optimizer",
@@ -163,6 +163,54 @@ PATH_FIELDS = (
     "seed",
     "shuffle_buffer_size",
 )
+
+
+def plan_steps(
+    args: ExplainerTrainingArguments, num_examples: int | None, stream: bool, num_processes: int
+) -> tuple[int | None, int]:
+    r"""
+    How many optimiser steps make an epoch and a run.
+
+    Args:
+        args (`ExplainerTrainingArguments`): Settings.
+        num_examples (`int`, *optional*): Images in one pass; `None` for a stream that does not say.
+        stream (`bool`): Whether the data is a stream, whose epochs run into each other.
+        num_processes (`int`): Processes that share the data.
+
+    Returns:
+        `tuple[int | None, int]`: Steps per epoch, if known, and steps in all.
+
+    Raises:
+        ValueError: If the data is too small for one step, or its length is needed and unknown.
+    """
+    batch = args.per_device_batch_size * args.gradient_accumulation_steps * num_processes
+    per_epoch = num_examples // batch if num_examples else None
+    if per_epoch == 0 and not stream:
+        raise ValueError(
+            f"the dataset has {num_examples} images but one step takes {batch} (per_device_batch_size "
+            f"{args.per_device_batch_size} x gradient_accumulation_steps {args.gradient_accumulation_steps} x "
+            f"{num_processes} processes): lower per_device_batch_size."
+        )
+    if per_epoch is None and args.max_steps is None:
+        raise ValueError("the dataset is a stream of unknown length: pass max_steps, or num_examples.")
+    if per_epoch is None and args.lr_scheduler == "exponential":
+        raise ValueError(
+            "lr_scheduler 'exponential' decays per epoch and the stream's length is unknown: pass num_examples."
+        )
+    per_epoch = None if per_epoch is None else max(per_epoch, 1)
+    return per_epoch, args.max_steps or args.num_train_epochs * per_epoch
+
+
+def describe_path(
+    args: ExplainerTrainingArguments, num_examples: int | None, total_steps: int, num_processes: int, precision: str
+) -> dict[str, Any]:
+    """Everything that decides which weights a run arrives at, as a checkpoint remembers it."""
+    path = {name: getattr(args, name) for name in _PATH_FIELDS}
+    path.update(num_processes=num_processes, mixed_precision=precision, num_examples=num_examples)
+    if args.lr_scheduler in ("onecycle", "cosine"):
+        # These schedules bend to the length of the run; under the others a run may be made longer.
+        path["total_steps"] = total_steps
+    return path
 
 
 def check_same_path(checkpoint: Path, info: dict[str, Any], now: dict[str, Any], total_steps: int) -> None:
