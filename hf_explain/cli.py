@@ -28,7 +28,7 @@ def main(argv: list[str] | None = None) -> int:
     args = parser.parse_args(argv)
     try:
         args.run(args)
-    except (ValueError, TypeError, OSError, ImportError) as error:
+    except (ValueError, TypeError, OSError, ImportError, FloatingPointError) as error:
         # what a user can mend is one sentence; anything else is a bug and keeps its traceback
         print(f"hf-explain {args.command}: {error}", file=sys.stderr)
         return 1
