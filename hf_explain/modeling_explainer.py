@@ -335,6 +335,8 @@ class ExplainerPreTrainedModel(PreTrainedModel):
             # a copy: the live config would share its attention implementation with the head's
             config.backbone_config = copy.deepcopy(classifier.config)
             config.backbone_config._name_or_path = ""
+            # a config that was never saved does not say its class, and "deit" alone has two
+            config.backbone_config.architectures = [type(classifier.model).__name__]
         config.id2label = dict(classifier.id2label)
         config.label2id = {label: index for index, label in config.id2label.items()}
         config.backbone_fingerprint = fingerprints(classifier.model)

@@ -1,0 +1,380 @@
+#!/usr/bin/env python
+"""Time the package against named baselines, in one run, as ratios.
+
+    python scripts/benchmark.py                       # everything, ResNet-50 and ViT-B/16 shapes, random weights
+    python scripts/benchmark.py --only lcam --repeats 9
+
+Each case runs `ours` and `baseline` in turn, A B A B ..., and prints the median of the pairwise ratios: machine speed
+drifts, ratios taken side by side do not. Absolute times are printed for orientation alone.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import platform
+import statistics
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+
+import torch
+from PIL import Image
+from torch import nn
+from transformers import AutoModelForImageClassification, ResNetConfig, ViTConfig, pipeline
+from transformers.models.auto.image_processing_auto import AutoImageProcessor
+
+import hf_explain
+from hf_explain import FrozenClassifier, LCamForSaliency, ScanForSaliency, TTameForSaliency
+from hf_explain.mapping import METHODS
+from hf_explain.metrics import functional as metrics
+
+
+PROCESSOR = {
+    "image_processor_type": "ConvNextImageProcessor",
+    "do_resize": True,
+    "size": {"shortest_edge": 224},
+    "crop_pct": 0.875,
+    "do_normalize": True,
+    "image_mean": [0.485, 0.456, 0.406],
+    "image_std": [0.229, 0.224, 0.225],
+}
+SHAPES = {"resnet-50": lambda: ResNetConfig(num_labels=1000), "vit-b-16": lambda: ViTConfig(num_labels=1000)}
+
+
+@dataclass
+class Result:
+    case: str
+    shape: str
+    baseline: str
+    ratio: float
+    at_most: float | None
+    ours_ms: float
+    baseline_ms: float
+
+
+class Bench:
+    """Models of one shape, made once, and the clock."""
+
+    def __init__(self, shape: str, directory: str, batch_size: int, repeats: int):
+        self.shape, self.batch_size, self.repeats = shape, batch_size, repeats
+        self.directory = os.path.join(directory, shape)
+        torch.manual_seed(0)
+        AutoModelForImageClassification.from_config(SHAPES[shape]()).save_pretrained(self.directory)
+        with open(os.path.join(self.directory, "preprocessor_config.json"), "w") as file:
+            json.dump(PROCESSOR, file)
+        self.classifier = FrozenClassifier.from_pretrained(self.directory)
+        self.pixel_values = torch.randn(batch_size, 3, 224, 224)
+        self.target = torch.arange(batch_size)
+        self.images = [Image.effect_noise((500, 375), 60).convert("RGB") for _ in range(batch_size)]
+        self.results: list[Result] = []
+
+    def compare(self, case: str, baseline: str, ours: Callable, other: Callable, at_most: float | None = None):
+        for function in (ours, other):
+            function()
+        pairs = []
+        for _ in range(self.repeats):
+            pair = []
+            for function in (ours, other):
+                start = time.perf_counter()
+                function()
+                pair.append(time.perf_counter() - start)
+            pairs.append(pair)
+        result = Result(
+            case,
+            self.shape,
+            baseline,
+            statistics.median(a / b for a, b in pairs),
+            at_most,
+            1e3 * statistics.median(a for a, _ in pairs),
+            1e3 * statistics.median(b for _, b in pairs),
+        )
+        self.results.append(result)
+        bar = "" if at_most is None else f"   bar {at_most:.2f} {'ok' if result.ratio <= at_most else 'MISSED'}"
+        print(
+            f"{self.shape:10s} {case:32s} {result.ratio:6.3f}x of {baseline} "
+            f"({result.ours_ms:.0f} / {result.baseline_ms:.0f} ms){bar}",
+            flush=True,
+        )
+
+    # ------------------------------------------------------------------ floors
+
+    def classify(self):
+        with torch.no_grad():
+            self.classifier(self.pixel_values)
+
+    def input_step(self):
+        """The classifier's own share of a step that masks the image."""
+        with torch.no_grad():
+            self.classifier(self.pixel_values)
+        masked = self.pixel_values.clone().requires_grad_()
+        nn.functional.cross_entropy(self.classifier(masked), self.target).backward()
+
+    def removal_step(self):
+        """The same with kept and removed images in one pass."""
+        with torch.no_grad():
+            self.classifier(self.pixel_values)
+        masked = self.pixel_values.repeat(2, 1, 1, 1).requires_grad_()
+        nn.functional.cross_entropy(self.classifier(masked), self.target.repeat(2)).backward()
+
+    def tail_step(self, layer: str):
+        """The same for a step that masks one layer's features."""
+        with torch.no_grad():
+            tapped = self.classifier.features(self.pixel_values, [layer])[layer]
+        feature_map = tapped.feature_map.clone().requires_grad_()
+        logits = self.classifier.forward_from_features(tapped.replace(feature_map=feature_map))
+        nn.functional.cross_entropy(logits, self.target).backward()
+
+    def logit_gradient(self, layer: str):
+        with torch.no_grad():
+            tapped = self.classifier.features(self.pixel_values, [layer])[layer]
+        feature_map = tapped.feature_map.clone().requires_grad_()
+        logits = self.classifier.forward_from_features(tapped.replace(feature_map=feature_map))
+        logits.gather(1, self.target[:, None]).sum().backward()
+
+    def forward_backward(self):
+        pixel_values = self.pixel_values.clone().requires_grad_()
+        self.classifier(pixel_values).gather(1, self.target[:, None]).sum().backward()
+
+    # ------------------------------------------------------------------ ours
+
+    def step(self, head):
+        head.train()
+
+        def run():
+            head.zero_grad(set_to_none=True)
+            head(self.pixel_values, target=self.target, return_loss=True).loss.backward()
+
+        return run
+
+    def saved(self, head) -> str:
+        directory = os.path.join(self.directory, f"head-{type(head).__name__}")
+        head.save_pretrained(directory)
+        return directory
+
+    def pipelines(self, head_directory: str) -> tuple[Callable, Callable]:
+        ours = pipeline("saliency", model=head_directory, device="cpu")
+        other = pipeline(
+            "image-classification",
+            model=self.directory,
+            image_processor=AutoImageProcessor.from_pretrained(self.directory),
+            device="cpu",
+        )
+        size = self.batch_size
+        return lambda: ours(self.images, batch_size=size), lambda: other(self.images, batch_size=size)
+
+
+def lcam(bench: Bench) -> None:
+    head = LCamForSaliency.from_classifier(bench.classifier, variant="img")
+    ours, other = bench.pipelines(bench.saved(head))
+    bench.compare("L-CAM pipeline", "image-classification pipeline", ours, other, 1.10)
+    bench.compare("L-CAM-Img training step", "forward + forward + backward", bench.step(head), bench.input_step, 1.10)
+    head = LCamForSaliency.from_classifier(bench.classifier, variant="fm")
+    layer = head.config.feature_layers[0]
+    floor = lambda: bench.tail_step(layer)  # noqa: E731
+    bench.compare("L-CAM-Fm training step", "forward + tail forward + backward", bench.step(head), floor, 1.15)
+
+
+def memory(bench: Bench) -> None:
+    """Peak resident memory of a process that explains a batch against one that classifies it."""
+    head = bench.saved(LCamForSaliency.from_classifier(bench.classifier, variant="img"))
+    peaks = []
+    for task, model in (("saliency", head), ("image-classification", bench.directory)):
+        code = (
+            "import resource, hf_explain\nfrom PIL import Image\nfrom transformers import pipeline\n"
+            "from transformers.models.auto.image_processing_auto import AutoImageProcessor\n"
+            f"processor = AutoImageProcessor.from_pretrained({bench.directory!r})\n"
+            f"pipe = pipeline({task!r}, model={model!r}, image_processor=processor, device='cpu')\n"
+            f"images = [Image.effect_noise((500, 375), 60).convert('RGB')] * {bench.batch_size}\n"
+            f"for _ in range(3): pipe(images, batch_size={bench.batch_size})\n"
+            "print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss)"
+        )
+        output = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout
+        peaks.append(int(output.split()[-1]) / 1024)
+    result = Result("peak memory, MB", bench.shape, "image-classification", peaks[0] / peaks[1], 1.10, *peaks)
+    bench.results.append(result)
+    print(f"{bench.shape:10s} {'peak memory':32s} {result.ratio:6.3f}x of image-classification "
+          f"({peaks[0]:.0f} / {peaks[1]:.0f} MB)   bar 1.10 {'ok' if result.ratio <= 1.1 else 'MISSED'}", flush=True)
+
+
+class LiteralTTame(nn.Module):
+    """T-TAME as its equations read: every branch resized, all K maps made, the target's picked."""
+
+    def __init__(self, head: TTameForSaliency):
+        super().__init__()
+        self.head = head
+
+    def maps(self, features) -> torch.Tensor:
+        head, branches = self.head, []
+        size = None
+        for index, layer in enumerate(head.config.feature_layers):
+            tapped = features[layer]
+            if head.config.feature_kind == "pre_norm":
+                tapped = head.backbone.pre_attention_norm(tapped)
+            feature_map = tapped.feature_map.contiguous()
+            size = size or tuple(min(side, 56) for side in feature_map.shape[-2:])
+            branch = nn.functional.relu(head.bns[index](head.convs[index](feature_map)) + feature_map)
+            branches.append(nn.functional.interpolate(branch, size=size, mode="bilinear", align_corners=False))
+        return head.fuser(torch.cat(branches, dim=1))
+
+    def step(self, pixel_values: torch.Tensor, target: torch.Tensor) -> None:
+        features = self.head.forward_features(pixel_values)
+        attention = self.maps(features).sigmoid()
+        own = attention[torch.arange(len(target)), target]
+        kept = nn.functional.interpolate(own[:, None], size=pixel_values.shape[-2:], mode="bilinear")
+        logits = self.head.backbone(pixel_values * kept)
+        (nn.functional.cross_entropy(logits, target) + own.add(5e-4).pow(0.3).mean()).backward()
+
+
+def ttame(bench: Bench) -> None:
+    head = TTameForSaliency.from_classifier(bench.classifier, regularize="own")
+    ours, other = bench.pipelines(bench.saved(head))
+    bench.compare("T-TAME pipeline", "image-classification pipeline", ours, other, 1.15)
+    step = bench.step(head)
+    bench.compare("T-TAME step, own", "forward + forward + backward", step, bench.input_step, 1.20)
+    literal = LiteralTTame(head)
+    bench.compare("T-TAME step, own", "literal K-map step", step,
+                  lambda: literal.step(bench.pixel_values, bench.target), 1 / 1.5)
+    batch = TTameForSaliency.from_classifier(bench.classifier, regularize="batch")
+    bench.compare("T-TAME step, batch", "forward + forward + backward", bench.step(batch), bench.input_step, 1.35)
+    removal = TTameForSaliency.from_classifier(bench.classifier, regularize="own", removal_weight=1.0)
+    bench.compare("T-TAME step, own, removal", "the same floor with removal", bench.step(removal), bench.removal_step,
+                  1.25)
+
+
+def scan(bench: Bench) -> None:
+    head = ScanForSaliency.from_classifier(bench.classifier)
+    layer = head.config.feature_layers[0]
+    head.eval()
+
+    def ours():
+        with torch.no_grad():
+            head(bench.pixel_values, target=bench.target)
+
+    with torch.no_grad():
+        features = head.forward_features(bench.pixel_values)
+        tapped = features[layer]
+
+    def floor():
+        bench.logit_gradient(layer)
+        with torch.no_grad():
+            head.decode(tapped, tuple(bench.pixel_values.shape[-2:]))
+
+    bench.compare("SCAN", "forward + backward to the tap", ours, lambda: bench.logit_gradient(layer))
+    bench.compare("SCAN", "the same + its decoder", ours, floor, 1.10)
+
+
+def fgvis(bench: Bench) -> None:
+    steps = 4
+    options = {"budget": steps, "rounds": 1, "l1_weight": 0.01, "goal": 1e-30}
+
+    def ours():
+        METHODS["fgvis"](bench.classifier, bench.pixel_values, bench.target, **options)
+
+    def floor():
+        with torch.no_grad():
+            bench.classifier(bench.pixel_values)
+        for _ in range(steps):
+            bench.forward_backward()
+
+    bench.compare(f"FGVis, {steps} iterations", "forward + backward each", ours, floor, 1.15)
+
+
+def methods(bench: Bench) -> None:
+    masks = 64
+
+    def rise():
+        METHODS["rise"](bench.classifier, bench.pixel_values, bench.target, num_masks=masks, batch_size=32)
+
+    def bare():
+        with torch.no_grad():
+            bench.classifier(bench.pixel_values)
+            images = bench.pixel_values.repeat(32 // bench.batch_size, 1, 1, 1)
+            for _ in range(masks * bench.batch_size // 32):
+                bench.classifier(images)
+
+    bench.compare(f"RISE, {masks} masks", "its bare forward passes", rise, bare, 1.10)
+    try:
+        from torchcam.methods import GradCAM
+    except ImportError:
+        print("torchcam is not installed: pip install --no-deps torchcam; Grad-CAM against it is left out")
+        return
+    if bench.shape != "resnet-50":
+        return
+    model = AutoModelForImageClassification.from_pretrained(bench.directory).eval()
+
+    class Logits(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.model = model
+
+        def forward(self, pixel_values):
+            return self.model(pixel_values).logits
+
+    wrapped = Logits().eval()
+    extractor = GradCAM(wrapped, target_layer=model.resnet.encoder.stages[-1])
+
+    def other():
+        scores = wrapped(bench.pixel_values.clone().requires_grad_())
+        extractor(bench.target.tolist(), scores)
+
+    bench.compare("Grad-CAM", "torchcam", lambda: METHODS["gradcam"](bench.classifier, bench.pixel_values,
+                                                                     bench.target), other, 1.0)
+
+
+def auc_d(bench: Bench) -> None:
+    saliency = torch.rand(bench.batch_size, 14, 14)
+    mean, std = bench.classifier.image_mean, bench.classifier.image_std
+
+    def ours():
+        with torch.no_grad():
+            metrics.auc_d(bench.classifier, bench.pixel_values, saliency, image_mean=mean, image_std=std, max_batch=32)
+
+    def bare():
+        # the image, 9 steps in each of two orders, and the black image: 20 distinct images
+        with torch.no_grad():
+            images = bench.pixel_values.repeat(32 // bench.batch_size, 1, 1, 1)
+            for _ in range(20 * bench.batch_size // 32):
+                bench.classifier(images)
+
+    bench.compare("AUC-D", "its 20 bare forward passes", ours, bare, 1.15)
+
+
+CASES = {"lcam": lcam, "memory": memory, "ttame": ttame, "scan": scan, "fgvis": fgvis, "methods": methods,
+         "auc_d": auc_d}
+
+
+def main() -> None:
+    import tempfile
+
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--only", nargs="+", choices=CASES, default=list(CASES), help="cases to run")
+    parser.add_argument("--shapes", nargs="+", choices=SHAPES, default=list(SHAPES), help="classifier shapes")
+    parser.add_argument("--batch_size", type=int, default=8)
+    parser.add_argument("--repeats", type=int, default=7)
+    parser.add_argument("--output", help="JSON file to write")
+    args = parser.parse_args()
+    machine = {
+        "processor": platform.processor() or platform.machine(),
+        "threads": torch.get_num_threads(),
+        "torch": torch.__version__,
+        "hf_explain": hf_explain.__version__,
+    }
+    print(", ".join(f"{key} {value}" for key, value in machine.items()))
+    results = []
+    with tempfile.TemporaryDirectory() as directory:
+        for shape in args.shapes:
+            bench = Bench(shape, directory, args.batch_size, args.repeats)
+            for case in args.only:
+                CASES[case](bench)
+            results.extend(asdict(result) for result in bench.results)
+    if args.output:
+        with open(args.output, "w") as file:
+            json.dump({"machine": machine, "batch_size": args.batch_size, "results": results}, file, indent=2)
+
+
+if __name__ == "__main__":
+    main()
