@@ -157,7 +157,6 @@ class ScanForSaliency(ExplainerPreTrainedModel):
         target=None,
         return_loss: bool = False,
         percentile: float | Sequence[float] | None = None,
-        **kwargs,
     ) -> SaliencyOutput:
         """
         Explain a batch of images, or train on it.
