@@ -10,7 +10,7 @@ from hf_explain.methods.relevance import attention_relevance, block_layers, reco
 from hf_explain.outputs import SaliencyOutput
 
 
-RULES = ("relevance", "attention")
+RULES = ("attention", "relevance")
 
 
 @torch.inference_mode(False)
@@ -52,7 +52,7 @@ def rollout(
     Attention rollout: the product over blocks of half the attention, averaged over heads, and half the identity that
     stands for the residual connection; the classifying token's row of it. It looks at no class.
 
-    Source: Abnar and Zuidema, ACL 2020 (https://huggingface.co/papers/2005.00928), section 3.
+    Source: Abnar and Zuidema, ACL 2020 (https://huggingface.co/papers/2005.00928).
 
     Args:
         classifier ([`FrozenClassifier`]): A ViT or DeiT to explain.
@@ -82,15 +82,18 @@ def transformer_attribution(
     target=None,
     *,
     layer: str | int | None = None,
-    rule: str = "relevance",
+    rule: str = "attention",
 ) -> SaliencyOutput:
     r"""
-    Transformer attribution: per block, gradient times relevance of the attention weights, its positive part averaged
-    over heads, plus the identity; the classifying token's row of the product over blocks.
+    Transformer attribution: per block, the attention weights times their gradient, the positive part averaged over
+    heads, plus the identity; the classifying token's row of the product over blocks.
 
-    Source: Chefer et al., CVPR 2021 (https://huggingface.co/papers/2012.09838), equations 13 and 14, for
-    `rule="relevance"`; Chefer et al., ICCV 2021 (https://huggingface.co/papers/2103.15679), equations 5 and 6, which
-    take the attention weights in place of their relevance, for `rule="attention"`.
+    The first of the two papers takes the weights' relevance (LRP) in place of the weights. Its rules divide by sums
+    that can cancel: such a map can change with a change of the pixels that nobody sees, and in half precision.
+
+    Source: Chefer et al., ICCV 2021 (https://huggingface.co/papers/2103.15679), for
+    `rule="attention"`; Chefer et al., CVPR 2021 (https://huggingface.co/papers/2012.09838), for
+    `rule="relevance"`.
 
     Args:
         classifier ([`FrozenClassifier`]): A ViT or DeiT to explain.
@@ -98,7 +101,7 @@ def transformer_attribution(
         target (`int`, `str`, list of them or `torch.Tensor`, *optional*): Class index or label name, for all images
             or one each; the classifier's top class when not given.
         layer (`str` or `int`, *optional*): The first block that counts; the first of all when not given.
-        rule (`str`, *optional*, defaults to `"relevance"`): What the gradient weights: `"relevance"` or `"attention"`.
+        rule (`str`, *optional*, defaults to `"attention"`): What the gradient weights: `"attention"` or `"relevance"`.
 
     Returns:
         [`SaliencyOutput`]: See [`raw_attention`], also for DeiT's two tokens.
@@ -164,7 +167,7 @@ def attention_guided_cam(
     Attention-guided CAM: positive gradients of the target logit at the classifying token's attention weights, times
     the sigmoid of the scores before their softmax, summed over heads and blocks.
 
-    Source: Leem and Seo, AAAI 2024 (https://huggingface.co/papers/2402.04563), section 3 and its released code.
+    Source: Leem and Seo, AAAI 2024 (https://huggingface.co/papers/2402.04563) and its released code.
 
     Args:
         classifier ([`FrozenClassifier`]): A ViT or DeiT to explain.

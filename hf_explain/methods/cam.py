@@ -64,7 +64,7 @@ def gradcam_plus_plus(
     With `Y = exp(S)` of the target logit `S`, the paper's higher derivatives are powers `g²` and `g³` of the gradient
     of `S`, times `exp(S)`, which scales the whole map and is left out: `a = g² / (2g² + g³ ΣA)`, `w = Σ a·ReLU(g)`.
 
-    Source: Chattopadhay et al., WACV 2018 (https://huggingface.co/papers/1710.11063), equations 10 and 19.
+    Source: Chattopadhay et al., WACV 2018 (https://huggingface.co/papers/1710.11063).
 
     Args, Returns, Raises:
         As for [`gradcam`].
@@ -88,7 +88,7 @@ def xgradcam(
     XGrad-CAM: channels weighted by the mean of the gradient over positions, each counted by its share of the channel's
     activation; then ReLU. A channel whose activation sums to 0 has weight 0.
 
-    Source: Fu et al., BMVC 2020 (https://huggingface.co/papers/2008.02312), equation 8.
+    Source: Fu et al., BMVC 2020 (https://huggingface.co/papers/2008.02312).
 
     Args, Returns, Raises:
         As for [`gradcam`].
@@ -109,7 +109,7 @@ def layercam(
     r"""
     LayerCAM: every position weighted by its own positive gradient, summed over channels; then ReLU.
 
-    Source: Jiang et al., IEEE TIP 2021, equations 5 to 7.
+    Source: Jiang et al., IEEE TIP 2021.
 
     Args, Returns, Raises:
         As for [`gradcam`].
@@ -207,7 +207,7 @@ def ablationcam(
     The drop is divided by the logit's magnitude: dividing by a negative logit, as the paper's formula would, turns the
     map upside down.
 
-    Source: Desai and Ramaswamy, WACV 2020, equations 3 and 4.
+    Source: Desai and Ramaswamy, WACV 2020.
 
     Args:
         classifier ([`FrozenClassifier`]): The classifier to explain.

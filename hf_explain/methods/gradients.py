@@ -118,7 +118,7 @@ def smoothgrad(
     SmoothGrad: the mean of the target logit's gradient over noisy copies of the image, its magnitude summed over
     channels. The noise comes from the image and the seed, never from the batch.
 
-    Source: Smilkov et al., 2017 (https://huggingface.co/papers/1706.03825), section 2.1; 10 to 20 % noise and 50
+    Source: Smilkov et al., 2017 (https://huggingface.co/papers/1706.03825); 10 to 20 % noise and 50
     samples are its recommendation, magnitudes its choice for natural images.
 
     Args:

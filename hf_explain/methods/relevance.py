@@ -104,7 +104,7 @@ def attention_relevance(
     the sum of relevance; LayerNorm, GELU and softmax pass it on unchanged. Where two heads share the logit, each
     starts with half of the relevance.
 
-    Source: Chefer et al., CVPR 2021 (https://huggingface.co/papers/2012.09838), section 3.1 and its released code.
+    Source: Chefer et al., CVPR 2021 (https://huggingface.co/papers/2012.09838) and its released code.
 
     Args:
         classifier ([`FrozenClassifier`]): A ViT or DeiT.

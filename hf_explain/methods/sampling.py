@@ -46,7 +46,7 @@ def rise(
     than the image and cut out at a random shift of up to one cell. Masks come from the seed and their own number: they
     are the same for every image, batch size and device, and only those of one forward pass are ever in memory.
 
-    Source: Petsiuk et al., BMVC 2018 (https://huggingface.co/papers/1806.07421), equation 6 and section 3.2; the paper
+    Source: Petsiuk et al., BMVC 2018 (https://huggingface.co/papers/1806.07421), equation 6; the paper
     uses 4,000 masks for VGG-16 and 8,000 for ResNet-50.
 
     Args:
@@ -169,7 +169,7 @@ def occlusion(
     Occlusion: the drop of the target's softmax when a square window is covered, averaged over the windows that cover
     each pixel; then ReLU.
 
-    Source: Zeiler and Fergus, ECCV 2014 (https://huggingface.co/papers/1311.2901), section 4.2.
+    Source: Zeiler and Fergus, ECCV 2014 (https://huggingface.co/papers/1311.2901).
 
     Args:
         classifier ([`FrozenClassifier`]): The classifier to explain.
@@ -234,7 +234,7 @@ def lime(
     the authors' released code for images (captum's own default, a lasso, sets whole maps to 0), with captum's
     exponential kernel of the cosine distance. It fits one model per image and is slow by nature.
 
-    Source: Ribeiro et al., KDD 2016 (https://huggingface.co/papers/1602.04938), section 3.
+    Source: Ribeiro et al., KDD 2016 (https://huggingface.co/papers/1602.04938).
 
     Args:
         classifier ([`FrozenClassifier`]): The classifier to explain.
@@ -278,7 +278,7 @@ def kernel_shap(
     Kernel SHAP through captum: Shapley values of the squares of a regular grid for the target's softmax, estimated by
     a weighted linear regression; then ReLU. It fits one model per image and is slow by nature.
 
-    Source: Lundberg and Lee, NeurIPS 2017 (https://huggingface.co/papers/1705.07874), section 4.1.
+    Source: Lundberg and Lee, NeurIPS 2017 (https://huggingface.co/papers/1705.07874).
 
     Args, Returns, Raises:
         As for [`lime`].
@@ -302,7 +302,7 @@ def _captum(
     from captum._utils.models.linear_model import SkLearnRidge  # where captum's own tutorials take it from
 
     check_count(num_samples, "num_samples", minimum=2)
-    check_count(grid_size, "grid_size")
+    check_count(grid_size, "grid_size", minimum=2)
     check_count(batch_size, "batch_size")
     fill = mask_space_fill(mask_space)
     if grid_size > min(prepare_pixels(pixel_values).shape[-2:]):

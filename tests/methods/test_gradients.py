@@ -51,7 +51,9 @@ class TestInputXGradient(GradientTester):
         import captum.attr
 
         classifier, pixel_values = tiny_classifier("convnext"), random_pixels("convnext")
-        theirs = captum.attr.InputXGradient(classifier).attribute(pixel_values.clone(), target=torch.tensor([0, 3]))
+        theirs = captum.attr.InputXGradient(classifier).attribute(
+            pixel_values.clone().requires_grad_(), target=torch.tensor([0, 3])
+        )
         output = input_x_gradient(classifier, pixel_values, [0, 3])
         torch.testing.assert_close(output.saliency_logits, theirs.detach().sum(1).clamp(min=0), atol=1e-6, rtol=1e-4)
 

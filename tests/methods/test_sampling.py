@@ -225,6 +225,8 @@ class CaptumTester(MethodTester):
         assert not torch.equal(self.call(classifier, pixel_values, grid_size=4, seed=1).saliency, reference)
         with pytest.raises(ValueError, match="`grid_size` 65 asks for more squares per side than the image has"):
             self.call(classifier, pixel_values, grid_size=65)
+        with pytest.raises(ValueError, match="`grid_size` must be a whole number of at least 2, got 1"):
+            self.call(classifier, pixel_values, grid_size=1)
         with pytest.raises(ValueError, match="`num_samples` must be a whole number of at least 2, got 1"):
             self.call(classifier, pixel_values, num_samples=1)
 

@@ -74,6 +74,7 @@ class MethodTester:
     looks_at_class = True
     at_pixels = False
     tolerance = 1e-5
+    bfloat16_correlation = 0.95
 
     def call(self, classifier, pixel_values, target=None, **options):
         return type(self).method(classifier, pixel_values, target, **{**self.options, **options})
@@ -140,6 +141,18 @@ class MethodTester:
             assert_frozen(classifier)
             assert classifier.config._attn_implementation == attention
             assert not our_hooks(classifier)
+
+    def test_bfloat16(self):
+        """A classifier in half precision gives the float32 classifier's map, up to its own rounding."""
+        family = self.families[-1]
+        classifier, pixel_values = tiny_classifier(family), random_pixels(family)
+        reference = self.call(classifier, pixel_values, [0, 3]).saliency
+        classifier.model.to(torch.bfloat16)
+        output = self.call(classifier, pixel_values, [0, 3])
+        assert output.saliency.dtype == torch.float32 and output.logits.dtype == torch.bfloat16
+        assert output.saliency.flatten(1).amax(1).eq(1).all()
+        for found, expected in zip(output.saliency.flatten(1), reference.flatten(1)):
+            assert torch.corrcoef(torch.stack([found, expected]))[0, 1] > self.bfloat16_correlation
 
     def test_bad_input(self):
         family = self.families[0]
