@@ -39,7 +39,7 @@ TRAINING_KEYS: dict[str, tuple[str, ...]] = {
     "weight decay": ("arguments.weight_decay",),
     "augmentation": ("arguments.augmentation",),
     "explained class": ("arguments.target",),
-    "precision": ("machine.mixed_precision", "arguments.mixed_precision"),
+    "mixed precision": ("machine.mixed_precision", "arguments.mixed_precision"),
     "processes": ("machine.num_processes",),
     "device": ("machine.device",),
     "seed": ("seed", "arguments.seed"),
@@ -276,6 +276,8 @@ def build_model_card(
     unknown: list[str] = []
     method = PAPERS[config["model_type"]]
     title = method.variants.get(config.get("variant"), method.name)
+    if config.get("removal_weight"):
+        title += " (with this package's removal term, which is not in the paper)"
     backbone, revision = _public_backbone(config, unknown)
     dataset = dataset or _public_name(look_up(training, TRAINING_KEYS["dataset"]), "training data", unknown)
     license = license or look_up(training, TRAINING_KEYS["license"])
@@ -413,6 +415,8 @@ def _recipe(training: Mapping | None) -> list[tuple[str, str]]:
             continue
         if isinstance(value, Mapping):
             value = ", ".join(f"{key} {item}" for key, item in value.items() if isinstance(item, (str, int, float)))
+        if isinstance(value, float):
+            value = f"{value:.4g}"
         if value != "" and not (isinstance(value, str) and is_local_path(value)):
             rows.append((label, str(value)))
     return rows
