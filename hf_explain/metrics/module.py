@@ -1,0 +1,362 @@
+"""What the `evaluate` modules of the package share: presets, measuring, columns, and the protocol in every result."""
+
+from __future__ import annotations
+
+import inspect
+import os
+from abc import ABC, abstractmethod
+from collections.abc import Iterable, Mapping
+from numbers import Real
+from typing import Any, ClassVar
+
+import evaluate
+import torch
+
+from hf_explain.metrics.presets import PRESETS
+from hf_explain.metrics.statistics import bootstrap_interval
+
+
+# How a measurement runs, not what it measures: no part of its protocol
+_EXECUTION = ("max_batch", "max_bytes")
+
+
+class SaliencyMetric(evaluate.Metric, ABC):
+    """
+    An `evaluate` metric that can also measure its own columns.
+
+    `measure` turns images and maps into columns, one entry per image; `add_batch` collects them, from as many batches
+    and processes as there are; `compute` says what they are together. The `config_name` given to `evaluate.load` is
+    the name of a preset.
+
+    A subclass names its columns in `_info`, one of them `main_result`, and defines `_measure` and `_summarize`.
+
+    Attributes:
+        metric_name (`str`): Name of the module.
+        main_result (`str`): Key of the one number that stands for the result, and of its column.
+        higher_is_better (`bool`): Whether a larger `main_result` is a better map.
+        presets (`dict`): Settings by name.
+        inputs (`tuple[str, ...]`): Inputs of `measure` the metric uses; it ignores the others.
+        options (`tuple[str, ...]`): What `measure` lets the caller override.
+    """
+
+    metric_name: ClassVar[str]
+    main_result: ClassVar[str]
+    higher_is_better: ClassVar[bool]
+    presets: ClassVar[Mapping[str, Mapping[str, Any]]]
+    inputs: ClassVar[tuple[str, ...]] = ()
+    options: ClassVar[tuple[str, ...]] = ()
+
+    def __init_subclass__(cls, **kwargs):
+        super().__init_subclass__(**kwargs)
+        if "presets" not in cls.__dict__:
+            cls.presets = PRESETS[cls.metric_name]
+
+    def __init__(self, config_name: str | None = None, **kwargs):
+        preset = config_name or "default"
+        if preset not in self.presets:
+            raise ValueError(
+                f"`config_name` {preset!r} is no preset of {self.metric_name}; it has: {', '.join(self.presets)}."
+            )
+        self._measured: list[dict[str, Any]] = []
+        super().__init__(config_name=preset, **kwargs)
+
+    # --------------------------------------------------------------------------------------------------- measuring
+
+    def measure(
+        self,
+        predict=None,
+        pixel_values=None,
+        saliency=None,
+        *,
+        target=None,
+        labels=None,
+        logits=None,
+        image_ids=None,
+        image_mean=None,
+        image_std=None,
+        masks=None,
+        boxes=None,
+        **overrides,
+    ) -> dict[str, list]:
+        """
+        Measure one batch. Every metric takes these inputs and ignores those it has no use for.
+
+        Args:
+            predict (`Callable`): `pixel_values` to logits; a [`FrozenClassifier`] is one.
+            pixel_values (`torch.Tensor` of shape `(batch_size, channels, height, width)`): Normalised images.
+            saliency (`torch.Tensor` of shape `(batch_size, map_height, map_width)`): Non-negative maps.
+            target (`torch.LongTensor` of shape `(batch_size,)` or `int`, *optional*): The explained class; the top-1
+                by default.
+            labels (`torch.LongTensor` of shape `(batch_size,)`, *optional*): True classes.
+            logits (`torch.Tensor` of shape `(batch_size, num_labels)`, *optional*): Of the images, if at hand.
+            image_ids (`torch.LongTensor` of shape `(batch_size,)`, *optional*): See
+                [`~hf_explain.perturbation.image_keys`].
+            image_mean, image_std (sequence of `float`, *optional*): The image processor's.
+            masks (`torch.Tensor` of shape `(batch_size, height, width)`, *optional*): Non-zero on the object.
+            boxes (sequence of tensors of shape `(num_boxes, 4)`, *optional*): Boxes around the object.
+            **overrides: Settings that replace the preset's, and `max_batch`, `max_bytes`.
+
+        Returns:
+            `dict[str, list]`: one list per column (see `features`), one entry per image; a curve is a list of numbers.
+
+        Raises:
+            TypeError: If an override is none of the metric's.
+            ValueError: If an input is missing, or of the wrong shape or range.
+        """
+        unknown = sorted(set(overrides) - {*self.options, *_EXECUTION})
+        if unknown:
+            raise TypeError(
+                f"{self.metric_name} has no option `{unknown[0]}`; it has: {', '.join((*self.options, *_EXECUTION))}."
+            )
+        given = {
+            "target": target,
+            "labels": labels,
+            "logits": logits,
+            "image_ids": image_ids,
+            "image_mean": image_mean,
+            "image_std": image_std,
+            "masks": masks,
+            "boxes": boxes,
+        }
+        inputs = {name: given[name] for name in self.inputs}
+        columns, measured = self._measure(
+            predict, pixel_values, saliency, **inputs, **{**self.presets[self.config_name], **overrides}
+        )
+        changed = {
+            name: value
+            for name, value in plain(overrides).items()
+            if name not in _EXECUTION and value != plain(self.presets[self.config_name].get(name))
+        }
+        protocol = {**self._stated(), **plain(measured), "overrides": changed}
+        if protocol not in self._measured:
+            self._measured.append(protocol)
+        return {name: column.tolist() for name, column in columns.items()}
+
+    @property
+    def protocol(self) -> dict[str, Any]:
+        """
+        How what was measured since the last result was measured; before that, what the preset says.
+
+        Pass it to `compute(protocol=...)` of an instance that only has the columns.
+
+        Raises:
+            ValueError: If it was measured in several ways.
+        """
+        if len(self._measured) > 1:
+            first, other = self._measured[:2]
+            name = next(name for name in {**first, **other} if first.get(name) != other.get(name))
+            raise ValueError(
+                f"{self.metric_name} was measured with {name}={first.get(name)!r} and with {name}={other.get(name)!r} "
+                "since the last result: one result needs one protocol. Compute them apart, or say what holds with "
+                "`compute(protocol=...)`."
+            )
+        return dict(self._measured[0]) if self._measured else self._stated()
+
+    def _stated(self) -> dict[str, Any]:
+        """What the name and the preset say."""
+        return {"metric": self.metric_name, "preset": self.config_name, **plain(self.presets[self.config_name])}
+
+    @abstractmethod
+    def _measure(self, predict, pixel_values, saliency, **options) -> tuple[dict[str, torch.Tensor], dict[str, Any]]:
+        """The columns of a batch, as tensors, and the protocol they were measured by."""
+
+    # ----------------------------------------------------------------------------------------- columns to a result
+
+    def add(self, *, prediction=None, reference=None, **columns):
+        """
+        Collect one image.
+
+        Args:
+            **columns: One entry of every column.
+        """
+        self.add_batch(
+            **{"predictions": None if prediction is None else [prediction]},
+            **{"references": None if reference is None else [reference]},
+            **{name: [entry] for name, entry in columns.items()},
+        )
+
+    def add_batch(self, *, predictions=None, references=None, **columns):
+        """
+        Collect the columns of some images.
+
+        Args:
+            **columns: One list, array or tensor per column, one entry per image.
+        """
+        names = self._feature_names()
+        if predictions is not None or references is not None:
+            raise ValueError(
+                f"{self.metric_name} has no `predictions` and `references`; its columns, which `measure` gives, are "
+                f"{', '.join(names)}."
+            )
+        missing = [name for name in names if columns.get(name) is None]
+        if missing:
+            raise ValueError(
+                f"{self.metric_name} misses the columns {', '.join(missing)}; `measure` gives all of them."
+            )
+        columns = {name: plain(column) for name, column in columns.items()}
+        lengths = {name: len(columns[name]) for name in names}
+        if len(set(lengths.values())) > 1:
+            raise ValueError(f"{self.metric_name} needs one entry per image in every column, got {lengths}.")
+        super().add_batch(**columns)
+
+    def compute(self, *, predictions=None, references=None, **kwargs) -> dict[str, Any] | None:
+        """
+        The result over all images collected since the last one.
+
+        Columns of other metrics are ignored, so that `evaluate.combine` can hand all columns to all of them.
+
+        Args:
+            protocol (`dict`, *optional*): What is known about how the columns were measured, where they were not
+                measured by this instance; it goes over what the instance knows.
+            confidence (`float`, *optional*, defaults to 0.95): Of the bootstrap intervals.
+            resamples (`int`, *optional*, defaults to 1000): Data sets drawn for them.
+            bootstrap_seed (`int`, *optional*, defaults to 0): Their seed.
+            **kwargs: Columns, instead of (or after) `add_batch`.
+
+        Returns:
+            `dict`, or `None` on a process other than the first.
+        """
+        names = self._feature_names()
+        # A list cannot be a misspelt option, so it is somebody else's column; anything else must be an option of ours
+        known = {
+            name: value
+            for name, value in kwargs.items()
+            if name in names or isinstance(value, (Mapping, str)) or not isinstance(value, Iterable)
+        }
+        options = {name: value for name, value in known.items() if name not in names}
+        accepted = [name for name in inspect.signature(self._compute).parameters if name != "columns"]
+        unknown = sorted(set(options) - set(accepted))
+        if unknown:
+            raise TypeError(
+                f"`compute` of {self.metric_name} has no option `{unknown[0]}`; it has: {', '.join(accepted)}."
+            )
+        columns = {name: known[name] for name in names if known.get(name) is not None}
+        if predictions is not None or references is not None or columns:
+            self.add_batch(predictions=predictions, references=references, **columns)
+        if self.writer is None:
+            raise ValueError(
+                f"{self.metric_name} has no images to compute from: call `add_batch(**metric.measure(...))` first, or "
+                f"pass the columns {', '.join(names)}."
+            )
+        if options.get("protocol") is None:
+            options["protocol"] = self.protocol
+        else:
+            known_here = self._measured[0] if len(self._measured) == 1 else self._stated()
+            options["protocol"] = {**known_here, **plain(options["protocol"])}
+        try:
+            return super().compute(**options)
+        finally:
+            self._measured = []
+            self._clear()
+
+    def _clear(self):
+        """Leave no collected columns, and none of their files, behind a `compute` that failed."""
+        if self.data is None:
+            return
+        self.data = self.buf_writer = None
+        for lock, path in reversed(list(zip(self.filelocks or (), self.file_paths or ()))):
+            if os.path.exists(path):
+                os.remove(path)
+            lock.release()
+
+    def _compute(
+        self,
+        *,
+        protocol: dict[str, Any],
+        confidence: float = 0.95,
+        resamples: int = 1000,
+        bootstrap_seed: int = 0,
+        **columns,
+    ) -> dict[str, Any]:
+        numbers = {name: self._numbers(name, column) for name, column in columns.items()}
+        scalars, curves, stated = self._summarize(numbers, protocol)
+        table = torch.stack(list(scalars.values()), dim=1)
+        low, high = bootstrap_interval(table, confidence, resamples, bootstrap_seed)
+        result: dict[str, Any] = {}
+        for place, (name, mean) in enumerate(zip(scalars, table.mean(0).tolist())):
+            result[name] = mean
+            result[f"{name}_interval"] = [low[place].item(), high[place].item()]
+        result.update({name: curve.mean(0).tolist() for name, curve in curves.items()})
+        result["num_images"] = len(table)
+        interval = {"confidence": confidence, "resamples": resamples, "seed": bootstrap_seed}
+        result["protocol"] = {**protocol, **plain(stated), "interval": interval}
+        return result
+
+    @abstractmethod
+    def _summarize(
+        self, columns: dict[str, torch.Tensor], protocol: dict[str, Any]
+    ) -> tuple[dict[str, torch.Tensor], dict[str, torch.Tensor], dict[str, Any]]:
+        """
+        Per-image scalars and per-image curves, whose means are the result, and what else belongs in the protocol.
+
+        Args:
+            columns (`dict[str, torch.Tensor]`): Float64, of shape `(num_images,)` or `(num_images, num_steps)`.
+            protocol (`dict`): What is known about how they were measured.
+        """
+
+    def _numbers(self, name: str, column: list) -> torch.Tensor:
+        if not column:
+            raise ValueError(f"{self.metric_name} has no images to compute from: its columns are empty.")
+        if isinstance(column[0], list):
+            lengths = sorted({len(entry) for entry in column})
+            if len(lengths) > 1 or lengths[0] == 0:
+                raise ValueError(
+                    f"`{name}` of {self.metric_name} needs equally many numbers for every image, at least one, got "
+                    f"{lengths}."
+                )
+        numbers = torch.tensor(column, dtype=torch.float64)
+        finite = torch.isfinite(numbers).flatten(1 if numbers.ndim > 1 else 0)
+        finite = finite.all(1) if finite.ndim > 1 else finite
+        if not bool(finite.all()):
+            bad = int((~finite).nonzero()[0])
+            raise ValueError(f"`{name}` of {self.metric_name} holds NaN or infinity for image {bad}.")
+        return numbers
+
+    def _check_steps(self, columns: dict[str, torch.Tensor], names: Iterable[str], steps: list, what: str):
+        """Columns that hold one number per step must fit the steps of the protocol."""
+        for name in names:
+            if columns[name].shape[1:] != (len(steps),):
+                raise ValueError(
+                    f"`{name}` of {self.metric_name} holds {columns[name].shape[1]} numbers per image, but the "
+                    f"protocol names {len(steps)} {what}; pass `compute(protocol=...)` of the instance that measured them."
+                )
+
+
+def plain(value):
+    """Tensors, arrays, tuples and mappings as the lists, numbers and dictionaries JSON knows."""
+    if isinstance(value, Mapping):
+        return {key: plain(entry) for key, entry in value.items()}
+    if hasattr(value, "tolist"):
+        return value.tolist()
+    if isinstance(value, (list, tuple)):
+        return [plain(entry) for entry in value]
+    return value
+
+
+def listed(value):
+    """One number as a list of one; anything else as it is."""
+    return (value,) if isinstance(value, Real) else value
+
+
+def launch_demo(folder: str) -> None:
+    """
+    Serve a metric as a web page, the way `evaluate` does.
+
+    Args:
+        folder (`str`): Folder of the `evaluate` module.
+
+    Raises:
+        ImportError: If gradio is not installed, or not of the version `evaluate` can use.
+    """
+    try:
+        import gradio
+    except ImportError as error:
+        raise ImportError("The demo of a metric needs gradio 3: pip install 'gradio<4'.") from error
+    if not hasattr(gradio, "inputs"):
+        raise ImportError(
+            f"evaluate {evaluate.__version__} builds its demo with gradio 3, but gradio {gradio.__version__} is "
+            "installed: pip install 'gradio<4'."
+        )
+    from evaluate.utils import launch_gradio_widget
+
+    launch_gradio_widget(evaluate.load(folder))
