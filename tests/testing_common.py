@@ -142,7 +142,10 @@ def _template(family: str, num_labels: int, seed: int) -> nn.Module:
     cls, config, *_ = _FAMILIES[family]
     names = (LABELS + tuple(f"class {index}" for index in range(len(LABELS), num_labels)))[:num_labels]
     labels = {"id2label": dict(enumerate(names)), "label2id": {name: index for index, name in enumerate(names)}}
-    return randomize(cls(config(**labels)), seed)
+    with torch.random.fork_rng(devices=[]):  # some biases keep their first values, which torch draws
+        torch.manual_seed(seed)
+        model = cls(config(**labels))
+    return randomize(model, seed)
 
 
 def tiny_model(family: str, num_labels: int = len(LABELS), seed: int = 0) -> nn.Module:

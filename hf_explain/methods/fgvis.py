@@ -286,12 +286,13 @@ class _Search:
         """One step of every image; which images are done, or None."""
         state, removes = self.state, self.game.removes
         odds, gain = self._gradient(iteration)
-        lowest, highest = gain.flatten(1).aminmax(dim=1)
-        peak = torch.maximum(highest, -lowest)
+        # amax and amin are vectorised on a CPU and aminmax is not; nor is a product with a boolean
+        peak = torch.maximum(gain.flatten(1).amax(1), -gain.flatten(1).amin(1))
         finite = torch.isfinite(peak)
         if self.game.starts_free:
             # What can gain no more must not set the scale: it would hold everything else below the weight
-            peak = (gain * (state.cost < 1)).flatten(1).amax(1).maximum(_SMALLEST_SCALE * peak)
+            movable = (1 - state.cost).ceil_()
+            peak = movable.mul_(gain).flatten(1).amax(1).maximum(_SMALLEST_SCALE * peak)
         score = odds.sigmoid()
         met = score <= state.goal if removes else score >= state.goal
         rank = torch.where(met, state.cost.flatten(1).mean(1), 1 + (score - state.goal).abs())
@@ -309,7 +310,8 @@ class _Search:
                 "in its `pixel_values` and the classifier's weights, or load the classifier in a wider dtype."
             )
         if improved:
-            torch.where(_per_image(better), state.cost, state.best, out=state.best)
+            rows = better.nonzero()[:, 0]
+            state.best.index_copy_(0, rows, state.cost.index_select(0, rows))
             state.best_rank = torch.where(better, rank, state.best_rank)
         # A game that gives cost back stops giving while its goal is lost, or it would never find back to it
         weight = state.l1_weight if self.game.starts_free else state.l1_weight * met

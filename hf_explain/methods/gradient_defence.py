@@ -91,6 +91,8 @@ class GradientDefence:
         self._recording: list[torch.Tensor] | None = None
         self._bounds: list[torch.Tensor] = []
         self._last_output: torch.Tensor | None = None
+        self._rooms: dict[int, torch.Tensor] = {}
+        self._pending: dict[int, object] = {}
         self._call = 0
 
     def attach(self) -> None:
@@ -104,6 +106,8 @@ class GradientDefence:
         while self._handles:
             self._handles.pop().remove()
         self._bounds, self._recording = [], None
+        self._rooms.clear()
+        self._pending.clear()
 
     def record(self, pixel_values: torch.Tensor) -> torch.Tensor:
         """
@@ -161,19 +165,31 @@ class GradientDefence:
                 "recorded: record the images anew when the batch changes."
             )
         value = output.detach()
+        # One buffer per call for all passes: on a CPU, fresh memory costs more than what is computed in it
+        room = self._rooms.get(call)
+        if room is None or room.shape != bound.shape:
+            room = self._rooms[call] = torch.empty_like(bound)
         if one_sided:
-            room = bound - value
+            torch.sub(bound, value, out=room)
         else:
             # Between 0 and h(x), whatever the sign of h(x), exactly where h(e) * (h(x) - h(e)) >= 0
-            room = torch.sub(bound, value, alpha=_SCALE).mul_(value)
-        if output.dtype == torch.float16:
-            allowed = room >= 0
-            output.register_hook(lambda gradient: gradient * allowed)
-        else:
-            # `room >= 0` by the kernel of ReLU's backward, half the time of a boolean mask on a CPU. The threshold is
-            # just below 0: between it and 0 lies nothing that a normal number of this dtype can be.
-            threshold = -torch.finfo(room.dtype).tiny
-            output.register_hook(lambda gradient: torch.ops.aten.threshold_backward(gradient, room, threshold))
+            torch.sub(bound, value, alpha=_SCALE, out=room).mul_(value)
+        self._pending[call] = token = object()
+        output.register_hook(lambda gradient: self._gate(gradient, call, token))
+
+    def _gate(self, gradient: torch.Tensor, call: int, token: object) -> torch.Tensor:
+        if self._pending.pop(call, None) is not token:
+            raise RuntimeError(
+                "A defended pass can be differentiated once, inside the defence and before the next pass: run the "
+                "classifier again."
+            )
+        room = self._rooms[call]
+        if gradient.dtype == torch.float16:
+            return gradient * (room >= 0)
+        # `room >= 0` by the kernel of ReLU's backward, faster than a boolean mask on a CPU. The threshold is just
+        # below 0: between it and 0 lies nothing that a normal number of this dtype can be.
+        threshold = -torch.finfo(room.dtype).tiny
+        return torch.ops.aten.threshold_backward.grad_input(gradient, room, threshold, grad_input=room)
 
 
 @contextlib.contextmanager

@@ -19,6 +19,7 @@ class TestFGVis(MethodTester):
     at_pixels = True
     # steps are thresholds: where the last bit decides, a batch of another size may decide otherwise
     tolerance = 1e-3
+    bfloat16_correlation = 0.9  # and steps in half precision part ways: the gradient's largest entry sets their scale
 
 
 def score_of(classifier, pixel_values, target):
@@ -83,7 +84,7 @@ def test_every_game_on_every_family(mode, family):
     elif mode == "generation":
         assert ((output.explanation_score > blank) | (output.explanation_score >= 0.9 * before - 1e-4)).all()
     else:
-        assert ((output.explanation_score < before) | (output.saliency_logits.flatten(1).mean(1) == 1)).all()
+        assert (output.explanation_score <= torch.maximum(blank, 0.05 * before) + 1e-4).all()
     # valid pixel values: between the image and the fill, everywhere
     low, high = torch.minimum(pixel_values, filled), torch.maximum(pixel_values, filled)
     assert ((output.explanation >= low - 1e-6) & (output.explanation <= high + 1e-6)).all()

@@ -229,3 +229,7 @@ def test_errors_are_clear():
         defence.record(images())
         with pytest.raises(ValueError, match=r"Activation call 1 gives shape \(1, .*record the images anew"):
             classifier(images()[:1].requires_grad_())
+        logits = classifier(images().requires_grad_())
+        classifier(images().requires_grad_())
+        with pytest.raises(RuntimeError, match="differentiated once.*before the next pass"):
+            logits.sum().backward()
