@@ -7,7 +7,6 @@ classifier goes through hooks on its named modules.
 from __future__ import annotations
 
 import contextlib
-import difflib
 import os
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
@@ -18,11 +17,14 @@ from transformers import AutoModelForImageClassification
 
 # not from the top level: transformers 5.17 hands out a placeholder there that demands torchvision
 from transformers.models.auto.image_processing_auto import AutoImageProcessor
-from transformers.utils import ModelOutput, logging
+from transformers.utils import logging
 from transformers.utils.hub import cached_file
 
 from hf_explain.downloads import hub_errors, pin_revision, whole_downloads
+from hf_explain.features import ClassifierFeatures, LayerFeatures, resolve_layer
+from hf_explain.hooked import HookedLayers, logits_of, pair
 from hf_explain.maps import grid_to_tokens, tokens_to_grid
+from hf_explain.targets import resolve_target
 
 
 logger = logging.get_logger(__name__)
@@ -95,57 +97,6 @@ ARCHITECTURES: dict[str, Architecture] = {
 }
 
 
-@dataclass(frozen=True)
-class LayerFeatures:
-    """
-    The output of one layer, the same for every architecture.
-
-    Args:
-        layer (`str`): Canonical name of the layer.
-        feature_map (`torch.FloatTensor` of shape `(batch_size, channels, height, width)`): Spatial features.
-        prefix_tokens (`torch.FloatTensor` of shape `(batch_size, num_prefix_tokens, channels)`, *optional*):
-            CLS, distillation and register tokens of a transformer.
-        pixel_values (`torch.FloatTensor`, *optional*): The input, kept only where the tail needs it to run again
-            (classifiers outside `ARCHITECTURES`).
-    """
-
-    layer: str
-    feature_map: torch.Tensor
-    prefix_tokens: torch.Tensor | None = None
-    pixel_values: torch.Tensor | None = None
-
-    def replace(self, **changes) -> LayerFeatures:
-        """A copy with some fields changed, for example a masked `feature_map`."""
-        return replace(self, **changes)
-
-
-class ClassifierFeatures(dict):
-    """
-    Features of one batch, by layer name, in network order, with the `logits` the same pass produced.
-
-    Args:
-        logits (`torch.FloatTensor` of shape `(batch_size, num_labels)`): The classifier's logits.
-        layers (`dict[str, LayerFeatures]`): Layer name to features.
-    """
-
-    def __init__(self, logits: torch.Tensor, layers: dict[str, LayerFeatures], layer_names: tuple[str, ...]):
-        super().__init__(layers)
-        self.logits = logits
-        self._layer_names = layer_names
-
-    def __getitem__(self, layer: str | int) -> LayerFeatures:
-        return super().__getitem__(_resolve_layer(layer, self._layer_names))
-
-
-@dataclass(frozen=True)
-class _ProbedLayer:
-    """What one run told about a module of a classifier outside the table."""
-
-    channels: int
-    num_prefix_tokens: int | None = None  # of a sequence of tokens; None for a feature map
-    overwritten: bool = False  # a later module works on its output in place
-
-
 class FrozenClassifier(nn.Module):
     """
     An image classifier that never changes: no parameter requires a gradient and it stays in eval mode, whatever is
@@ -183,11 +134,8 @@ class FrozenClassifier(nn.Module):
         self.name_or_path: str = getattr(self.config, "_name_or_path", "") or ""
         self.revision: str | None = None
         self._image_processor = image_processor
-        self._probe_size = image_size
         self._architecture = ARCHITECTURES.get(type(self.model).__name__)
-        self._probed: dict[str, _ProbedLayer] | None = None
-        self._default_layer: str | None = None
-        self._num_labels: int | None = None
+        self._hooked = HookedLayers(self.model, image_size)
 
     # ------------------------------------------------------------------ loading
 
@@ -255,6 +203,11 @@ class FrozenClassifier(nn.Module):
     # ------------------------------------------------------------------ facts
 
     @property
+    def image_size(self) -> tuple[int, int]:
+        """`(height, width)` in pixels of the images the classifier was made for, as far as it tells; else 224."""
+        return self._hooked.image_size
+
+    @property
     def device(self) -> torch.device:
         return next(self.model.parameters()).device
 
@@ -265,11 +218,8 @@ class FrozenClassifier(nn.Module):
     @property
     def num_labels(self) -> int:
         """Number of classes, from the config or, for a plain module, from the logits of one probe."""
-        if self._num_labels is None:
-            self._num_labels = getattr(self.config, "num_labels", None)
-        if self._num_labels is None:
-            self._probe()
-        return self._num_labels
+        known = getattr(self.config, "num_labels", None)
+        return known if known is not None else self._hooked.num_labels
 
     @property
     def id2label(self) -> dict[int, str]:
@@ -324,7 +274,7 @@ class FrozenClassifier(nn.Module):
     def layer_names(self) -> tuple[str, ...]:
         arch = self._architecture
         if arch is None:
-            return tuple(self._probe())
+            return tuple(self._hooked.layers)
         return ("stem",) + tuple(f"{arch.layer_name}{i + 1}" for i in range(len(self._blocks)))
 
     @property
@@ -336,9 +286,7 @@ class FrozenClassifier(nn.Module):
         """
         if self._architecture is not None:
             return self.layer_names[-2 if self.is_transformer else -1]
-        if self._default_layer is None:
-            self._default_layer = next(filter(self._reaches_logits, reversed(self.layer_names)), self.layer_names[-1])
-        return self._default_layer
+        return self._hooked.default
 
     def resolve_layer(self, layer: str | int) -> str:
         """
@@ -347,13 +295,13 @@ class FrozenClassifier(nn.Module):
         Raises:
             ValueError: If there is no such layer; the message lists the layers.
         """
-        return _resolve_layer(layer, self.layer_names)
+        return resolve_layer(layer, self.layer_names)
 
     def num_channels(self, layer: str | int) -> int:
         """Channels of a layer's feature map."""
         layer = self.resolve_layer(layer)
         if self._architecture is None:
-            return self._probe()[layer].channels
+            return self._hooked.layers[layer].channels
         if self.is_transformer:
             return self.config.hidden_size
         stem = self.config.hidden_sizes[0] if self._architecture.body == "convnext" else self.config.embedding_size
@@ -373,7 +321,7 @@ class FrozenClassifier(nn.Module):
             `torch.FloatTensor` of shape `(batch_size, num_labels)`.
         """
         self._check_pixels(pixel_values)
-        return _logits(self.model(pixel_values.to(self.dtype), **self._input_options(pixel_values)))
+        return logits_of(self.model(pixel_values.to(self.dtype), **self._input_options(pixel_values)))
 
     def features(
         self, pixel_values: torch.Tensor, layers: Sequence[str | int] | None = None
@@ -395,7 +343,8 @@ class FrozenClassifier(nn.Module):
         names = self.layer_names
         wanted = set(names) if layers is None else {self.resolve_layer(layer) for layer in layers}
         if self._architecture is None:
-            return self._hooked_features(pixel_values, [name for name in names if name in wanted])
+            kept_names = [name for name in names if name in wanted]
+            return self._hooked.features(pixel_values.to(self.dtype), kept_names)
         kept, state = {}, self._embed(pixel_values)
         for index, name in enumerate(names):
             if index:
@@ -418,7 +367,7 @@ class FrozenClassifier(nn.Module):
         self._check_pixels(pixel_values)
         layer = self.resolve_layer(layer)
         if self._architecture is None:
-            return self._hooked_features(pixel_values, [layer])[layer]
+            return self._hooked.features(pixel_values.to(self.dtype), [layer])[layer]
         state = self._embed(pixel_values)
         for index in range(self.layer_names.index(layer)):
             state = self._run_block(index, state)
@@ -439,7 +388,7 @@ class FrozenClassifier(nn.Module):
             features = features[next(reversed(features))]
         layer = self.resolve_layer(features.layer)
         if self._architecture is None:
-            return self._substituted_logits(features)
+            return self._hooked.logits_from(features)
         state = features.feature_map
         if self.is_transformer:
             state = grid_to_tokens(state, features.prefix_tokens)
@@ -533,68 +482,7 @@ class FrozenClassifier(nn.Module):
             ValueError: If a name is unknown (the nearest are named), an index is out of range, or a list has another
                 length than the batch.
         """
-        if target is None:
-            if logits is None:
-                raise ValueError("`target` is None, which means the top class, but no `logits` were given.")
-            return logits.argmax(dim=-1)
-        device = logits.device if logits is not None else self.device
-        if isinstance(target, torch.Tensor) and (target.dtype.is_floating_point or target.dtype == torch.bool):
-            raise TypeError(f"`target` must hold class indices (integers), got a tensor of {target.dtype}.")
-        if isinstance(target, torch.Tensor) and target.ndim == 0 or isinstance(target, (int, str)):
-            return torch.full((batch_size,), self._class_index(target), dtype=torch.long, device=device)
-        if isinstance(target, torch.Tensor) and target.ndim == 1 and len(target) == batch_size:
-            outside = (target < 0) | (target >= self.num_labels)
-            if outside.any():  # one reduction, no per-element transfer
-                self._class_index(int(target[outside][0]))
-            return target.to(device=device, dtype=torch.long)
-        if not isinstance(target, (Sequence, torch.Tensor)) and not hasattr(target, "__len__"):
-            raise TypeError(
-                f"`target` must be a class index, a label name or a list of them, got {type(target).__name__}."
-            )
-        if len(target) != batch_size:
-            raise ValueError(
-                f"`target` has {len(target)} entries for {batch_size} images; give one class for all of them or "
-                "exactly one per image."
-            )
-        return torch.tensor([self._class_index(one) for one in target], dtype=torch.long, device=device)
-
-    def _class_index(self, target) -> int:
-        if isinstance(target, str):
-            return self._label_index(target)
-        if isinstance(target, (bool, float)) or not hasattr(target, "__index__") and not hasattr(target, "item"):
-            raise TypeError(f"`target` must be a class index or a label name, got {target!r}.")
-        index = int(target)
-        if not 0 <= index < self.num_labels:
-            raise ValueError(
-                f"`target` {index} is out of range: the classifier has {self.num_labels} classes, "
-                f"0 to {self.num_labels - 1}."
-            )
-        return index
-
-    def _label_index(self, name: str) -> int:
-        wanted = name.strip().casefold()
-        exact, partial = [], []
-        for index, label in self.id2label.items():
-            folded = str(label).casefold()
-            if folded == wanted:
-                exact.append(index)
-            elif wanted in (part.strip() for part in folded.split(",")):  # ImageNet: "tench, Tinca tinca"
-                partial.append(index)
-        found = exact or partial
-        if len(found) == 1:
-            return found[0]
-        if found:
-            raise ValueError(
-                f"`target` {name!r} names several classes: {found[:6]}; use the index of the one you mean."
-            )
-        labels = [str(label) for label in self.id2label.values()]
-        # ImageNet's names are lists of synonyms: each counts, else a typo in one is far from the whole
-        parts = {part.strip().casefold(): label for label in labels for part in (label, *label.split(","))}
-        matches = difflib.get_close_matches(wanted, parts, n=6, cutoff=0.4)
-        near = list(dict.fromkeys(parts[match] for match in matches))[:3] or labels[:3]
-        raise ValueError(
-            f"`target` {name!r} is no label of this classifier; the nearest are {', '.join(map(repr, near))}."
-        )
+        return resolve_target(target, batch_size, self.id2label, self.device, logits)
 
     # ------------------------------------------------------------------ in stages (the table's architectures)
 
@@ -618,7 +506,7 @@ class FrozenClassifier(nn.Module):
         """ViT and DeiT must be told when the image is not of the size they were trained on."""
         if not self.is_transformer:
             return {}
-        native = _pair(self.config.image_size)
+        native = pair(self.config.image_size)
         return {"interpolate_pos_encoding": True} if tuple(pixel_values.shape[-2:]) != native else {}
 
     def _embed(self, pixel_values: torch.Tensor) -> torch.Tensor:
@@ -643,188 +531,10 @@ class FrozenClassifier(nn.Module):
     def _to_features(self, layer: str, state: torch.Tensor, pixel_values: torch.Tensor) -> LayerFeatures:
         if not self.is_transformer:
             return LayerFeatures(layer, state)
-        patch = _pair(self.config.patch_size)
+        patch = pair(self.config.patch_size)
         grid = tuple(side // p for side, p in zip(pixel_values.shape[-2:], patch))
         prefix = self.num_prefix_tokens
         return LayerFeatures(layer, tokens_to_grid(state, grid, prefix), state[:, :prefix])
-
-    # ------------------------------------------------------------------ through hooks (every other classifier)
-
-    @contextlib.contextmanager
-    def _hooks(self, hooks: dict[str, object]) -> Iterator[None]:
-        handles = [self.model.get_submodule(name).register_forward_hook(hook) for name, hook in hooks.items()]
-        try:
-            yield
-        finally:
-            for handle in handles:
-                handle.remove()
-
-    def _probe_images(self) -> torch.Tensor:
-        """Two images of noise: two tell the batch dimension from others that are 1, noise reaches every unit."""
-        size = self._probe_size or _pair(getattr(self.config, "image_size", None) or 224)
-        convolutions = (parameter.shape[1] for parameter in self.model.parameters() if parameter.ndim == 4)
-        channels = getattr(self.config, "num_channels", None) or next(convolutions, 3)
-        noise = torch.randn(2, channels, *size, generator=torch.Generator().manual_seed(0))
-        return noise.to(device=self.device, dtype=self.dtype)
-
-    def _reaches_logits(self, layer: str) -> bool:
-        with torch.inference_mode(False), torch.enable_grad():
-            features = self.forward_to_features(self._probe_images(), layer)
-            feature_map = features.feature_map.detach().requires_grad_()
-            logits = self.forward_from_features(features.replace(feature_map=feature_map))
-            if not logits.requires_grad:
-                return False
-            (gradient,) = torch.autograd.grad(logits.sum(), feature_map, allow_unused=True)
-        return gradient is not None and bool((gradient != 0).any())
-
-    def _probe(self) -> dict[str, _ProbedLayer]:
-        """Find the layers with spatial outputs by running the classifier once."""
-        if self._probed is not None:
-            return self._probed
-        images = self._probe_images()
-        size = tuple(images.shape[-2:])
-        found: dict[str, _ProbedLayer] = {}
-        outputs: dict[str, tuple[torch.Tensor, int]] = {}
-        calls: dict[str, int] = {}
-        registers = getattr(self.config, "num_register_tokens", None)
-        prefixes = {0, 1 + registers} if registers else {0, 1, 2}
-
-        def record(name):
-            def hook(module, inputs, output):
-                calls[name] = calls.get(name, 0) + 1
-                tensor = _first_tensor(output)
-                # windows of attention have a batch dimension of their own, and so has what is shared by all images
-                if tensor is None or not tensor.is_floating_point() or len(tensor) != len(images):
-                    return
-                if tensor.ndim == 4 and min(tensor.shape[-2:]) > 1:
-                    found[name] = _ProbedLayer(channels=tensor.shape[1])
-                elif tensor.ndim == 3 and tensor.shape[2] > 1:
-                    layout = self._token_layout(tensor.shape[1], size, prefixes)
-                    if layout is None:
-                        return
-                    found[name] = _ProbedLayer(channels=tensor.shape[2], num_prefix_tokens=layout[1])
-                else:
-                    return
-                outputs[name] = (tensor, tensor._version)
-
-            return hook
-
-        names = [name for name, _ in self.model.named_modules() if name]
-        with torch.inference_mode(False), torch.no_grad(), self._hooks({name: record(name) for name in names}):
-            output = self.model(images)
-        # a module called several times has no single output to read or replace
-        self._probed = {
-            name: replace(layer, overwritten=outputs[name][0]._version != outputs[name][1])
-            for name, layer in found.items()
-            if calls[name] == 1
-        }
-        if self._num_labels is None:
-            self._num_labels = _logits(output).shape[-1]
-        if not self._probed:
-            raise ValueError(
-                f"{type(self.model).__name__} has no module with a spatial output for {size[0]}x{size[1]} pixels, so "
-                f"there is no layer to explain from; its modules are {', '.join(names[:12])}, ... "
-                "Pass image_size=(height, width) to FrozenClassifier if it expects another size."
-            )
-        return self._probed
-
-    def _token_layout(
-        self, num_tokens: int, size: Sequence[int], prefixes: set[int]
-    ) -> tuple[tuple[int, int], int] | None:
-        """Grid and number of prefix tokens of a token sequence, or None when it cannot be a grid."""
-        patch = _pair(getattr(self.config, "patch_size", None) or 4)
-        for power in range(7):
-            # Swin pads to whole patches, a plain patch convolution leaves the rest out
-            for rounded in (lambda side, p: -(-side // p), lambda side, p: side // p):
-                grid = tuple(rounded(side, p * 2**power) for side, p in zip(size, patch))
-                prefix = num_tokens - grid[0] * grid[1]
-                if prefix in prefixes and grid[0] * grid[1] > 1:
-                    return grid, prefix
-        return None
-
-    def _hooked_features(self, pixel_values: torch.Tensor, names: list[str]) -> ClassifierFeatures:
-        layers = self._probe()
-        kept: dict[str, LayerFeatures] = {}
-
-        def keep(name):
-            def hook(module, inputs, output):
-                tensor = _first_tensor(output)
-                kept[name] = self._split(name, tensor.clone() if layers[name].overwritten else tensor, pixel_values)
-
-            return hook
-
-        with self._hooks({name: keep(name) for name in names}):
-            logits = self.forward(pixel_values)
-        return ClassifierFeatures(logits, {name: kept[name] for name in names}, self.layer_names)
-
-    def _split(self, name: str, tensor: torch.Tensor, pixel_values: torch.Tensor) -> LayerFeatures:
-        prefix = self._probe()[name].num_prefix_tokens
-        if prefix is None:
-            return LayerFeatures(name, tensor, pixel_values=pixel_values)
-        layout = self._token_layout(tensor.shape[1], tuple(pixel_values.shape[-2:]), {prefix})
-        if layout is None:
-            raise ValueError(
-                f"Layer {name!r} gives {tensor.shape[1]} tokens for an image of {tuple(pixel_values.shape[-2:])} "
-                "pixels, which is no grid of patches; choose a layer with a spatial output."
-            )
-        grid, _ = layout
-        return LayerFeatures(name, tokens_to_grid(tensor, grid, prefix), tensor[:, :prefix], pixel_values)
-
-    def _substituted_logits(self, features: LayerFeatures) -> torch.Tensor:
-        if features.pixel_values is None:
-            raise ValueError(
-                f"`features` of {type(self.model).__name__} must keep their pixel_values: this classifier's tail runs "
-                "by running it whole and replacing the layer's output."
-            )
-        value, layer = features.feature_map, self._probe()[features.layer]
-        if layer.num_prefix_tokens is not None:
-            value = grid_to_tokens(value, features.prefix_tokens)
-        elif layer.overwritten:
-            value = value.clone()  # else an in-place ReLU behind it would change the caller's features
-
-        def substitute(module, inputs, output):
-            return (value, *output[1:]) if isinstance(output, tuple) else value
-
-        # upstream of the layer nothing requires a gradient, so autograd records only the tail
-        with self._hooks({features.layer: substitute}):
-            return self.forward(features.pixel_values)
-
-
-def _resolve_layer(layer: str | int, names: tuple[str, ...]) -> str:
-    if isinstance(layer, str) and layer in names:
-        return layer
-    if isinstance(layer, int) and not isinstance(layer, bool) and -len(names) <= layer < len(names):
-        return names[layer]
-    shown = ", ".join(names if len(names) <= 40 else (*names[:6], "...", *names[-12:]))
-    raise ValueError(f"`layer` {layer!r} does not exist; the layers are {shown}, or their indices.")
-
-
-def _pair(value) -> tuple[int, int]:
-    return (value, value) if isinstance(value, int) else (int(value[0]), int(value[1]))
-
-
-def _first_tensor(output) -> torch.Tensor | None:
-    """A module's own tensor; a `ModelOutput` is a report on many and cannot be replaced by one."""
-    if isinstance(output, ModelOutput):
-        return None
-    if isinstance(output, (tuple, list)):
-        output = output[0] if output else None
-    return output if isinstance(output, torch.Tensor) else None
-
-
-def _logits(output) -> torch.Tensor:
-    if isinstance(output, torch.Tensor):
-        return output
-    if hasattr(output, "logits"):
-        return output.logits
-    if isinstance(output, dict) and "logits" in output:
-        return output["logits"]
-    if isinstance(output, (tuple, list)) and output and isinstance(output[0], torch.Tensor):
-        return output[0]
-    raise TypeError(
-        f"The classifier returned {type(output).__name__}; a classifier must return logits, a tuple that starts with "
-        "them, or an output with a `logits` field."
-    )
 
 
 def _looks_like_path(name: str) -> bool:

@@ -42,8 +42,8 @@ def _add_quickstart(commands) -> None:
     parser = commands.add_parser(
         "quickstart",
         help="train a classifier and a head on pictures made on the spot, and measure the head",
-        description="Make a small picture data set, train a ResNet and an L-CAM head on it, explain, measure and write "
-        "a page with the pictures and the numbers. No network, a few minutes on two CPU cores.",
+        description="Make a small picture data set, train a ResNet and an L-CAM head on it, explain, measure and "
+        "write a page with the pictures and the numbers. No network, a few minutes on two CPU cores.",
     )
     parser.add_argument("-o", "--output_dir", default="quickstart", help="folder to write (default: %(default)s)")
     parser.add_argument("--seed", type=int, default=0, help="seed of everything random (default: %(default)s)")
@@ -88,7 +88,7 @@ def _add_explain(commands) -> None:
     )
     parser.add_argument("images", nargs="+", metavar="IMAGE", help="path or http(s) URL")
     parser.add_argument("--model", required=True, help="trained head or plain classifier: directory or Hub id")
-    parser.add_argument("-o", "--output", required=True, help="picture to write; a folder when several images are given")
+    parser.add_argument("-o", "--output", required=True, help="picture to write; a folder for several images")
     parser.add_argument("--revision", help="branch, tag or commit of the model")
     parser.add_argument("--method", help="training-free method, such as gradcam; the head itself when not given")
     parser.add_argument("--target", action="append", help="class index or label name; repeat for several")

@@ -62,7 +62,8 @@ def load_rgb(source: Any, timeout: float | None = None) -> Image.Image:
             raise ValueError(f"The image {name} cannot be read: {error or type(error).__name__}.") from error
     else:
         raise TypeError(
-            f"An image must be a path, a URL, a PIL image, a numpy array or a torch tensor, got {type(source).__name__}."
+            "An image must be a path, a URL, a PIL image, a numpy array or a torch tensor, "
+            f"got {type(source).__name__}."
         )
     if min(image.size) < 1:
         raise ValueError(f"The image {name} is empty: it has {image.size[0]}x{image.size[1]} pixels.")
@@ -93,9 +94,9 @@ def _check_size(size: tuple[int, int], name: str) -> None:
 
 
 def _from_array(array: np.ndarray | torch.Tensor) -> Image.Image:
-    values = array.detach().cpu().float().numpy() if isinstance(array, torch.Tensor) and array.is_floating_point() else (
-        array.detach().cpu().numpy() if isinstance(array, torch.Tensor) else array
-    )
+    if isinstance(array, torch.Tensor):  # numpy has no bfloat16
+        array = (array.float() if array.is_floating_point() else array).detach().cpu().numpy()
+    values = array
     shape = values.shape
     if values.ndim == 3 and shape[-1] not in (1, 3, 4) and shape[0] in (1, 3, 4):
         values = values.transpose(1, 2, 0)

@@ -14,7 +14,8 @@ from hf_explain.perturbation import MASK_SPACES, blend, fill_values, mask_space_
 
 class MaskTrainedConfig(ExplainerConfig):
     """
-    Fields of the loss `ce_weight * CE + area_weight * area + variation_weight * variation (+ removal_weight * removal)`.
+    Fields of the loss: `ce_weight * CE + area_weight * area + variation_weight * variation`, and, where asked for,
+    `+ removal_weight * removal`.
 
     Args:
         ce_weight (`float`, *optional*, defaults to 1.5): Weight of the cross-entropy on the kept image.

@@ -51,7 +51,9 @@ class SaliencyPipeline(Pipeline):
             self.head: ExplainerPreTrainedModel | None = self.model
             self.classifier: FrozenClassifier = self.model.backbone
             if self.classifier is None:
-                raise ValueError("The head has no classifier; load it with from_pretrained or call attach(classifier).")
+                raise ValueError(
+                    "The head has no classifier; load it with from_pretrained or call attach(classifier)."
+                )
         else:
             self.head = None
             self.classifier = FrozenClassifier(self.model, image_processor=self.image_processor)

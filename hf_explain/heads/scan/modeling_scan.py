@@ -398,8 +398,7 @@ def _leaf(tensor: torch.Tensor) -> torch.Tensor:
 
 def _probe_grid(classifier: FrozenClassifier, layer: str) -> tuple[tuple[int, int], tuple[int, int]]:
     """The classifier's image size and the layer's grid, both `(height, width)`."""
-    size = classifier._probe_size or getattr(classifier.config, "image_size", None) or 224
-    size = (size, size) if isinstance(size, int) else tuple(size)
+    size = classifier.image_size
     blank = torch.zeros(1, len(classifier.image_mean), *size, device=classifier.device, dtype=classifier.dtype)
     with torch.no_grad():
         return size, tuple(classifier.forward_to_features(blank, layer).feature_map.shape[-2:])

@@ -1,0 +1,67 @@
+"""What layers put out, the same for every architecture."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+
+import torch
+
+
+@dataclass(frozen=True)
+class LayerFeatures:
+    """
+    The output of one layer, the same for every architecture.
+
+    Args:
+        layer (`str`): Canonical name of the layer.
+        feature_map (`torch.FloatTensor` of shape `(batch_size, channels, height, width)`): Spatial features.
+        prefix_tokens (`torch.FloatTensor` of shape `(batch_size, num_prefix_tokens, channels)`, *optional*):
+            CLS, distillation and register tokens of a transformer.
+        pixel_values (`torch.FloatTensor`, *optional*): The input, kept only where the tail needs it to run again
+            (classifiers outside `ARCHITECTURES`).
+    """
+
+    layer: str
+    feature_map: torch.Tensor
+    prefix_tokens: torch.Tensor | None = None
+    pixel_values: torch.Tensor | None = None
+
+    def replace(self, **changes) -> LayerFeatures:
+        """A copy with some fields changed, for example a masked `feature_map`."""
+        return replace(self, **changes)
+
+
+class ClassifierFeatures(dict):
+    """
+    Features of one batch, by layer name, in network order, with the `logits` the same pass produced.
+
+    Args:
+        logits (`torch.FloatTensor` of shape `(batch_size, num_labels)`): The classifier's logits.
+        layers (`dict[str, LayerFeatures]`): Layer name to features.
+    """
+
+    def __init__(self, logits: torch.Tensor, layers: dict[str, LayerFeatures], layer_names: tuple[str, ...]):
+        super().__init__(layers)
+        self.logits = logits
+        self._layer_names = layer_names
+
+    def __getitem__(self, layer: str | int) -> LayerFeatures:
+        name = resolve_layer(layer, self._layer_names)
+        if name not in self:
+            raise ValueError(f"`layer` {layer!r} was not kept in this pass; kept were {', '.join(self)}.")
+        return super().__getitem__(name)
+
+
+def resolve_layer(layer: str | int, names: tuple[str, ...]) -> str:
+    """
+    Canonical name of a layer given by name or by index into `names` (negative from the end).
+
+    Raises:
+        ValueError: If there is no such layer; the message lists the layers.
+    """
+    if isinstance(layer, str) and layer in names:
+        return layer
+    if isinstance(layer, int) and not isinstance(layer, bool) and -len(names) <= layer < len(names):
+        return names[layer]
+    shown = ", ".join(names if len(names) <= 40 else (*names[:6], "...", *names[-12:]))
+    raise ValueError(f"`layer` {layer!r} does not exist; the layers are {shown}, or their indices.")
