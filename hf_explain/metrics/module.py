@@ -12,7 +12,6 @@ from typing import Any, ClassVar
 import evaluate
 import torch
 
-from hf_explain.metrics.presets import PRESETS
 from hf_explain.metrics.statistics import bootstrap_interval
 
 
@@ -20,36 +19,27 @@ from hf_explain.metrics.statistics import bootstrap_interval
 _EXECUTION = ("max_batch", "max_bytes")
 
 
-class SaliencyMetric(evaluate.Metric, ABC):
+class ColumnMetric(evaluate.Metric, ABC):
     """
     An `evaluate` metric that can also measure its own columns.
 
-    `measure` turns images and maps into columns, one entry per image; `add_batch` collects them, from as many batches
-    and processes as there are; `compute` says what they are together. The `config_name` given to `evaluate.load` is
-    the name of a preset.
+    `measure` gives columns, one entry per image; `add_batch` collects them, from as many batches and processes as
+    there are; `compute` says what they are together. The `config_name` given to `evaluate.load` is the name of a
+    preset.
 
-    A subclass names its columns in `_info`, one of them `main_result`, and defines `_measure` and `_summarize`.
+    A subclass names its columns in `_info` and defines `measure` and `_summarize`.
 
     Attributes:
         metric_name (`str`): Name of the module.
-        main_result (`str`): Key of the one number that stands for the result, and of its column.
+        main_result (`str`): Key of the one number that stands for the result.
         higher_is_better (`bool`): Whether a larger `main_result` is a better map.
         presets (`dict`): Settings by name.
-        inputs (`tuple[str, ...]`): Inputs of `measure` the metric uses; it ignores the others.
-        options (`tuple[str, ...]`): What `measure` lets the caller override.
     """
 
     metric_name: ClassVar[str]
     main_result: ClassVar[str]
     higher_is_better: ClassVar[bool]
     presets: ClassVar[Mapping[str, Mapping[str, Any]]]
-    inputs: ClassVar[tuple[str, ...]] = ()
-    options: ClassVar[tuple[str, ...]] = ()
-
-    def __init_subclass__(cls, **kwargs):
-        super().__init_subclass__(**kwargs)
-        if "presets" not in cls.__dict__:
-            cls.presets = PRESETS[cls.metric_name]
 
     def __init__(self, config_name: str | None = None, **kwargs):
         preset = config_name or "default"
@@ -62,75 +52,17 @@ class SaliencyMetric(evaluate.Metric, ABC):
 
     # --------------------------------------------------------------------------------------------------- measuring
 
-    def measure(
-        self,
-        predict=None,
-        pixel_values=None,
-        saliency=None,
-        *,
-        target=None,
-        labels=None,
-        logits=None,
-        image_ids=None,
-        image_mean=None,
-        image_std=None,
-        masks=None,
-        boxes=None,
-        **overrides,
-    ) -> dict[str, list]:
-        """
-        Measure one batch. Every metric takes these inputs and ignores those it has no use for.
+    @abstractmethod
+    def measure(self, *args, **kwargs) -> dict[str, list]:
+        """Columns of one batch: one list per column (see `features`), one entry per image."""
 
-        Args:
-            predict (`Callable`): `pixel_values` to logits; a [`FrozenClassifier`] is one.
-            pixel_values (`torch.Tensor` of shape `(batch_size, channels, height, width)`): Normalised images.
-            saliency (`torch.Tensor` of shape `(batch_size, map_height, map_width)`): Non-negative maps.
-            target (`torch.LongTensor` of shape `(batch_size,)` or `int`, *optional*): The explained class; the top-1
-                by default.
-            labels (`torch.LongTensor` of shape `(batch_size,)`, *optional*): True classes.
-            logits (`torch.Tensor` of shape `(batch_size, num_labels)`, *optional*): Of the images, if at hand.
-            image_ids (`torch.LongTensor` of shape `(batch_size,)`, *optional*): See
-                [`~hf_explain.perturbation.image_keys`].
-            image_mean, image_std (sequence of `float`, *optional*): The image processor's.
-            masks (`torch.Tensor` of shape `(batch_size, height, width)`, *optional*): Non-zero on the object.
-            boxes (sequence of tensors of shape `(num_boxes, 4)`, *optional*): Boxes around the object.
-            **overrides: Settings that replace the preset's, and `max_batch`, `max_bytes`.
-
-        Returns:
-            `dict[str, list]`: one list per column (see `features`), one entry per image; a curve is a list of numbers.
-
-        Raises:
-            TypeError: If an override is none of the metric's.
-            ValueError: If an input is missing, or of the wrong shape or range.
-        """
-        unknown = sorted(set(overrides) - {*self.options, *_EXECUTION})
-        if unknown:
-            raise TypeError(
-                f"{self.metric_name} has no option `{unknown[0]}`; it has: {', '.join((*self.options, *_EXECUTION))}."
-            )
-        given = {
-            "target": target,
-            "labels": labels,
-            "logits": logits,
-            "image_ids": image_ids,
-            "image_mean": image_mean,
-            "image_std": image_std,
-            "masks": masks,
-            "boxes": boxes,
-        }
-        inputs = {name: given[name] for name in self.inputs}
-        columns, measured = self._measure(
-            predict, pixel_values, saliency, **inputs, **{**self.presets[self.config_name], **overrides}
-        )
-        changed = {
-            name: value
-            for name, value in plain(overrides).items()
-            if name not in _EXECUTION and value != plain(self.presets[self.config_name].get(name))
-        }
+    def _remember(self, measured: Mapping[str, Any], overrides: Mapping[str, Any]) -> None:
+        """Keep the protocol of a batch for the result it will be part of."""
+        preset = plain(self.presets[self.config_name])
+        changed = {name: value for name, value in plain(overrides).items() if value != preset.get(name)}
         protocol = {**self._stated(), **plain(measured), "overrides": changed}
         if protocol not in self._measured:
             self._measured.append(protocol)
-        return {name: column.tolist() for name, column in columns.items()}
 
     @property
     def protocol(self) -> dict[str, Any]:
@@ -155,10 +87,6 @@ class SaliencyMetric(evaluate.Metric, ABC):
     def _stated(self) -> dict[str, Any]:
         """What the name and the preset say."""
         return {"metric": self.metric_name, "preset": self.config_name, **plain(self.presets[self.config_name])}
-
-    @abstractmethod
-    def _measure(self, predict, pixel_values, saliency, **options) -> tuple[dict[str, torch.Tensor], dict[str, Any]]:
-        """The columns of a batch, as tensors, and the protocol they were measured by."""
 
     # ----------------------------------------------------------------------------------------- columns to a result
 
@@ -318,8 +246,96 @@ class SaliencyMetric(evaluate.Metric, ABC):
             if columns[name].shape[1:] != (len(steps),):
                 raise ValueError(
                     f"`{name}` of {self.metric_name} holds {columns[name].shape[1]} numbers per image, but the "
-                    f"protocol names {len(steps)} {what}; pass `compute(protocol=...)` of the instance that measured them."
+                    f"protocol names {len(steps)} {what}; pass `compute(protocol=...)` what "
+                    "the instance that measured them has as `protocol`."
                 )
+
+
+class SaliencyMetric(ColumnMetric):
+    """
+    A metric of saliency maps: `measure` takes images and maps.
+
+    A subclass defines `_measure`; one of its columns is called `main_result`.
+
+    Attributes:
+        inputs (`tuple[str, ...]`): Inputs of `measure` the metric uses; it ignores the others.
+        options (`tuple[str, ...]`): What `measure` lets the caller override.
+    """
+
+    inputs: ClassVar[tuple[str, ...]] = ()
+    options: ClassVar[tuple[str, ...]] = ()
+
+    def measure(
+        self,
+        predict=None,
+        pixel_values=None,
+        saliency=None,
+        *,
+        target=None,
+        labels=None,
+        logits=None,
+        image_ids=None,
+        image_mean=None,
+        image_std=None,
+        masks=None,
+        boxes=None,
+        **overrides,
+    ) -> dict[str, list]:
+        """
+        Measure one batch. Every metric takes these inputs and ignores those it has no use for.
+
+        Args:
+            predict (`Callable`): `pixel_values` to logits; a [`FrozenClassifier`] is one.
+            pixel_values (`torch.Tensor` of shape `(batch_size, channels, height, width)`): Normalised images.
+            saliency (`torch.Tensor` of shape `(batch_size, map_height, map_width)`): Non-negative maps.
+            target (`torch.LongTensor` of shape `(batch_size,)` or `int`, *optional*): The explained class; the top-1
+                by default.
+            labels (`torch.LongTensor` of shape `(batch_size,)`, *optional*): True classes.
+            logits (`torch.Tensor` of shape `(batch_size, num_labels)`, *optional*): Of the images, if at hand.
+            image_ids (`torch.LongTensor` of shape `(batch_size,)`, *optional*): See
+                [`~hf_explain.perturbation.image_keys`].
+            image_mean, image_std (sequence of `float`, *optional*): The image processor's.
+            masks (`torch.Tensor` of shape `(batch_size, height, width)`, *optional*): Non-zero on the object.
+            boxes (sequence of tensors of shape `(num_boxes, 4)`, *optional*): Boxes around the object.
+            **overrides: Settings that replace the preset's, and `max_batch`, `max_bytes`.
+
+        Returns:
+            `dict[str, list]`: one list per column (see `features`), one entry per image; a curve is a list of numbers.
+
+        Raises:
+            TypeError: If an override is none of the metric's.
+            ValueError: If an input is missing, or of the wrong shape or range.
+        """
+        unknown = sorted(set(overrides) - {*self.options, *_EXECUTION})
+        if unknown:
+            raise TypeError(
+                f"{self.metric_name} has no option `{unknown[0]}`; it has: {', '.join((*self.options, *_EXECUTION))}."
+            )
+        if "logits" in self.inputs and not callable(predict):
+            raise TypeError(
+                f"`predict` must be a callable from `pixel_values` to logits, such as a FrozenClassifier, got "
+                f"{type(predict).__name__}."
+            )
+        given = {
+            "target": target,
+            "labels": labels,
+            "logits": logits,
+            "image_ids": image_ids,
+            "image_mean": image_mean,
+            "image_std": image_std,
+            "masks": masks,
+            "boxes": boxes,
+        }
+        inputs = {name: given[name] for name in self.inputs}
+        columns, measured = self._measure(
+            predict, pixel_values, saliency, **inputs, **{**self.presets[self.config_name], **overrides}
+        )
+        self._remember(measured, {name: value for name, value in overrides.items() if name not in _EXECUTION})
+        return {name: column.tolist() for name, column in columns.items()}
+
+    @abstractmethod
+    def _measure(self, predict, pixel_values, saliency, **options) -> tuple[dict[str, torch.Tensor], dict[str, Any]]:
+        """The columns of a batch, as tensors, and the protocol they were measured by."""
 
 
 def plain(value):

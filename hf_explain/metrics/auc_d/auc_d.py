@@ -3,7 +3,7 @@
 import datasets
 import evaluate
 
-from hf_explain.metrics.functional import auc_d, step_fractions
+from hf_explain.metrics.functional import PRESETS, auc_d, step_fractions
 from hf_explain.metrics.module import SaliencyMetric
 
 
@@ -66,6 +66,7 @@ class AucD(SaliencyMetric):
     metric_name = "auc_d"
     main_result = "auc_d"
     higher_is_better = True
+    presets = PRESETS["auc_d"]
     inputs = ("target", "labels", "logits", "image_ids", "image_mean", "image_std")
     options = ("fractions", "steps", "score", "fill", "rounding", "grid_size", "normalize", "seed")
 

@@ -3,7 +3,7 @@
 import datasets
 import evaluate
 
-from hf_explain.metrics.functional import average_drop
+from hf_explain.metrics.functional import PRESETS, average_drop
 from hf_explain.metrics.module import SaliencyMetric, listed
 
 
@@ -56,6 +56,7 @@ class AverageDrop(SaliencyMetric):
     metric_name = "average_drop"
     main_result = "average_drop"
     higher_is_better = False
+    presets = PRESETS["average_drop"]
     inputs = ("target", "logits", "image_ids", "image_mean", "image_std")
     options = ("percents", "rule", "mask_space", "seed")
 
