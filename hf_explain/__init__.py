@@ -1,14 +1,16 @@
 """Visual explanations of Hugging Face image classifiers.
 
 Importing the package registers the heads with `AutoConfig`, `AutoModel` and `AutoModelForSaliency`, and the task with
-`transformers.pipeline("saliency")`.
+`transformers.pipeline("saliency")` and `evaluate.evaluator("saliency")`.
 """
 
+from evaluate.evaluator import SUPPORTED_EVALUATOR_TASKS
 from transformers import AutoConfig, AutoModel
 from transformers.pipelines import PIPELINE_REGISTRY
 
 from hf_explain import metrics
 from hf_explain.backbones import FrozenClassifier
+from hf_explain.evaluation import SaliencyEvaluator
 from hf_explain.heads.lcam import LCamConfig, LCamForSaliency
 from hf_explain.heads.scan import ScanConfig, ScanForSaliency
 from hf_explain.heads.ttame import TTameConfig, TTameForSaliency
@@ -27,6 +29,10 @@ for _model_type, (_config_class, _model_class) in EXPLAINERS.items():
 if "saliency" not in PIPELINE_REGISTRY.supported_tasks:
     PIPELINE_REGISTRY.register_pipeline("saliency", SaliencyPipeline, pt_model=(AutoModelForSaliency,), type="image")
 
+SUPPORTED_EVALUATOR_TASKS.setdefault(
+    "saliency", {"implementation": SaliencyEvaluator, "default_metric_name": "auc_d"}
+)
+
 __all__ = [
     "EXPLAINERS",
     "METHODS",
@@ -34,6 +40,7 @@ __all__ = [
     "FrozenClassifier",
     "LCamConfig",
     "LCamForSaliency",
+    "SaliencyEvaluator",
     "SaliencyOutput",
     "SaliencyPipeline",
     "ScanConfig",
