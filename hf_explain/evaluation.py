@@ -90,8 +90,8 @@ class SaliencyEvaluator:
                 or what `evaluate.load` made of them.
             image_column, label_column (`str`, *optional*): Columns; found by their types where not given.
             mask_column (`str`, *optional*): Masks of the object, as large as the image, for `pointing`.
-            target (`str`, *optional*, defaults to `"prediction"`): The class explained: the classifier's top-1 or, with
-                `"label"`, the true one.
+            target (`str`, *optional*, defaults to `"prediction"`): The class explained: the classifier's top-1 or,
+                with `"label"`, the true one.
             method (`str`, *optional*): A training-free method instead of the head.
             method_options (`dict`, *optional*): Its options.
             presets (`dict[str, str]`, *optional*): Preset by metric.
@@ -100,8 +100,8 @@ class SaliencyEvaluator:
             max_examples (`int`, *optional*): Only the first so many images.
             seed (`int`, *optional*, defaults to 0): Of everything random.
             device (*optional*): Where a model given by name is put.
-            output_dir (`str` or `os.PathLike`, *optional*): Folder for partial results: a run that was killed continues
-                there with the same call.
+            output_dir (`str` or `os.PathLike`, *optional*): Folder for partial results: a run that was killed
+                continues there with the same call.
             shard_size (`int`, *optional*, defaults to 64): Images per partial result.
             dataset_info (`dict`, *optional*): Name, split, revision and the like, for the result.
             return_columns (`bool`, *optional*, defaults to `False`): Adds `columns`: every metric's columns, and
@@ -111,7 +111,8 @@ class SaliencyEvaluator:
         Returns:
             `dict`: for every metric its result with `protocol`, `seconds_per_image` and `forward_passes_per_image`;
             `num_images`; `seconds_per_image`, `forward_passes_per_image` and `tail_passes_per_image` of explaining
-            alone (a tail pass enters the classifier at an inner layer); `explainer`, `dataset`, `settings`, `versions`.
+            alone (a tail pass enters the classifier at an inner layer); `explainer`, `dataset`, `settings`,
+            `versions`.
 
         Raises:
             ValueError: If an argument cannot work, an image cannot be used, or `output_dir` holds another evaluation.
@@ -145,7 +146,9 @@ class SaliencyEvaluator:
                 "explainer": explainer.identity,
                 "dataset": {**reader.identity, **(dataset_info or {})},
                 "columns": [reader.image_column, reader.label_column, reader.mask_column],
-                "metrics": {name: {"preset": one.config_name, "options": options[name]} for name, one in metrics.items()},
+                "metrics": {
+                    name: {"preset": one.config_name, "options": options[name]} for name, one in metrics.items()
+                },
                 "target": target,
                 "max_examples": max_examples,
                 "shard_size": shard_size,
@@ -307,8 +310,8 @@ class SaliencyEvaluator:
             for record in records:
                 if record["protocols"][name] != protocol:
                     raise ValueError(
-                        f"metric {name!r} was measured in two ways, {protocol} and {record['protocols'][name]}: use an "
-                        "image processor that brings all images to one size."
+                        f"metric {name!r} was measured in two ways, {protocol} and {record['protocols'][name]}: use "
+                        "an image processor that brings all images to one size."
                     )
             own = {key.split("/", 1)[1]: entries for key, entries in columns.items() if key.startswith(f"{name}/")}
             result[name] = metric.compute(protocol={**protocol, "explained": settings["target"]}, **own)
@@ -358,7 +361,7 @@ def _load_metrics(metric, presets: Mapping[str, str]) -> dict[str, Any]:
         if one.metric_name in loaded:
             raise ValueError(f"`metric` names {one.metric_name!r} twice.")
         if one.metric_name == "win_rate":
-            raise ValueError("metric 'win_rate' compares two explainers: ask the command `hf-explain evaluate` for it.")
+            raise ValueError("metric 'win_rate' compares two explainers: ask `hf-explain evaluate` for it.")
         loaded[one.metric_name] = one
     for name in presets:
         if name not in loaded:

@@ -1,4 +1,4 @@
-"""What an evaluation runs on: an explainer behind one call, its cost in forward passes, and examples by their index."""
+"""What an evaluation runs on: an explainer behind one call, its cost in forward passes, examples by their index."""
 
 from __future__ import annotations
 
@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 import torch
 import torch.nn.functional as F
+from datasets import Image as ImageFeature
 from PIL import Image
 from torch import nn
 from transformers import Pipeline, pipeline
@@ -102,13 +103,14 @@ def resolve_explainer(
         classifier = FrozenClassifier(model_or_pipeline)
     else:
         raise TypeError(
-            "`model_or_pipeline` must be a saliency pipeline, a head, a classifier, or the directory or Hub id of one, "
+            "`model_or_pipeline` must be a saliency pipeline, a head, a classifier or the name of one, "
             f"got {type(model_or_pipeline).__name__}."
         )
     processor = processor or classifier.image_processor
     if processor is None:
+        named = classifier.name_or_path or type(classifier.model).__name__
         raise ValueError(
-            f"`model_or_pipeline` {classifier.name_or_path or type(classifier.model).__name__!r} has no image processor; "
+            f"`model_or_pipeline` {named!r} has no image processor; "
             "give a FrozenClassifier(model, image_processor=...) or a directory with preprocessor_config.json."
         )
     identity: dict[str, Any] = {
@@ -272,9 +274,7 @@ class ExampleReader:
         }
         name = getattr(getattr(data, "info", None), "dataset_name", None)
         self.identity["name"] = public_name(name)
-        if self.streaming and hasattr(data, "cast_column") and type(features.get(self.image_column)).__name__ == "Image":
-            from datasets import Image as ImageFeature
-
+        if self.streaming and isinstance(features.get(self.image_column), ImageFeature):
             # skipped images need not be decoded
             data = data.cast_column(self.image_column, ImageFeature(decode=False))
         self.data = data

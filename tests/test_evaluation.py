@@ -73,7 +73,7 @@ def assert_close(found, expected):
         assert found == expected
 
 
-# ----------------------------------------------------------------------------------------------------------- the numbers
+# --------------------------------------------------------------------------------------------------------- the numbers
 
 
 def by_hand(classifier, data, explain, target=None):
@@ -199,7 +199,7 @@ def test_images_of_different_sizes(classifier, tmp_path):
     assert compute(classifier, rows)["num_images"] == 4
 
 
-# --------------------------------------------------------------------------------------------- streams, shards and kills
+# ------------------------------------------------------------------------------------------- streams, shards and kills
 
 
 def test_stream_equals_map_style(classifier, tmp_path):
@@ -287,7 +287,7 @@ def test_two_processes_equal_one(classifier, directory, tmp_path):
     assert "image 4 of `data` cannot be used" in found["bad"] and "image 4 of `data`" in other["bad"]
 
 
-# ------------------------------------------------------------------------------------------------------------- bad input
+# ----------------------------------------------------------------------------------------------------------- bad input
 
 
 def test_bad_input_is_one_sentence(classifier, data, tmp_path):
