@@ -31,8 +31,11 @@ class ScanConfig(ExplainerConfig):
             `"cnn"` (64, 128, 192, 256, 384, 512, ... towards the grid) and 32 for `"transformer"` (doubled per level).
         decoder_widths (`list[int]`, *optional*): Channels of every level, from the grid to full resolution: `levels`
             numbers for `"transformer"`, where each level starts with an upsampling, and `levels + 1` for `"cnn"`.
-        levels (`int`, *optional*): Doublings between the grid and the image; filled in from the classifier. Where the
-            ratio is no power of two, a last resize makes up the difference.
+        levels (`int`, *optional*): Doublings by the decoder; by default all between the grid and the image, as in the
+            paper. Where they do not land on the image's size, because its ratio to the grid is no power of two or
+            because `levels` asks for fewer, a last bilinear resize does. Fewer cost far less (each level quadruples
+            the positions) and lose little: the blurred image they reconstruct has no detail finer than half a cell of
+            the grid.
         num_residual_modules (`int`, *optional*, defaults to 2): Residual modules per level.
         num_attention_blocks (`int`, *optional*, defaults to 4): Blocks of the transformer decoder.
         num_attention_heads (`int`, *optional*, defaults to 12): Heads of each block; the largest number up to this

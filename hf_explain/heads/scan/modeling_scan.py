@@ -98,14 +98,15 @@ class ScanForSaliency(ExplainerPreTrainedModel):
                 "and is no finer than the image."
             )
         levels = round(math.log2(ratio))
-        if config.levels is not None and config.levels != levels:
+        if config.levels is None:
+            config.levels = levels
+        if not 0 <= config.levels <= levels:
             raise ValueError(
                 f"`levels` is {config.levels}, but from the {grid[0]}x{grid[1]} grid of layer {layer!r} to an image "
-                f"of {image[0]}x{image[1]} pixels it takes {levels} doublings; leave `levels` out."
+                f"of {image[0]}x{image[1]} pixels it takes {levels} doublings; give at most that, or leave it out."
             )
-        config.levels = levels
         if config.decoder_widths is None:
-            config.decoder_widths = default_widths(config.decoder, levels, config.decoder_width)
+            config.decoder_widths = default_widths(config.decoder, config.levels, config.decoder_width)
 
     # ------------------------------------------------------------------ forward
 
