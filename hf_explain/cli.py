@@ -23,7 +23,7 @@ def main(argv: list[str] | None = None) -> int:
         prog="hf-explain", description="See where an image classifier looked, train heads that tell, and measure them."
     )
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
-    for add in (_add_quickstart, _add_train, _add_explain, add_push_commands):
+    for add in (_add_quickstart, _add_train, _add_explain, _add_export, add_push_commands):
         add(commands)
     args = parser.parse_args(argv)
     try:
@@ -132,6 +132,28 @@ def _explain(args: argparse.Namespace) -> None:
         path = output / f"{Path(source).stem}.png" if several else output
         save_image(saliency_grid([panels], columns=["image", *captions], cell_size=256), path)
         print(f"{source}: {', '.join(captions)} -> {path}")
+
+
+# -------------------------------------------------------------------------------------------------------------- export
+
+
+def _add_export(commands) -> None:
+    from hf_explain.export import add_export_arguments
+
+    parser = commands.add_parser(
+        "export",
+        help="write the saliency maps of a whole data set as parquet",
+        description="Write the saliency maps of a whole data set as sharded parquet that `datasets` loads. Started "
+        "again, it goes on where it stopped. Under `torchrun` or `accelerate launch` use scripts/export_saliency.py.",
+    )
+    add_export_arguments(parser)
+    parser.set_defaults(run=_export)
+
+
+def _export(args: argparse.Namespace) -> None:
+    from hf_explain.export import main_from_args
+
+    main_from_args(args)
 
 
 if __name__ == "__main__":

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import io
 import os
 import warnings
 from typing import Any
 
 import numpy as np
 import torch
-from PIL import Image, ImageOps
+from PIL import Image, ImageOps, UnidentifiedImageError
 from transformers.image_utils import load_image as load_image_source
 
 
@@ -22,9 +23,10 @@ def load_rgb(source: Any, timeout: float | None = None) -> Image.Image:
     Open an image: upright (EXIF orientation applied), RGB, 8 bits per channel.
 
     Args:
-        source (`str`, `os.PathLike`, `PIL.Image.Image`, `numpy.ndarray` or `torch.Tensor`): A path, an http(s) URL, a
-            picture in any mode, or an array of shape `(height, width)`, `(height, width, channels)` or
-            `(channels, height, width)` with 1, 3 or 4 channels, `uint8` in [0, 255] or floating in [0, 1].
+        source (`str`, `os.PathLike`, `bytes`, `PIL.Image.Image`, `numpy.ndarray` or `torch.Tensor`): A path, an
+            http(s) URL, the content of an image file, a picture in any mode, or an array of shape `(height, width)`,
+            `(height, width, channels)` or `(channels, height, width)` with 1, 3 or 4 channels, `uint8` in [0, 255] or
+            floating in [0, 1].
         timeout (`float`, *optional*): Seconds to wait for a URL.
 
     Returns:
@@ -38,12 +40,14 @@ def load_rgb(source: Any, timeout: float | None = None) -> Image.Image:
     if isinstance(source, os.PathLike):
         source = os.fspath(source)
     name = repr(source) if isinstance(source, str) and len(source) < 300 else f"a {type(source).__name__}"
+    if isinstance(source, bytes):
+        name = f"of {len(source)} bytes"
     if isinstance(source, str) and not source.startswith(("http://", "https://", "data:image/")):
         if not os.path.isfile(source):
             raise FileNotFoundError(f"The image {name} does not exist; give a path, an http(s) URL or a picture.")
     if isinstance(source, (np.ndarray, torch.Tensor)):
         image = _from_array(source)
-    elif isinstance(source, (str, Image.Image)):
+    elif isinstance(source, (str, bytes, Image.Image)):
         try:
             with warnings.catch_warnings():
                 # Pillow warns from 89 megapixels on; the limit here is the one stated
@@ -78,9 +82,14 @@ class _TooLarge(ValueError):
     pass
 
 
-def _open(source: str | Image.Image, timeout: float | None) -> Image.Image:
+def _open(source: str | bytes | Image.Image, timeout: float | None) -> Image.Image:
     if isinstance(source, Image.Image):
         return source
+    if isinstance(source, bytes):
+        try:
+            return Image.open(io.BytesIO(source))
+        except UnidentifiedImageError:  # whose own message is the address of the buffer
+            raise ValueError("it is in no known image format") from None
     if os.path.isfile(source):
         return Image.open(source)
     return load_image_source(source, timeout=timeout)
