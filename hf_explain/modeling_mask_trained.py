@@ -5,6 +5,7 @@ from __future__ import annotations
 import torch
 
 from hf_explain.backbones import ClassifierFeatures
+from hf_explain.distributed import gather_targets
 from hf_explain.losses import area_loss, cross_entropy, removal_loss, variation_loss
 from hf_explain.maps import resize_maps
 from hf_explain.modeling_explainer import ExplainerConfig, ExplainerPreTrainedModel
@@ -66,8 +67,8 @@ class MaskTrainedExplainer(ExplainerPreTrainedModel):
 
     def pairwise_saliency_logits(self, features: ClassifierFeatures, target: torch.Tensor) -> torch.Tensor:
         """
-        Every image's map of every target in the batch, `(batch_size, batch_size, height, width)`: entry `[i, j]` is
-        image i's map of image j's target. Never of classes outside the batch.
+        Every image's map of every target given, `(batch_size, num_targets, height, width)`: entry `[i, j]` is image
+        i's map of target j. Training gives the targets of the batch (of all processes), never other classes.
         """
         raise TypeError(f"{type(self).__name__} does not define `pairwise_saliency_logits`.")
 
@@ -97,8 +98,10 @@ class MaskTrainedExplainer(ExplainerPreTrainedModel):
     ) -> SaliencyOutput:
         config = self.config
         if config.regularize == "batch":
-            pairs = self.pairwise_saliency_logits(features, target)
-            maps = pairs.diagonal(dim1=0, dim2=1).permute(2, 0, 1)
+            # of the batch of all processes while training; validation batches may differ in length between processes
+            targets, first = gather_targets(target) if self.training else (target, 0)
+            pairs = self.pairwise_saliency_logits(features, targets)
+            maps = pairs[:, first : first + len(target)].diagonal(dim1=0, dim2=1).permute(2, 0, 1)
             regularized = pairs.sigmoid()
         else:
             maps = self.saliency_logits(features, target)

@@ -89,16 +89,6 @@ def on_main_process(accelerator: Accelerator, action: Callable[[], Any]) -> Any:
     return outcome[0]
 
 
-def synchronize_batch_norm(model: torch.nn.Module) -> None:
-    """Turn the BatchNorms that train into SyncBatchNorm, in place; those of the frozen classifier stay as they are."""
-    for module in list(model.modules()):
-        for name, child in module.named_children():
-            if not isinstance(child, torch.nn.modules.batchnorm._BatchNorm) or not child.training:
-                continue
-            if any(parameter.requires_grad for parameter in child.parameters()):
-                setattr(module, name, torch.nn.SyncBatchNorm.convert_sync_batchnorm(child))
-
-
 def describe_machine(accelerator: Accelerator) -> dict[str, Any]:
     """Where a run took place, without names of users, hosts or directories."""
     on_gpu = accelerator.device.type == "cuda"

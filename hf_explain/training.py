@@ -4,10 +4,9 @@ Training of explainer heads with Accelerate. The loop knows nothing of any metho
 How numbers are averaged: a head's loss is the mean over the images of one process's micro-batch, gradients are
 averaged over micro-batches (`gradient_accumulation_steps`) and processes, and every optimiser step sees the same
 number of images. So `n` processes with `per_device_batch_size=b` take the same steps as one with `n * b`, up to float
-rounding, for every loss that is a mean over images. Two things depend on what one process sees and therefore differ:
-losses that mix the images of a batch (L-CAM's `regularize="batch"`), and BatchNorm inside a head, which is
-synchronised across GPUs but, as gloo cannot, not across CPU processes. A stream is divided between processes by its
-shards, so there too the images of one step are others.
+rounding. Heads whose loss mixes the images of a batch (`regularize="batch"`, BatchNorm, SCAN's percentiles) see to it
+themselves, with `hf_explain.distributed`. A stream is divided between processes by its shards, so there the images of
+one step are others.
 """
 
 from __future__ import annotations
@@ -57,7 +56,6 @@ from hf_explain.runtime import (
     on_main_process,
     package_versions,
     summarize_losses,
-    synchronize_batch_norm,
 )
 from hf_explain.training_arguments import (
     ExplainerTrainingArguments,
@@ -202,8 +200,6 @@ class _Run:
                     "with the head and options it was written with, or start anew in another output_dir."
                 ) from error
         model.train()
-        if accelerator.num_processes > 1 and accelerator.device.type == "cuda":
-            synchronize_batch_norm(model)
         self.model, self._had_forward = model, "forward" in model.__dict__
         self.optimizer = accelerator.prepare_optimizer(optimizer)
         self.wrapped = accelerator.prepare_model(model)

@@ -18,6 +18,7 @@ ROWS = {
     "losses.py": (0,),
     "fingerprint.py": (0,),
     "downloads.py": (0,),
+    "distributed.py": (0,),
     "images.py": (0,),
     "citations.py": (0,),
     "features.py": (0,),

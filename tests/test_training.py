@@ -9,14 +9,13 @@ from pathlib import Path
 import pytest
 import torch
 from accelerate.state import AcceleratorState
-from testing_training import TinyHead, parquet_shards, picture_dataset, processor
+from testing_training import HEADS, TinyHead, parquet_shards, picture_dataset, processor, train_head
 from torch import nn
 from transformers import ResNetConfig, ResNetForImageClassification
 
 from hf_explain import FrozenClassifier, LCamForSaliency
 from hf_explain.checkpointing import list_checkpoints, load_checkpoint
 from hf_explain.data import load_image_dataset
-from hf_explain.runtime import synchronize_batch_norm
 from hf_explain.train_command import parse_head_options
 from hf_explain.training import train
 from hf_explain.training_arguments import ExplainerTrainingArguments, learning_rate_at, make_optimizer
@@ -179,6 +178,9 @@ def test_two_processes(tmp_path):
     alone, record = run(tmp_path / "alone", head=TinyHead(0.0), eval_dataset=picture_dataset(5), max_steps=9)
     weights = torch.cat([alone.head.weight.data.flatten(), alone.head.bias.data])
     torch.testing.assert_close(torch.tensor(found["quiet"]), weights)
+    for name in HEADS:
+        alone = train_head(name, tmp_path / f"alone-{name}", per_device_batch_size=4)
+        torch.testing.assert_close(torch.tensor(found[name]), torch.tensor(alone), rtol=1e-4, atol=1e-5, msg=name)
     last_good = tmp_path / "nan/checkpoint-2"
     assert "loss is nan at step 3, batch of samples " in found["nan"] and str(last_good) in found["nan"]
     assert len(found["nan"].split("samples ")[1].split(":")[0].split(", ")) == 2
@@ -383,14 +385,6 @@ def test_weight_decay_spares_biases():
     decayed, spared = make_optimizer(TinyHead(), args).param_groups
     assert [p.ndim for p in decayed["params"]] == [4] and decayed["weight_decay"] == 0.1 and decayed["nesterov"]
     assert [p.ndim for p in spared["params"]] == [1] and spared["weight_decay"] == 0
-
-
-def test_only_batch_norms_that_train_are_synchronised():
-    head = TinyHead()
-    head.extra = nn.Sequential(nn.BatchNorm2d(3))
-    head.train()
-    synchronize_batch_norm(head)
-    assert isinstance(head.extra[0], nn.SyncBatchNorm) and type(head.norm) is nn.BatchNorm2d
 
 
 def test_head_options():

@@ -101,3 +101,36 @@ def _processor(size: int):
 def processor(size: int = 16):
     """A ViT's image processor: warps to a square, mean and standard deviation 0.5."""
     return copy.deepcopy(_processor(size))
+
+
+# every head whose training step mixes the images of a batch
+HEADS = {
+    "lcam": ("lcam", {"regularize": "batch"}),
+    "ttame": ("ttame", {"regularize": "batch", "removal_weight": 0.5}),
+    "scan": ("scan", {"feature_layers": ["stage2"], "decoder_width": 2}),
+}
+
+
+def train_head(name: str, directory: Path, **options) -> list[float]:
+    """Train a real head for a few steps on a tiny classifier; its trainable weights and statistics."""
+    from testing_common import tiny_classifier
+
+    from hf_explain.mapping import resolve_head
+    from hf_explain.training import train
+    from hf_explain.training_arguments import ExplainerTrainingArguments
+
+    kind, fields = HEADS[name]
+    torch.manual_seed(0)
+    head = resolve_head(kind).from_classifier(tiny_classifier("resnet"), **fields)
+    args = ExplainerTrainingArguments(
+        output_dir=str(directory),
+        max_steps=4,
+        learning_rate=0.01,
+        save_steps=0,
+        disable_tqdm=True,
+        dataloader_num_workers=0,
+        **options,
+    )
+    train(head, picture_dataset(), None, processor(), args)
+    own = (value for key, value in head.state_dict().items() if not key.startswith("backbone."))
+    return torch.cat([value.flatten().double() for value in own]).tolist()

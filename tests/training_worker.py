@@ -6,7 +6,7 @@ import sys
 from pathlib import Path
 
 import torch
-from testing_training import TinyHead, picture_dataset, processor
+from testing_training import HEADS, TinyHead, picture_dataset, processor, train_head
 
 from hf_explain.data import load_image_dataset
 from hf_explain.training import train
@@ -55,6 +55,8 @@ def main(directory: Path):
     found["stream_resumed"], _ = run(
         "stream", stream(), shuffle_buffer_size=5, resume_from_checkpoint=str(directory / "stream/checkpoint-4")
     )
+    for name in HEADS:
+        found[name] = train_head(name, directory / name, per_device_batch_size=2)
     try:
         run("nan", picture_dataset(), kind=LosesItself, save_steps=2)
     except FloatingPointError as error:

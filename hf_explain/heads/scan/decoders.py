@@ -8,6 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
+from hf_explain.distributed import GlobalBatchNorm2d
 from hf_explain.maps import grid_to_tokens, resize_maps, tokens_to_grid
 
 
@@ -38,7 +39,8 @@ class ResidualModule(nn.Module):
     def __init__(self, width: int):
         super().__init__()
         narrow = max(1, width // 2)
-        self.norm1, self.norm2, self.norm3 = nn.BatchNorm2d(width), nn.BatchNorm2d(narrow), nn.BatchNorm2d(narrow)
+        self.norm1 = GlobalBatchNorm2d(width)
+        self.norm2, self.norm3 = GlobalBatchNorm2d(narrow), GlobalBatchNorm2d(narrow)
         self.conv1 = nn.Conv2d(width, narrow, kernel_size=1, bias=False)
         self.conv2 = nn.Conv2d(narrow, narrow, kernel_size=3, padding=1, bias=False)
         self.conv3 = nn.Conv2d(narrow, width, kernel_size=1)
@@ -58,7 +60,7 @@ def _upsampling(inputs: int, outputs: int) -> nn.ConvTranspose2d:
 class _Output(nn.Module):
     def __init__(self, inputs: int, channels: int):
         super().__init__()
-        self.norm = nn.BatchNorm2d(inputs)
+        self.norm = GlobalBatchNorm2d(inputs)
         self.conv = nn.Conv2d(inputs, channels, kernel_size=1)
 
     def forward(self, state: torch.Tensor) -> torch.Tensor:

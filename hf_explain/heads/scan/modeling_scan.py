@@ -7,6 +7,7 @@ import torch
 import torch.nn.functional as F
 
 from hf_explain.backbones import ClassifierFeatures, FrozenClassifier, LayerFeatures
+from hf_explain.distributed import batch_uniform
 from hf_explain.heads.scan.configuration_scan import ScanConfig
 from hf_explain.heads.scan.decoders import CnnDecoder, TransformerDecoder, default_widths
 from hf_explain.losses import confidence_loss, confident_reconstruction_loss
@@ -42,9 +43,6 @@ class ScanForSaliency(ExplainerPreTrainedModel):
     transformer decoder's attention, and are dropped where its tokens become a grid.
 
     An image none of whose features has a positive gradient keeps none.
-
-    In training BatchNorm uses the statistics of the batch one process sees: two processes with half the batch each do
-    not give quite what one process with the whole batch gives.
 
     Example:
 
@@ -320,7 +318,7 @@ class ScanForSaliency(ExplainerPreTrainedModel):
         if percentile is None and self.training:
             low, high = self.config.percentile_range
             # of the CPU's generator on every device: what a seed or a resumed run draws does not depend on it
-            return low + (high - low) * torch.rand(batch_size, dtype=torch.float64)
+            return low + (high - low) * batch_uniform(batch_size, self.device).cpu()
         values = self.config.percentile if percentile is None else percentile
         values = torch.as_tensor(values, dtype=torch.float64, device="cpu")
         if values.shape not in ((), (batch_size,)):

@@ -20,7 +20,7 @@ class TTameConfig(MaskTrainedConfig):
             token (the papers' variant "TTAME").
         skip (`bool`, *optional*, defaults to `True`): Add a branch's input to its output; off is an ablation.
         batch_norm (`bool`, *optional*, defaults to `True`): BatchNorm in every branch; off is an ablation. In training
-            its statistics are those of one process' share of the batch.
+            its statistics are those of the batch of all processes.
         branch_activation (`str`, *optional*, defaults to `"relu"`): `"relu"` or, as an ablation, `"sigmoid"`.
         max_map_size (`int`, *optional*, defaults to 56): Upper bound of the map's height and width.
         mask_space (`str`, *optional*): As in [`MaskTrainedConfig`]; when not given, `"normalized"` for ViT and DeiT

@@ -5,6 +5,7 @@ import torch.nn.functional as F
 from torch import nn
 
 from hf_explain.backbones import ClassifierFeatures, FrozenClassifier, LayerFeatures
+from hf_explain.distributed import GlobalBatchNorm2d
 from hf_explain.heads.ttame.configuration_ttame import TTameConfig
 from hf_explain.maps import resize_maps
 from hf_explain.modeling_mask_trained import MaskTrainedExplainer
@@ -18,9 +19,6 @@ class TTameForSaliency(MaskTrainedExplainer):
     every class. Fusing and resizing are both linear and commute, and one class is asked for: here each branch is first
     reduced to the one channel of the target, and only that channel is resized. The numbers are the same; a tensor with
     a map of every class, or with all branches at the map's size, never exists.
-
-    In training BatchNorm uses the statistics of the batch one process sees: two processes with half the batch each do
-    not give quite what one process with the whole batch gives.
 
     Example:
 
@@ -36,7 +34,7 @@ class TTameForSaliency(MaskTrainedExplainer):
         super().__init__(config)
         channels = config.feature_channels
         self.convs = nn.ModuleList(nn.Conv2d(width, width, kernel_size=1) for width in channels)
-        self.bns = nn.ModuleList(nn.BatchNorm2d(width) for width in channels) if config.batch_norm else None
+        self.bns = nn.ModuleList(GlobalBatchNorm2d(width) for width in channels) if config.batch_norm else None
         self.fuser = nn.Conv2d(sum(channels), config.num_labels, kernel_size=1)
         self.post_init()
 
