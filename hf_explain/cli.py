@@ -23,7 +23,7 @@ def main(argv: list[str] | None = None) -> int:
         prog="hf-explain", description="See where an image classifier looked, train heads that tell, and measure them."
     )
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
-    for add in (_add_quickstart, _add_train, _add_explain, _add_export, add_push_commands):
+    for add in (_add_quickstart, _add_train, _add_explain, _add_export, add_push_commands, _add_demo):
         add(commands)
     args = parser.parse_args(argv)
     try:
@@ -154,6 +154,48 @@ def _export(args: argparse.Namespace) -> None:
     from hf_explain.export import main_from_args
 
     main_from_args(args)
+
+
+# ---------------------------------------------------------------------------------------------------------------- demo
+
+
+def _add_demo(commands) -> None:
+    parser = commands.add_parser(
+        "demo",
+        help="explain pictures on a web page",
+        description="Start a web page on this machine: upload a picture, pick a class, compare explainers, download "
+        "the maps. Needs pip install 'hf-explain[demo]'.",
+    )
+    parser.add_argument(
+        "--model", action="append", required=True, help="head or classifier: directory or Hub id; repeat to compare"
+    )
+    parser.add_argument("--classifier", help="used instead of the classifier that the heads name")
+    parser.add_argument(
+        "--examples", action="append", metavar="PATH", help="example picture or folder; repeat for more"
+    )
+    parser.add_argument("--device", default="cpu", help="torch device (default: %(default)s)")
+    parser.add_argument("--port", type=int, help="port of the server (default: the first free one from 7860 on)")
+    parser.add_argument("--share", action="store_true", help="also make a temporary public link, through Gradio")
+    parser.add_argument(
+        "--write-space", metavar="DIR", help="write the files of a Hugging Face Space instead of starting"
+    )
+    parser.set_defaults(run=_demo)
+
+
+def _demo(args: argparse.Namespace) -> None:
+    from hf_explain.demo import launch, write_space
+
+    if args.write_space:
+        print(f"Wrote {write_space(args.write_space, args.model, args.classifier)}")
+        return
+    launch(
+        args.model,
+        args.classifier,
+        examples=args.examples,
+        device=args.device,
+        share=args.share,
+        port=args.port,
+    )
 
 
 if __name__ == "__main__":

@@ -234,9 +234,7 @@ class SaliencyPipeline(Pipeline):
         if model_outputs["error"]:
             return [{"error": model_outputs["error"]}]
         geometry = CropGeometry.from_processor(self.image_processor, tuple(model_outputs["original_size"][0].tolist()))
-        logits = model_outputs["logits"][0].float()
-        multi_label = getattr(self.classifier.config, "problem_type", None) == "multi_label_classification"
-        scores = logits.sigmoid() if multi_label or len(logits) == 1 else logits.softmax(dim=-1)
+        scores = self.scores(model_outputs["logits"][0])
         targets = model_outputs["target"][0]
         wanted = (targets >= 0).nonzero()[:, 0]
         maps = uncrop(model_outputs["saliency"][0].float()[wanted], geometry).clamp_(0, 1)
@@ -257,6 +255,12 @@ class SaliencyPipeline(Pipeline):
                 result["explanation_score"] = float(model_outputs["explanation_score"][0, column])
             results.append(result)
         return results
+
+    def scores(self, logits: torch.Tensor) -> torch.Tensor:
+        """The classifier's probabilities for one image's logits, of shape `(num_labels,)`, as results give them."""
+        multi_label = getattr(self.classifier.config, "problem_type", None) == "multi_label_classification"
+        logits = logits.float()
+        return logits.sigmoid() if multi_label or len(logits) == 1 else logits.softmax(dim=-1)
 
     def _unnormalise(self, pixel_values: torch.Tensor) -> torch.Tensor:
         mean, std = (torch.tensor(v)[:, None, None] for v in (self.classifier.image_mean, self.classifier.image_std))
