@@ -10,19 +10,16 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
-import hashlib
 import io
 import itertools
 import json
 import os
-from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterator
 from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
 import datasets
-import fsspec
 import PIL.Image
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -33,9 +30,17 @@ from tqdm.auto import tqdm
 from transformers import pipeline
 
 from hf_explain.checkpointing import check_writable, remove_leftovers, write_atomically
-from hf_explain.data import LabelReader, is_stream, load_image_dataset, resolve_columns
+from hf_explain.data import LabelReader
+from hf_explain.export_inputs import (
+    ExportArguments,
+    ExportChunk,
+    ExportRows,
+    ExportSource,
+    encoded_image,
+    id_feature,
+)
 from hf_explain.fingerprint import fingerprint
-from hf_explain.mapping import DEFAULT_METHOD, resolve_method
+from hf_explain.mapping import DEFAULT_METHOD
 from hf_explain.pipeline import SaliencyPipeline
 from hf_explain.runtime import on_main_process, package_versions
 from hf_explain.training_arguments import add_dataclass_arguments
@@ -45,69 +50,6 @@ SETTINGS_FILE = "export_settings.json"
 REPORT_FILE = "export_report.json"
 _REPORT_KEY = b"hf_explain"  # in each shard's own footer, so that a shard and its report appear as one
 _ROW_GROUP = 100  # rows: what the Hub's viewer likes for images, and a bound on memory
-
-
-def _option(default: Any, help: str, **metadata) -> Any:
-    return field(default=default, metadata={"help": help, **metadata})
-
-
-@dataclass
-class ExportArguments:
-    """
-    What to explain and how.
-
-    Raises:
-        ValueError: If a value cannot work; the message names it.
-    """
-
-    model: str = field(metadata={"help": "trained head or plain classifier: directory or Hub id"})
-    dataset: str = field(metadata={"help": "Hub id, imagefolder, parquet file or directory, save_to_disk directory"})
-    revision: str | None = _option(None, "branch, tag or commit of the model")
-    dataset_config: str | None = _option(None, "configuration of a Hub data set")
-    dataset_revision: str | None = _option(None, "branch, tag or commit of a Hub data set")
-    split: str = _option("train", "split to explain")
-    image_column: str | None = _option(None, "column of images; found by its type unless given")
-    id_column: str | None = _option(None, "column of whole numbers or text that becomes image_id; the row otherwise")
-    label_column: str | None = _option(None, "column of labels, for target=label; found by its type unless given")
-    method: str | None = _option(None, "training-free method, such as gradcam; the head itself when not given")
-    target: str = _option(
-        "prediction", "class to explain: the classifier's own or the label", choices=("prediction", "label")
-    )
-    top_k: int = _option(1, "classes to explain per image, one row each, for target=prediction")
-    batch_size: int = _option(8, "images per forward pass and process")
-    shard_size: int = _option(500, "images per parquet file; an interruption loses at most one per process")
-    max_examples: int | None = _option(None, "explain only the first ones")
-    streaming: bool = _option(False, "read the data while exporting instead of downloading it first")
-    on_error: str = _option("raise", "what to do about an image that cannot be read", choices=("raise", "skip"))
-    num_workers: int = _option(0, "processes that decode images, per process; not for streaming")
-    use_cpu: bool = _option(False, "use the CPU even where there is an accelerator")
-    cache_dir: str | None = _option(None, "cache directory of `datasets`")
-    disable_tqdm: bool = _option(False, "show no progress bar")
-
-    def __post_init__(self) -> None:
-        for name in ("top_k", "batch_size", "shard_size", "max_examples", "num_workers"):
-            value, least = getattr(self, name), 0 if name == "num_workers" else 1
-            if value is None and name == "max_examples":
-                continue
-            if isinstance(value, bool) or not isinstance(value, int) or value < least:
-                raise ValueError(f"{name} must be a whole number of at least {least}, got {value!r}.")
-        for entry in dataclasses.fields(self):
-            choices = entry.metadata.get("choices")
-            if choices and getattr(self, entry.name) not in choices:
-                raise ValueError(
-                    f"{entry.name} {getattr(self, entry.name)!r} is unknown: choose one of {', '.join(choices)}."
-                )
-        if self.target == "label" and self.top_k > 1:
-            raise ValueError(
-                f"top_k {self.top_k} is for target 'prediction': with target 'label' every image has one class."
-            )
-        if self.streaming and self.num_workers:
-            raise ValueError(
-                f"num_workers {self.num_workers} needs streaming=False: a stream is read in order, by the process "
-                "that explains it."
-            )
-        if self.method is not None:
-            resolve_method(self.method)
 
 
 def add_export_arguments(parser: argparse.ArgumentParser) -> None:
@@ -171,7 +113,7 @@ def export_saliency(output_dir: str | os.PathLike, args: ExportArguments) -> dic
             "ACCELERATE_USE_CPU=true and start with torchrun, or pass use_cpu=True."
         )
     with accelerator.local_main_process_first():
-        source = _Source.load(args)
+        source = ExportSource.load(args)
         pipe = _load_pipeline(args, accelerator.device)
     read_label = None
     if source.label_column is not None:
@@ -191,151 +133,6 @@ def export_saliency(output_dir: str | os.PathLike, args: ExportArguments) -> dic
     return on_main_process(accelerator, lambda: _report(output_dir))
 
 
-# --------------------------------------------------------------------------------------------------------------- input
-
-
-class _Rows(torch.utils.data.Dataset):
-    """Images of a shard as the pipeline takes them, fetched one by one; workers can share the work."""
-
-    def __init__(self, rows: datasets.Dataset, image_column: str, targets: list[int | None]):
-        self.rows, self.image_column, self.targets = rows, image_column, targets
-
-    def __len__(self) -> int:
-        return len(self.rows)
-
-    def __getitem__(self, index: int) -> dict:
-        return {"image": self.rows[index][self.image_column], "target": self.targets[index]}
-
-
-@dataclass
-class _Chunk:
-    """One shard to write: consecutive rows of the data set, encoded images."""
-
-    name: str
-    first_row: int
-    rows: Any  # a datasets.Dataset, or an iterator of a stream
-
-    @property
-    def num_images(self) -> int:
-        return len(self.rows)
-
-
-@dataclass
-class _Source:
-    """The data set, reduced to the columns that are needed, with images left encoded."""
-
-    dataset: Any
-    streaming: bool
-    features: dict[str, Any]
-    image_column: str
-    label_column: str | None
-    id_column: str | None
-    split: str
-
-    @classmethod
-    def load(cls, args: ExportArguments) -> _Source:
-        dataset = load_image_dataset(
-            args.dataset, args.split, args.dataset_config, args.dataset_revision, args.streaming, args.cache_dir
-        )
-        streaming = is_stream(dataset)
-        if streaming and dataset.features is None:
-            dataset = dataset._resolve_features()
-        image, label = resolve_columns(dataset, args.image_column, args.label_column, args.target == "label")
-        features = dict(dataset.features)
-        if args.id_column is not None:
-            _id_type(args.id_column, features)
-        if isinstance(features[image], datasets.Image):
-            # decoded later, where a corrupt one can be told from the others
-            dataset = dataset.cast_column(image, datasets.Image(decode=False))
-        dataset = dataset.select_columns(list(dict.fromkeys(name for name in (image, label, args.id_column) if name)))
-        if args.max_examples is not None:
-            dataset = (
-                dataset.take(args.max_examples)
-                if streaming
-                else dataset.select(range(min(args.max_examples, len(dataset))))
-            )
-        split = "_".join(part.split("[")[0].strip() for part in args.split.split("+"))
-        return cls(dataset, streaming, features, image, label, args.id_column, split)
-
-    def first_image(self) -> str:
-        """A checksum by which two data sets of one name are told apart."""
-        first = next(iter(self.dataset), None)
-        if first is None:
-            raise ValueError(f"split {self.split!r} of the dataset is empty: there is nothing to explain.")
-        cell = first[self.image_column]
-        content = _encoded(cell)
-        return hashlib.sha256(content if isinstance(content, bytes) else repr(content).encode()).hexdigest()[:16]
-
-    def chunks(self, args: ExportArguments, done: set[str], rank: int, world_size: int) -> Iterable[_Chunk]:
-        """The shards of one process that are missing; those of all processes together are complete and disjoint."""
-        if self.streaming:
-            return self._stream_chunks(args.shard_size, done, rank, world_size)
-        count = len(self.dataset)
-        missing = [
-            _Chunk(self._name(index), first, None)
-            for index, first in enumerate(range(0, count, args.shard_size))
-            if self._name(index) not in done
-        ][rank::world_size]
-        for chunk in missing:
-            chunk.rows = self.dataset.select(range(chunk.first_row, min(chunk.first_row + args.shard_size, count)))
-        return missing
-
-    def _stream_chunks(self, size: int, done: set[str], rank: int, world_size: int) -> Iterator[_Chunk]:
-        # Every process reads the whole stream, still encoded: only its position says which row it is, and only the
-        # end of the stream how many there are. What costs is the decoding and explaining, and that is divided.
-        complete = next(index for index in itertools.count() if self._name(index) not in done)
-        rows = iter(self.dataset.skip(complete * size) if complete else self.dataset)
-        for index in itertools.count(complete):
-            part = itertools.islice(rows, size)
-            first = next(part, None)
-            if first is None:
-                return
-            if index % world_size == rank and self._name(index) not in done:
-                part = itertools.chain([first], part)
-                yield _Chunk(self._name(index), index * size, part)
-            for _ in part:
-                pass
-
-    def _name(self, index: int) -> str:
-        return f"{self.split}-{index:06d}.parquet"
-
-    def image_id(self, row: dict, number: int) -> int | str:
-        if self.id_column is None:
-            return number
-        if row[self.id_column] is None:
-            raise ValueError(f"id_column {self.id_column!r} is empty in row {number}: every image needs an id.")
-        return row[self.id_column]
-
-
-def _id_type(column: str, features: dict[str, Any]) -> datasets.Value:
-    if column not in features:
-        raise ValueError(
-            f"id_column {column!r} is not a column of the dataset: its columns are "
-            f"{', '.join(repr(name) for name in features)}."
-        )
-    kind = str(getattr(features[column], "dtype", type(features[column]).__name__))
-    if kind.startswith(("int", "uint")):
-        return datasets.Value("int64")
-    if kind in ("string", "large_string"):
-        return datasets.Value("string")
-    raise ValueError(f"id_column {column!r} holds {kind}: an image_id is a whole number or text.")
-
-
-def _encoded(cell: Any) -> Any:
-    """The file's bytes of an image cell; what is no file stays as it is."""
-    if not isinstance(cell, dict):
-        return cell
-    if cell.get("bytes") is not None:
-        return cell["bytes"]
-    if cell.get("path") is None:
-        return b""
-    try:
-        with fsspec.open(cell["path"], "rb") as file:
-            return file.read()
-    except FileNotFoundError:
-        return b""
-
-
 # ---------------------------------------------------------------------------------------------------------- the maps
 
 
@@ -343,7 +140,7 @@ class _ExportPipeline(SaliencyPipeline):
     """The pipeline, fed with encoded images, giving class indices and encoded maps."""
 
     def preprocess(self, inputs, **parameters):
-        return super().preprocess({**inputs, "image": _encoded(inputs["image"])}, **parameters)
+        return super().preprocess({**inputs, "image": encoded_image(inputs["image"])}, **parameters)
 
     def postprocess(self, model_outputs):
         results = super().postprocess(model_outputs)
@@ -362,11 +159,11 @@ def _load_pipeline(args: ExportArguments, device: torch.device) -> _ExportPipeli
     )
 
 
-def _features(pipe: _ExportPipeline, source: _Source) -> datasets.Features:
+def _features(pipe: _ExportPipeline, source: ExportSource) -> datasets.Features:
     names = [str(pipe.classifier.id2label[index]) for index in range(pipe.classifier.num_labels)]
     # ImageNet has two cranes; a ClassLabel wants each name once
     names = [f"{name} ({index})" if names.count(name) > 1 else name for index, name in enumerate(names)]
-    identity = datasets.Value("int64") if source.id_column is None else _id_type(source.id_column, source.features)
+    identity = datasets.Value("int64") if source.id_column is None else id_feature(source.id_column, source.features)
     return datasets.Features(
         {
             "image_id": identity,
@@ -384,7 +181,11 @@ def _png(image: PIL.Image.Image) -> bytes:
 
 
 def _explain(
-    pipe: _ExportPipeline, chunk: _Chunk, source: _Source, args: ExportArguments, read_label: LabelReader | None
+    pipe: _ExportPipeline,
+    chunk: ExportChunk,
+    source: ExportSource,
+    args: ExportArguments,
+    read_label: LabelReader | None,
 ) -> Iterator[tuple[int, int | str, list[dict]]]:
     """Row, image id and results of each image of a shard, in order; memory for one batch of images."""
     identities = []
@@ -406,7 +207,7 @@ def _explain(
         others = [name for name in chunk.rows.column_names if name != source.image_column]
         light = chunk.rows.select_columns(others) if others else itertools.repeat({}, len(chunk.rows))
         targets = [identify(row, number) for number, row in enumerate(light, chunk.first_row)]
-        inputs = _Rows(chunk.rows, source.image_column, targets)
+        inputs = ExportRows(chunk.rows, source.image_column, targets)
     options = {"method": args.method, "batch_size": args.batch_size, "num_workers": args.num_workers}
     if args.target == "prediction":
         options["top_k"] = args.top_k
@@ -419,7 +220,7 @@ def _explain(
 # -------------------------------------------------------------------------------------------------------- the files
 
 
-def _prepare(output_dir: Path, args: ExportArguments, source: _Source, pipe: _ExportPipeline) -> set[str]:
+def _prepare(output_dir: Path, args: ExportArguments, source: ExportSource, pipe: _ExportPipeline) -> set[str]:
     """Make the directory this export's, or see that it is; the names of the shards that are there."""
     settings = _settings(args, source, pipe)
     if output_dir.is_dir() and any(output_dir.iterdir()):
@@ -453,7 +254,7 @@ def _prepare(output_dir: Path, args: ExportArguments, source: _Source, pipe: _Ex
     return {path.name for path in (output_dir / "data").glob("*.parquet")}
 
 
-def _settings(args: ExportArguments, source: _Source, pipe: _ExportPipeline) -> dict[str, Any]:
+def _settings(args: ExportArguments, source: ExportSource, pipe: _ExportPipeline) -> dict[str, Any]:
     """What decides which maps are written; batch_size, num_workers and on_error may change from run to run."""
     weights = fingerprint(pipe.classifier.model)
     if pipe.head is not None:

@@ -19,7 +19,8 @@ from transformers import pipeline
 
 from hf_explain import FrozenClassifier, LCamForSaliency
 from hf_explain.cli import main
-from hf_explain.export import REPORT_FILE, SETTINGS_FILE, ExportArguments, export_saliency
+from hf_explain.export import REPORT_FILE, SETTINGS_FILE, export_saliency
+from hf_explain.export_inputs import ExportArguments, ExportSource
 
 
 ROOT = Path(__file__).parents[1]
@@ -142,12 +143,10 @@ def test_two_processes_give_the_same_files(export, model, pictures, tmp_path):
 
 
 def test_processes_divide_every_size(export, model, pictures):
-    from hf_explain.export import _Source
-
     for streaming in (False, True):
         for size in (1, 2, 3, 5, 11, 20):
             args = ExportArguments(model, pictures, shard_size=size, streaming=streaming)
-            source = _Source.load(args)
+            source = ExportSource.load(args)
             for done in (set(), {"train-000000.parquet", "train-000002.parquet"}):
                 for world_size in (1, 2, 3, 7):
                     found = []
@@ -180,11 +179,10 @@ sys.exit(main(sys.argv[1:]))
 """
 
 
-@pytest.mark.parametrize("streaming", [False, True])
-def test_killed_in_the_middle(export, model, pictures, tmp_path, streaming):
-    export("whole", streaming=streaming)
+def test_killed_in_the_middle(export, model, pictures, tmp_path):
+    export("whole")
     argv = ["export", "--model", model, "--dataset", pictures, "--shard_size", "4", "--batch_size", "3"]
-    argv += ["--disable_tqdm", "-o", str(tmp_path / "out"), *(["--streaming"] if streaming else [])]
+    argv += ["--disable_tqdm", "-o", str(tmp_path / "out")]
     process = subprocess.Popen(
         [sys.executable, "-c", KILLED, *argv], env=environment(), stdout=subprocess.PIPE, text=True
     )
@@ -197,7 +195,7 @@ def test_killed_in_the_middle(export, model, pictures, tmp_path, streaming):
     before = first.stat()
     # as a process leaves it that is killed while it writes
     (first.parent / "train-000001.parquet.tmp").write_bytes(b"PAR1 half")
-    export("out", streaming=streaming)
+    export("out")
     assert shards(tmp_path / "out") == shards(tmp_path / "whole")
     after = first.stat()
     assert (before.st_ino, before.st_mtime_ns) == (after.st_ino, after.st_mtime_ns)

@@ -61,6 +61,7 @@ ROWS = {
     "pipeline.py": (6, 0),
     "hub.py": (6, 1),
     "comparison.py": (6, 1),
+    "export_inputs.py": (6, 0),
     "export.py": (7, 0),
     "train_command.py": (7, 0),
     "push_command.py": (7, 0),
