@@ -383,7 +383,7 @@ def test_defaults():
         ("vit", {"feature_layers": ["stage1"]}, "`layer` 'stage1' does not exist; the layers are stem, layer1"),
         ("vit", {"decoder_widths": [4, 4]}, "`decoder_widths` has 2 numbers; the 'transformer' decoder needs 3"),
         ("resnet", {"decoder_widths": [4] * 5}, "`decoder_widths` has 5 numbers; the 'cnn' decoder needs 6"),
-        ("resnet", {"levels": 4}, "`levels` is 4, but from the 7x7 grid .* 224x224 pixels it takes 5"),
+        ("resnet", {"levels": 6}, "`levels` is 6, but from the 7x7 grid .* 224x224 pixels it takes 5"),
     ],
 )
 def test_bad_configurations_are_one_clear_sentence(family, options, message):
