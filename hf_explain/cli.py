@@ -23,7 +23,7 @@ def main(argv: list[str] | None = None) -> int:
         prog="hf-explain", description="See where an image classifier looked, train heads that tell, and measure them."
     )
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
-    for add in (_add_quickstart, _add_train, _add_explain, _add_export, add_push_commands, _add_demo):
+    for add in (_add_quickstart, _add_train, _add_explain, _add_evaluate, _add_export, add_push_commands, _add_demo):
         add(commands)
     args = parser.parse_args(argv)
     try:
@@ -134,28 +134,6 @@ def _explain(args: argparse.Namespace) -> None:
         print(f"{source}: {', '.join(captions)} -> {path}")
 
 
-# -------------------------------------------------------------------------------------------------------------- export
-
-
-def _add_export(commands) -> None:
-    from hf_explain.export import add_export_arguments
-
-    parser = commands.add_parser(
-        "export",
-        help="write the saliency maps of a whole data set as parquet",
-        description="Write the saliency maps of a whole data set as sharded parquet that `datasets` loads. Started "
-        "again, it goes on where it stopped. Under `torchrun` or `accelerate launch` use scripts/export_saliency.py.",
-    )
-    add_export_arguments(parser)
-    parser.set_defaults(run=_export)
-
-
-def _export(args: argparse.Namespace) -> None:
-    from hf_explain.export import main_from_args
-
-    main_from_args(args)
-
-
 # ---------------------------------------------------------------------------------------------------------------- demo
 
 
@@ -196,6 +174,50 @@ def _demo(args: argparse.Namespace) -> None:
         share=args.share,
         port=args.port,
     )
+
+
+# -------------------------------------------------------------------------------------------------------------- export
+
+
+def _add_export(commands) -> None:
+    from hf_explain.export import add_export_arguments
+
+    parser = commands.add_parser(
+        "export",
+        help="write the saliency maps of a whole data set as parquet",
+        description="Write the saliency maps of a whole data set as sharded parquet that `datasets` loads. Started "
+        "again, it goes on where it stopped. Under `torchrun` or `accelerate launch` use scripts/export_saliency.py.",
+    )
+    add_export_arguments(parser)
+    parser.set_defaults(run=_export)
+
+
+def _export(args: argparse.Namespace) -> None:
+    from hf_explain.export import main_from_args
+
+    main_from_args(args)
+
+
+# ------------------------------------------------------------------------------------------------------------ evaluate
+
+
+def _add_evaluate(commands) -> None:
+    from hf_explain.evaluate_command import add_evaluate_arguments
+
+    parser = commands.add_parser(
+        "evaluate",
+        help="compare explainers of a classifier on a data set",
+        description="Measure trained heads and training-free methods on the same images, beside a random and a centre "
+        "map, and write tables, charts and pictures; under `accelerate launch` use scripts/evaluate_explainers.py.",
+    )
+    add_evaluate_arguments(parser)
+    parser.set_defaults(run=_evaluate)
+
+
+def _evaluate(args: argparse.Namespace) -> None:
+    from hf_explain.evaluate_command import main_from_args
+
+    main_from_args(args)
 
 
 if __name__ == "__main__":
