@@ -29,9 +29,7 @@ for _model_type, (_config_class, _model_class) in EXPLAINERS.items():
 if "saliency" not in PIPELINE_REGISTRY.supported_tasks:
     PIPELINE_REGISTRY.register_pipeline("saliency", SaliencyPipeline, pt_model=(AutoModelForSaliency,), type="image")
 
-SUPPORTED_EVALUATOR_TASKS.setdefault(
-    "saliency", {"implementation": SaliencyEvaluator, "default_metric_name": "auc_d"}
-)
+SUPPORTED_EVALUATOR_TASKS.setdefault("saliency", {"implementation": SaliencyEvaluator, "default_metric_name": "auc_d"})
 
 __all__ = [
     "EXPLAINERS",

@@ -323,9 +323,7 @@ class FrozenClassifier(nn.Module):
         self._check_pixels(pixel_values)
         return logits_of(self.model(pixel_values.to(self.dtype), **self._input_options(pixel_values)))
 
-    def features(
-        self, pixel_values: torch.Tensor, layers: Sequence[str | int] | None = None
-    ) -> ClassifierFeatures:
+    def features(self, pixel_values: torch.Tensor, layers: Sequence[str | int] | None = None) -> ClassifierFeatures:
         """
         One pass that keeps the outputs of some layers, and the logits.
 
@@ -555,11 +553,17 @@ def load_image_processor(name: str, revision: str | None = None, **kwargs):
     """
     try:
         found = cached_file(
-            name, "preprocessor_config.json", revision=revision or "main", _raise_exceptions_for_missing_entries=False,
+            name,
+            "preprocessor_config.json",
+            revision=revision or "main",
+            _raise_exceptions_for_missing_entries=False,
             **kwargs,
         )
         found = found or cached_file(
-            name, "processor_config.json", revision=revision or "main", _raise_exceptions_for_missing_entries=False,
+            name,
+            "processor_config.json",
+            revision=revision or "main",
+            _raise_exceptions_for_missing_entries=False,
             **kwargs,
         )
     except OSError:

@@ -320,9 +320,9 @@ class ExampleReader:
         try:
             value = row[self.image_column]
             image = load_rgb(decode_image(value) if isinstance(value, dict) else value)
-            pixel_values = self._processor(
-                images=image, return_tensors="pt", input_data_format=ChannelDimension.LAST
-            )["pixel_values"][0]
+            pixel_values = self._processor(images=image, return_tensors="pt", input_data_format=ChannelDimension.LAST)[
+                "pixel_values"
+            ][0]
             label = self._labels(row[self.label_column]) if self.label_column is not None else None
             mask = None
             if self.mask_column is not None:

@@ -187,9 +187,7 @@ class ExplainerPreTrainedModel(PreTrainedModel):
             saliency=min_max(maps.detach().float()), logits=features.logits, target=target, saliency_logits=maps
         )
 
-    def forward(
-        self, pixel_values: torch.Tensor, target=None, return_loss: bool = False
-    ) -> SaliencyOutput:
+    def forward(self, pixel_values: torch.Tensor, target=None, return_loss: bool = False) -> SaliencyOutput:
         """
         Explain a batch of images, or train on it.
 
@@ -276,8 +274,10 @@ class ExplainerPreTrainedModel(PreTrainedModel):
                 f"This head taps {list(config.feature_layers)} with {list(config.feature_channels)} channels, the "
                 f"classifier has {channels} there; load the classifier the head was trained on."
             )
-        if verify_fingerprint and config.backbone_fingerprint and not matches(
-            classifier.model, config.backbone_fingerprint
+        if (
+            verify_fingerprint
+            and config.backbone_fingerprint
+            and not matches(classifier.model, config.backbone_fingerprint)
         ):
             raise ValueError(
                 f"The classifier {classifier.name_or_path or type(classifier.model).__name__!r} is not the one this "
@@ -513,7 +513,6 @@ class ExplainerPreTrainedModel(PreTrainedModel):
                 _remove(created)
         if push_to_hub:
             self.push_to_hub(hub.pop("repo_id", os.path.basename(target)), **hub)
-
 
     def push_to_hub(self, repo_id: str, *args, **kwargs):
         """

@@ -58,8 +58,7 @@ def _class_index(target, id2label: dict[int, str]) -> int:
     index = int(target)
     if not 0 <= index < len(id2label):
         raise ValueError(
-            f"`target` {index} is out of range: the classifier has {len(id2label)} classes, "
-            f"0 to {len(id2label) - 1}."
+            f"`target` {index} is out of range: the classifier has {len(id2label)} classes, 0 to {len(id2label) - 1}."
         )
     return index
 
@@ -77,9 +76,7 @@ def _label_index(name: str, id2label: dict[int, str]) -> int:
     if len(found) == 1:
         return found[0]
     if found:
-        raise ValueError(
-            f"`target` {name!r} names several classes: {found[:6]}; use the index of the one you mean."
-        )
+        raise ValueError(f"`target` {name!r} names several classes: {found[:6]}; use the index of the one you mean.")
     labels = [str(label) for label in id2label.values()]
     # ImageNet's names are lists of synonyms: each counts, else a typo in one is far from the whole
     parts = {part.strip().casefold(): label for label in labels for part in (label, *label.split(","))}

@@ -196,8 +196,11 @@ def memory(bench: Bench) -> None:
         peaks.append(int(output.split()[-1]) / 1024)
     result = Result("peak memory, MB", bench.shape, "image-classification", peaks[0] / peaks[1], 1.10, *peaks)
     bench.results.append(result)
-    print(f"{bench.shape:10s} {'peak memory':32s} {result.ratio:6.3f}x of image-classification "
-          f"({peaks[0]:.0f} / {peaks[1]:.0f} MB)   bar 1.10 {'ok' if result.ratio <= 1.1 else 'MISSED'}", flush=True)
+    print(
+        f"{bench.shape:10s} {'peak memory':32s} {result.ratio:6.3f}x of image-classification "
+        f"({peaks[0]:.0f} / {peaks[1]:.0f} MB)   bar 1.10 {'ok' if result.ratio <= 1.1 else 'MISSED'}",
+        flush=True,
+    )
 
 
 class LiteralTTame(nn.Module):
@@ -236,13 +239,15 @@ def ttame(bench: Bench) -> None:
     step = bench.step(head)
     bench.compare("T-TAME step, own", "forward + forward + backward", step, bench.input_step, 1.20)
     literal = LiteralTTame(head)
-    bench.compare("T-TAME step, own", "literal K-map step", step,
-                  lambda: literal.step(bench.pixel_values, bench.target), 1 / 1.5)
+    bench.compare(
+        "T-TAME step, own", "literal K-map step", step, lambda: literal.step(bench.pixel_values, bench.target), 1 / 1.5
+    )
     batch = TTameForSaliency.from_classifier(bench.classifier, regularize="batch")
     bench.compare("T-TAME step, batch", "forward + forward + backward", bench.step(batch), bench.input_step, 1.35)
     removal = TTameForSaliency.from_classifier(bench.classifier, regularize="own", removal_weight=1.0)
-    bench.compare("T-TAME step, own, removal", "the same floor with removal", bench.step(removal), bench.removal_step,
-                  1.25)
+    bench.compare(
+        "T-TAME step, own, removal", "the same floor with removal", bench.step(removal), bench.removal_step, 1.25
+    )
 
 
 def scan(bench: Bench) -> None:
@@ -321,8 +326,13 @@ def methods(bench: Bench) -> None:
         scores = wrapped(bench.pixel_values.clone().requires_grad_())
         extractor(bench.target.tolist(), scores)
 
-    bench.compare("Grad-CAM", "torchcam", lambda: METHODS["gradcam"](bench.classifier, bench.pixel_values,
-                                                                     bench.target), other, 1.0)
+    bench.compare(
+        "Grad-CAM",
+        "torchcam",
+        lambda: METHODS["gradcam"](bench.classifier, bench.pixel_values, bench.target),
+        other,
+        1.0,
+    )
 
 
 def auc_d(bench: Bench) -> None:
@@ -343,8 +353,15 @@ def auc_d(bench: Bench) -> None:
     bench.compare("AUC-D", "its 20 bare forward passes", ours, bare, 1.15)
 
 
-CASES = {"lcam": lcam, "memory": memory, "ttame": ttame, "scan": scan, "fgvis": fgvis, "methods": methods,
-         "auc_d": auc_d}
+CASES = {
+    "lcam": lcam,
+    "memory": memory,
+    "ttame": ttame,
+    "scan": scan,
+    "fgvis": fgvis,
+    "methods": methods,
+    "auc_d": auc_d,
+}
 
 
 def main() -> None:

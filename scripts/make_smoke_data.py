@@ -1,7 +1,7 @@
 #!/usr/bin/env python
 """Tiny classifiers of the four families and a handful of pictures, for `scripts/reproduce_*.sh --smoke`.
 
-    python scripts/make_smoke_data.py DIRECTORY
+python scripts/make_smoke_data.py DIRECTORY
 """
 
 from __future__ import annotations

@@ -104,7 +104,9 @@ def test_instances_and_dtype(classifier_dir, head_dir):
 
 def test_classifier_without_a_processor_is_one_sentence(tmp_path):
     tiny_model("resnet").save_pretrained(tmp_path)
-    with pytest.raises(ValueError, match=r"has no image processor beside it .*pass pipeline\(\.\.\., image_processor="):
+    with pytest.raises(
+        ValueError, match=r"has no image processor beside it .*pass pipeline\(\.\.\., image_processor="
+    ):
         pipeline("saliency", model=str(tmp_path))
 
 

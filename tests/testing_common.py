@@ -310,9 +310,12 @@ class ExplainerTesterMixin:
             assert torch.equal(output.saliency.amin((1, 2)), torch.zeros(2))
             assert torch.equal(output.saliency.amax((1, 2)), torch.ones(2))
             assert not output.saliency.requires_grad
-            torch.testing.assert_close(output.logits, head.backbone.model(
-                pixel_values, **head.backbone._input_options(pixel_values)
-            ).logits, rtol=0, atol=0)
+            torch.testing.assert_close(
+                output.logits,
+                head.backbone.model(pixel_values, **head.backbone._input_options(pixel_values)).logits,
+                rtol=0,
+                atol=0,
+            )
             assert torch.equal(output.target, output.logits.argmax(-1))
             assert output.loss is None
 
@@ -748,8 +751,11 @@ class ExplainerTesterMixin:
         _, directory, _ = saved("vit")
         tensors = safetensors.torch.load_file(directory / "model.safetensors")
         lost = sorted(tensors)[0]
-        safetensors.torch.save_file({k: v for k, v in tensors.items() if k != lost} or {"x": torch.zeros(1)},
-                                    directory / "model.safetensors", metadata={"format": "pt"})
+        safetensors.torch.save_file(
+            {k: v for k, v in tensors.items() if k != lost} or {"x": torch.zeros(1)},
+            directory / "model.safetensors",
+            metadata={"format": "pt"},
+        )
         with pytest.raises(ValueError, match="lack") as error:
             self.head_class.from_pretrained(directory)
         assert lost in str(error.value)

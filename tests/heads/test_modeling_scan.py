@@ -270,8 +270,13 @@ def test_decoders_reach_every_power_of_two(decoder, levels):
 def test_other_ratios_take_a_last_resize(patch, levels):
     side = 3 * patch
     config = ViTConfig(
-        hidden_size=12, num_hidden_layers=2, num_attention_heads=2, intermediate_size=12, image_size=side,
-        patch_size=patch, num_labels=3,
+        hidden_size=12,
+        num_hidden_layers=2,
+        num_attention_heads=2,
+        intermediate_size=12,
+        image_size=side,
+        patch_size=patch,
+        num_labels=3,
     )
     head = ScanForSaliency.from_classifier(ViTForImageClassification(config), **SMALL)
     assert (head.config.levels, head.config.feature_layers) == (levels, ["layer1"])

@@ -215,18 +215,24 @@ def test_the_folded_form_follows_training_and_loading():
 def test_defaults_follow_the_classifier():
     vit = TTameForSaliency.from_classifier(tiny_classifier("vit")).config
     assert (vit.feature_layers, vit.feature_kind, vit.mask_space) == (
-        ["stem", "layer1", "layer2"], "pre_norm", "normalized"
+        ["stem", "layer1", "layer2"],
+        "pre_norm",
+        "normalized",
     )
     for family in ("convnext", "resnet"):
         config = TTameForSaliency.from_classifier(tiny_classifier(family)).config
         assert (config.feature_layers, config.feature_kind, config.mask_space) == (
-            ["stage2", "stage3", "stage4"], "hidden_state", "pixel"
+            ["stage2", "stage3", "stage4"],
+            "hidden_state",
+            "pixel",
         )
     chosen = TTameForSaliency.from_classifier(
         tiny_classifier("deit"), mask_space="pixel", feature_kind="hidden_state", feature_layers=["layer3", 1]
     ).config
     assert (chosen.feature_layers, chosen.feature_kind, chosen.mask_space) == (
-        ["layer3", "layer1"], "hidden_state", "pixel"
+        ["layer3", "layer1"],
+        "hidden_state",
+        "pixel",
     )
 
 

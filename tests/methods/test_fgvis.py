@@ -59,9 +59,7 @@ def test_steps_are_the_definitions():
     masks = literal_deletion(classifier, image[0], filled[0], target, 5, 0.1, 0.02)
     scores = [float(score_of(classifier, (m * image + (1 - m) * filled), torch.tensor([target]))) for m in masks]
     best = min(range(5), key=lambda step: scores[step])
-    output = fgvis(
-        classifier, image, goal=1e-6, defence=False, budget=5, l1_weight=0.02, learning_rate=0.1
-    )
+    output = fgvis(classifier, image, goal=1e-6, defence=False, budget=5, l1_weight=0.02, learning_rate=0.1)
     torch.testing.assert_close(output.saliency_logits[0], 1 - masks[best].mean(0), atol=2e-4, rtol=1e-3)
     assert output.explanation_score.item() == pytest.approx(scores[best], rel=1e-3)
 
