@@ -53,7 +53,7 @@ class ResidualModule(nn.Module):
 
 
 def _upsampling(inputs: int, outputs: int) -> nn.ConvTranspose2d:
-    """Exactly twice the size; four taps, since with three every second pixel gets more and maps show a checkerboard."""
+    """Exactly twice the size; four taps, since with three every second pixel gets more: maps show a checkerboard."""
     return nn.ConvTranspose2d(inputs, outputs, kernel_size=4, stride=2, padding=1)
 
 
