@@ -74,3 +74,22 @@ class GlobalBatchNorm2d(nn.BatchNorm2d):
             self.running_var.lerp_((variance * (count / (count - 1))).to(self.running_var), momentum)
         scale = self.weight * (variance + self.eps).rsqrt()
         return (centred * scale[:, None, None] + self.bias[:, None, None]).to(state.dtype)
+
+
+def leave(status: int) -> int:
+    """
+    End a process of several: wait for the others when all went well, and close the connections between them.
+
+    Without it the first process to exit takes the store the others still talk to with it, and they die at exit.
+
+    Args:
+        status (`int`): Exit status of this process; after an error the others are not waited for.
+
+    Returns:
+        `int`: `status`.
+    """
+    if dist.is_available() and dist.is_initialized():
+        if status == 0:
+            dist.barrier()
+        dist.destroy_process_group()
+    return status

@@ -8,8 +8,9 @@ Compare explainers of an image classifier on several processes; the options are 
 
 import sys
 
+from hf_explain.distributed import leave
 from hf_explain.evaluate_command import main
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(leave(main()))

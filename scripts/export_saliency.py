@@ -11,6 +11,7 @@ Started by `accelerate launch`, `torchrun` or plain `python`; started again, it 
 import argparse
 import sys
 
+from hf_explain.distributed import leave
 from hf_explain.export import add_export_arguments, main_from_args
 
 
@@ -27,4 +28,4 @@ def main() -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(leave(main()))

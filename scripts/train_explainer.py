@@ -12,6 +12,7 @@ Started by `accelerate launch`, `torchrun` or plain `python`; add `--resume_from
 import argparse
 import sys
 
+from hf_explain.distributed import leave
 from hf_explain.train_command import add_training_arguments, main_from_args
 
 
@@ -28,4 +29,4 @@ def main() -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(leave(main()))

@@ -9,6 +9,7 @@ import torch
 from testing_training import HEADS, TinyHead, picture_dataset, processor, train_head
 
 from hf_explain.data import load_image_dataset
+from hf_explain.distributed import leave
 from hf_explain.training import train
 from hf_explain.training_arguments import ExplainerTrainingArguments
 
@@ -66,3 +67,4 @@ def main(directory: Path):
 
 if __name__ == "__main__":
     main(Path(sys.argv[1]))
+    leave(0)
