@@ -9,6 +9,7 @@ from testing_training import picture_dataset
 
 from hf_explain import SaliencyEvaluator
 from hf_explain.data import load_image_dataset
+from hf_explain.distributed import leave
 
 
 def main(directory: Path):
@@ -33,3 +34,4 @@ def main(directory: Path):
 
 if __name__ == "__main__":
     main(Path(sys.argv[1]))
+    leave(0)
