@@ -29,7 +29,7 @@ from hf_explain.visualization import bar_chart, overlay, plot_curves, saliency_g
 
 
 MADE_BY = "hf-explain quickstart"
-# The published loss alone lets a head answer with an empty map for whichever class the classifier gives to a black
+# Under the published loss alone an empty map is a good answer for whichever class the classifier gives to a black
 # image: nothing kept, class kept. The removal term closes that door, as the object must then be what is removed.
 HEAD_CONFIG = {"variant": "img", "removal_weight": 1.0}
 _PICTURES = ("saliency.png", "bias.png", "auc_d.png", "overlap.png", "removed_first.png", "removed_last.png")
@@ -101,6 +101,7 @@ def run_quickstart(
                 "classifier_epochs": classifier_epochs,
                 "head_epochs": head_epochs,
                 "head_config": HEAD_CONFIG,
+                "head_start": "zeros",
             },
             **results,
             "classifier": {**results["classifier"], **classifier_record},
@@ -144,12 +145,18 @@ def format_table(results: dict[str, Any]) -> str:
 def _train_head(work: Path, dataset, num_epochs: int, seed: int, disable_tqdm: bool) -> dict[str, Any]:
     torch.manual_seed(seed)
     head = LCamForSaliency.from_classifier(str(work / "classifier"), **HEAD_CONFIG)
+    # Objects stand out of this classifier's features with norms around 50, so a random start puts the logits of some
+    # classes far below 0 exactly there; the sigmoid is flat that far out, and those classes never learn. From zero
+    # every position starts at 0.5, where the gradient is largest.
+    with torch.no_grad():
+        for parameter in head.attention.parameters():
+            parameter.zero_()
     arguments = ExplainerTrainingArguments(
         output_dir=str(work / "head"),
         num_train_epochs=num_epochs,
         per_device_batch_size=32,
         optimizer="adamw",
-        learning_rate=0.02,
+        learning_rate=0.005,
         weight_decay=0.0,
         augmentation="flip",
         image_column="image",
