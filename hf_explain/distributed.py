@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import os
+import sys
+
 import torch
 import torch.distributed as dist
 from torch import nn
@@ -92,4 +95,8 @@ def leave(status: int) -> int:
         if status == 0:
             dist.barrier()
         dist.destroy_process_group()
+        # threads of the backend can outlive the interpreter's shutdown and abort a process whose work is done
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(status)
     return status
