@@ -156,7 +156,7 @@ class SaliencyEvaluator:
         )
         folder = None if output_dir is None else Path(output_dir)
         if folder is not None:
-            _claim(folder, settings, rank)
+            _claim(folder, settings, rank, world)
         elif reader.total is not None:
             # nothing to resume: then the split may follow the processes
             shard_size = max(1, min(shard_size, -(-reader.total // world)))
@@ -408,21 +408,33 @@ def _jsonable(value):
     return json.loads(json.dumps(value, default=str))
 
 
-def _claim(folder: Path, settings: dict[str, Any], rank: int) -> None:
-    """Make `folder` this evaluation's, or see that it already is."""
+def _claim(folder: Path, settings: dict[str, Any], rank: int, world: int) -> None:
+    """Make `folder` this evaluation's, or see that it already is; no process goes on before the first has done so."""
+    refused: list[Exception | None] = [None]
     if rank == 0:
-        check_writable(folder)
+        try:
+            _claim_alone(folder, settings)
+        except (ValueError, OSError) as error:
+            refused[0] = error
+    if world > 1:
+        broadcast_object_list(refused)
+    if refused[0] is not None:
+        raise refused[0]
+
+
+def _claim_alone(folder: Path, settings: dict[str, Any]) -> None:
+    check_writable(folder)
     file = folder / SETTINGS_FILE
-    if file.is_file():
-        known = json.loads(file.read_text())
-        if known != settings:
-            name = next(name for name in {**known, **settings} if known.get(name) != settings.get(name))
-            raise ValueError(
-                f"output_dir {str(folder)!r} holds an evaluation with {name}={known.get(name)!r}, this one has "
-                f"{settings.get(name)!r}: choose another output_dir, or delete that one."
-            )
-    elif rank == 0:
+    if not file.is_file():
         write_atomically(file, (json.dumps(settings, indent=2) + "\n").encode())
+        return
+    known = json.loads(file.read_text())
+    if known != settings:
+        name = next(name for name in {**known, **settings} if known.get(name) != settings.get(name))
+        raise ValueError(
+            f"output_dir {str(folder)!r} holds an evaluation with {name}={known.get(name)!r}, this one has "
+            f"{settings.get(name)!r}: choose another output_dir, or delete that one."
+        )
 
 
 def _shard_file(folder: Path, shard: int) -> Path:
