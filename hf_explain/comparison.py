@@ -31,6 +31,15 @@ from hf_explain.visualization import bar_chart, overlay, plot_curves, saliency_g
 CONTROLS = ("random", "centre")
 # What needs many passes per image, unless the caller says otherwise
 SLOW_METHODS = ("ablationcam", "scorecam", "rise", "occlusion", "lime", "kernel_shap", "fgvis")
+# The field's short names, for tables; a key may go on behind them, as in average_drop_50
+_HEADINGS = {
+    "auc_d": "AUC-D",
+    "positive_auc": "positive AUC",
+    "negative_auc": "negative AUC",
+    "average_drop": "AD",
+    "increase_in_confidence": "IC",
+    "road": "ROAD",
+}
 _NO_METRICS = ("num_images", "seconds_per_image", "forward_passes_per_image", "tail_passes_per_image")
 
 
@@ -276,11 +285,32 @@ def table_columns(results: Mapping[str, Mapping[str, Any]]) -> list[tuple[str, s
     return list(found)
 
 
+def _shown_columns(results: Mapping[str, Mapping[str, Any]]) -> list[tuple[str, str]]:
+    """The columns a page has room for: the CSV and the JSON have all."""
+    shown = [(metric, key) for metric, key in table_columns(results) if not key.startswith("mask_area")]
+    for metric in dict(shown):
+        # a main number that is the first of a series, such as AD at 100 %, would stand there twice
+        series = [key for owner, key in shown if owner == metric and key.startswith(f"{metric}_")]
+        measured = [result[metric] for result in results.values() if metric in result]
+        if any(all(values[key] == values[metric] for values in measured) for key in series):
+            shown.remove((metric, metric))
+    return shown
+
+
+def _heading(key: str) -> str:
+    for name, short in _HEADINGS.items():
+        if key.startswith(name):
+            return (short + key.removeprefix(name).replace("_", " ")).strip()
+    return key.replace("_", " ")
+
+
 def markdown_table(comparison: Mapping[str, Any]) -> str:
     """The comparison as a table: main numbers with 95 % intervals, cost, and the reason where one failed."""
     results = comparison["explainers"]
-    numbers = table_columns(results)
-    head = ["explainer", "images", *(key.replace("_", " ") for _, key in numbers), "ms/image", "passes", "tail passes"]
+    numbers = _shown_columns(results)
+    first = {key for index, (metric, key) in enumerate(numbers) if metric not in dict(numbers[:index])}
+    headings = [_heading(key) for _, key in numbers]
+    head = ["explainer", "images", *headings, "ms/image", "passes", "tail passes"]
     checked = any("sanity" in result for result in results.values())
     lines = [head + ["sanity"] * checked, ["---"] + ["---:"] * (len(head) - 1) + ["---"] * checked]
     for name, result in results.items():
@@ -291,7 +321,7 @@ def markdown_table(comparison: Mapping[str, Any]) -> str:
         for metric, key in numbers:
             values = result.get(metric, {})
             cell = f"{values[key]:.2f}" if key in values else ""
-            if cell and key == metric and f"{key}_interval" in values:
+            if cell and key in first and f"{key}_interval" in values:
                 cell += " [{:.2f}, {:.2f}]".format(*values[f"{key}_interval"])
             row.append(cell)
         row += [f"{1000 * result['seconds_per_image']:.1f}"]

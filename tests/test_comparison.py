@@ -42,6 +42,9 @@ def test_command_writes_everything_and_keeps_what_works(directories, tmp_path, c
     assert "1 of 6 explainers failed (raw_attention)" in captured.err and "Traceback" not in captured.err
     out = tmp_path / "out"
     table = (out / "table.md").read_text()
+    # one column for each number, with the field's names: AD at 100 % is the average drop itself
+    heading = next(line for line in table.splitlines() if line.startswith("| explainer"))
+    assert [heading.count(name) for name in ("AD 100", "IC 50", "| AUC-D", "drop", "area")] == [1, 1, 1, 0, 0]
     assert table in captured.out and "| raw_attention | failed: " in table and "| lcam | 6 | " in table
     results = json.loads((out / "results.json").read_text())
     found = results["explainers"]
