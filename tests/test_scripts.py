@@ -1,12 +1,16 @@
 """The reproduction scripts run as they stand, on data they make themselves."""
 
+import importlib.util
 import json
 import os
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
+from testing_common import save_classifier
+from testing_training import picture_dataset
 
 
 ROOT = Path(__file__).parent.parent
@@ -36,3 +40,74 @@ def test_every_setting_of_every_paper_is_a_complete_command():
         text = (ROOT / "scripts" / f"reproduce_{script}.sh").read_text()
         for classifier in ("$resnet", "$vit", "$deit", "$convnext"):
             assert f'"{classifier}" "$imagenet" {head}' in text
+
+
+@pytest.fixture
+def evidence(monkeypatch, tmp_path):
+    """`scripts/run_evidence.py` as a function of its arguments; what it starts runs in this process."""
+    spec = importlib.util.spec_from_file_location("run_evidence", ROOT / "scripts" / "run_evidence.py")
+    script = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(script)
+    started = []
+
+    def run(command, stdout, stderr):
+        started.append(command[-1])
+        try:
+            exec(command[-1], {})  # noqa: S102  the program of `python -c`
+        except SystemExit as end:
+            return subprocess.CompletedProcess(command, end.code)
+
+    monkeypatch.setattr(script, "subprocess", SimpleNamespace(run=run, STDOUT=subprocess.STDOUT))
+    save_classifier("resnet", tmp_path / "classifier")
+    picture_dataset(6).to_parquet(tmp_path / "train.parquet")
+
+    def call(stage, *more):
+        started.clear()
+        argv = [stage, "--output_dir", str(tmp_path / "out")]
+        if stage != "table":
+            argv += ["--classifiers", f"resnet={tmp_path / 'classifier'}", "--dataset", str(tmp_path / "train.parquet")]
+            argv += ["--split", "train", "--examples", "4", "--methods", "gradcam"]
+            argv += ["--training", "max_steps=1", "per_device_batch_size=2", "dataloader_num_workers=0", "use_cpu=true"]
+        monkeypatch.setattr(sys, "argv", ["run_evidence.py", *argv, *more])
+        return script.main(), list(started)
+
+    return call
+
+
+def test_evidence_is_trained_measured_and_tabled_once(evidence, tmp_path, capsys):
+    heads = ("--heads", "lcam-img", "scan", "--seeds", "0", "1")
+    status, started = evidence("train", *heads)
+    assert status == 0 and len(started) == 4
+    record = json.loads((tmp_path / "out/resnet/scan-seed1/training_record.json").read_text())
+    assert record["arguments"]["optimizer"] == "adam" and record["arguments"]["seed"] == 1
+    assert (tmp_path / "out/resnet/scan-seed1/command.sh").read_text().startswith("hf-explain train --classifier")
+    assert evidence("train", *heads) == (0, [])  # what is finished is not done again
+    assert evidence("evaluate", *heads)[0] == 0
+    assert evidence("evaluate", *heads) == (0, [])
+    assert evidence("table")[0] == 0
+    table = (tmp_path / "out/table.md").read_text()
+    assert table in capsys.readouterr().out
+    lines = {line.split(" | ")[0].strip("| "): line for line in table.splitlines()}
+    assert {"lcam-img", "scan", "gradcam", "random", "centre"} <= set(lines)
+    assert "±" in lines["scan"] and "±" not in lines["gradcam"]
+
+
+def test_evidence_sweep_compares_every_combination(evidence, tmp_path, capsys):
+    status, started = evidence("sweep", "--heads", "ttame", "--vary", "head.regularize=own,batch", "learning_rate=0.1")
+    assert status == 0 and len(started) == 3
+    results = json.loads((tmp_path / "out/resnet/sweep/comparison-ttame/results.json").read_text())
+    own, batch = "ttame-regularize_own-learning_rate_0.1-seed0", "ttame-regularize_batch-learning_rate_0.1-seed0"
+    assert list(results["explainers"]) == [own, batch, "gradcam", "random", "centre"]
+    config = json.loads((tmp_path / f"out/resnet/sweep/{own}/config.json").read_text())
+    assert config["regularize"] == "own"
+    assert evidence("sweep", "--heads", "ttame", "--vary", "head.nothing=1")[0] == 1
+    assert "failed (1)" in capsys.readouterr().out
+
+
+def test_evidence_says_what_is_wrong(evidence):
+    for words, message in (
+        (("table",), "has no comparison; run `evaluate` first"),
+        (("train", "--classifiers", "resnet"), "--classifiers 'resnet' is not NAME=VALUE"),
+    ):
+        with pytest.raises(SystemExit, match=message):
+            evidence(*words)

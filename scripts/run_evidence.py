@@ -1,0 +1,248 @@
+#!/usr/bin/env python
+"""
+Train every head on every classifier, compare them with the training-free methods, and write one table.
+
+    python scripts/run_evidence.py train    --classifiers resnet=DIR vit=DIR --dataset DATA --output_dir evidence
+    python scripts/run_evidence.py sweep    --classifiers resnet=DIR --heads ttame --vary learning_rate=0.02,0.05 ...
+    python scripts/run_evidence.py evaluate --classifiers resnet=DIR vit=DIR --dataset DATA --output_dir evidence
+    python scripts/run_evidence.py table    --output_dir evidence
+
+It only drives `hf-explain train` and `hf-explain evaluate`. Every run has a directory of its own, with the command, the
+log, the record (settings, seed, versions) and the head: `OUT/CLASSIFIER/HEAD-seedN`, sweeps under
+`OUT/CLASSIFIER/sweep`. What is finished is not done again, and what was killed goes on: start the same command again.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import shlex
+import subprocess
+import sys
+from collections.abc import Iterable, Iterator
+from itertools import product
+from pathlib import Path
+from statistics import mean, stdev
+from typing import Any
+
+from hf_explain.checkpointing import write_atomically
+from hf_explain.comparison import CONTROLS, SLOW_METHODS
+
+
+# Name to kind of head and fields of its config; "as published" apart from what a name says
+HEADS: dict[str, tuple[str, dict[str, Any]]] = {
+    "lcam-fm": ("lcam", {"variant": "fm"}),
+    "lcam-img": ("lcam", {"variant": "img"}),
+    "ttame": ("ttame", {}),
+    "scan": ("scan", {}),
+    "lcam-img-removal": ("lcam", {"variant": "img", "removal_weight": 1.0}),
+    "ttame-removal": ("ttame", {"removal_weight": 1.0}),
+}
+# What a head's authors train with, where it is not the command's default
+TRAINING: dict[str, dict[str, Any]] = {
+    "scan": {"optimizer": "adam", "learning_rate": 1e-3, "lr_scheduler": "constant", "weight_decay": 0.0},
+}
+RECORD = "training_record.json"
+COMPARISON = "results.json"
+# The columns of the table: metric, number, heading
+COLUMNS = (
+    ("auc_d", "auc_d", "AUC-D"),
+    *(("average_drop", f"average_drop_{v}", f"AD {v}") for v in (100, 50, 15)),
+    *(("average_drop", f"increase_in_confidence_{v}", f"IC {v}") for v in (100, 50, 15)),
+)
+
+
+def pairs(entries: Iterable[str], argument: str) -> dict[str, str]:
+    """`["a=b"]` as `{"a": "b"}`, or one sentence that says what is wrong."""
+    found = {}
+    for entry in entries:
+        name, equals, value = entry.partition("=")
+        if not (equals and name and value) or name in found:
+            raise SystemExit(f"error: --{argument} {entry!r} is not NAME=VALUE, or {name!r} is given twice.")
+        found[name] = value
+    return found
+
+
+def parse(value: str) -> Any:
+    try:
+        return json.loads(value)
+    except json.JSONDecodeError:
+        return value
+
+
+def train_command(kind: str, fields: dict[str, Any], training: dict[str, Any], classifier: str, args) -> list[str]:
+    words = ["--classifier", classifier, "--dataset", args.dataset, "--head", kind]
+    for name, value in fields.items():
+        words += ["--head_option", f"{name}={json.dumps(value)}"]
+    for name, value in training.items():
+        if value is not False:
+            words += [f"--{name}"] if value is True else [f"--{name}", str(value)]
+    return words
+
+
+def run(entry_point: str, words: list[str], directory: Path, finished: str) -> bool:
+    """Start an entry point of the package unless `directory` shows it has ended well; its command and log stay there."""
+    if (directory / finished).is_file():
+        return True
+    directory.mkdir(parents=True, exist_ok=True)
+    write_atomically(directory / "command.sh", (shlex.join(["hf-explain", entry_point, *words]) + "\n").encode())
+    print(f"== {directory}: hf-explain {entry_point} ...", flush=True)
+    with open(directory / "run.log", "ab") as log:
+        code = f"import sys; from hf_explain.cli import main; sys.exit(main({[entry_point, *words]!r}))"
+        status = subprocess.run([sys.executable, "-c", code], stdout=log, stderr=subprocess.STDOUT).returncode
+    if status != 0:
+        last = (directory / "run.log").read_text(errors="replace").strip().splitlines()[-1:]
+        print(f"   failed ({status}): {last[0] if last else 'no output'}", flush=True)
+    return status == 0
+
+
+def train(directory: Path, kind: str, fields: dict[str, Any], training: dict[str, Any], classifier: str, args) -> bool:
+    words = train_command(kind, fields, training, classifier, args)
+    words += ["--output_dir", str(directory), "--resume_from_checkpoint", "last", "--disable_tqdm"]
+    return run("train", words, directory, RECORD)
+
+
+def heads(args) -> Iterator[tuple[str, str, dict[str, Any], dict[str, Any]]]:
+    """Name, kind, config fields and training settings of the heads asked for."""
+    common = {name: parse(value) for name, value in pairs(args.training, "training").items()}
+    for name in args.heads:
+        kind, fields = HEADS[name]
+        yield name, kind, dict(fields), {**TRAINING.get(name, {}), **common}
+
+
+def train_all(args) -> bool:
+    good = True
+    for seed in args.seeds:
+        for name, kind, fields, training in heads(args):
+            for family, classifier in args.classifiers.items():
+                directory = args.output_dir / family / f"{name}-seed{seed}"
+                good &= train(directory, kind, fields, {**training, "seed": seed}, classifier, args)
+    return good
+
+
+def sweep(args) -> bool:
+    """Every combination of the values in `--vary`, trained, measured on `--split`, and put side by side."""
+    axes = {
+        name: [parse(value) for value in values.split(",")]
+        for name, values in pairs(args.vary, "vary").items()
+    }
+    good = True
+    for family, classifier in args.classifiers.items():
+        for name, kind, fields, training in heads(args):
+            root = args.output_dir / family / "sweep"
+            trained = {}
+            for values in product(*axes.values()):
+                chosen = dict(zip(axes, values, strict=True))
+                options, settings = dict(fields), dict(training)
+                for key, value in chosen.items():
+                    owner, _, field = key.rpartition(".")
+                    (options if owner == "head" else settings)[field] = value
+                for seed in args.seeds:
+                    settings["seed"] = seed
+                    label = "-".join([name, *(f"{key.rpartition('.')[2]}_{value}" for key, value in chosen.items())])
+                    directory = root / f"{label}-seed{seed}"
+                    if train(directory, kind, options, settings, classifier, args):
+                        trained[directory.name] = directory
+                    else:
+                        good = False
+            good &= compare(classifier, trained, args.methods, root / f"comparison-{name}", args)
+    return good
+
+
+def compare(classifier: str, trained: dict[str, Path], methods: list[str], directory: Path, args) -> bool:
+    explainers = [f"{name}={head}" for name, head in trained.items()] + methods
+    words = ["--classifier", classifier, "--dataset", args.dataset, "--split", args.split]
+    words += ["--explainers", ",".join(explainers), "--metrics", args.metrics, "--max_examples", str(args.examples)]
+    slow = [name for name in methods if name in args.slow_methods]
+    if slow:
+        words += ["--slow", ",".join(slow), "--slow_examples", str(args.slow_examples)]
+    for option in args.method_option:
+        if option.partition(".")[0] in methods:
+            words += ["--method_option", option]
+    words += ["--sanity"] * args.sanity + ["--batch_size", str(args.batch_size), "--output_dir", str(directory)]
+    return run("evaluate", [*words, "--no_progress"], directory, COMPARISON)
+
+
+def evaluate_all(args) -> bool:
+    good = True
+    for family, classifier in args.classifiers.items():
+        found = {
+            f"{name}-seed{seed}" if len(args.seeds) > 1 else name: directory
+            for seed in args.seeds
+            for name in args.heads
+            if (directory := args.output_dir / family / f"{name}-seed{seed}").joinpath(RECORD).is_file()
+        }
+        good &= compare(classifier, found, args.methods, args.output_dir / family / "comparison", args)
+    return good
+
+
+def table(args) -> bool:
+    """`table.md`: per classifier, every explainer; several seeds of a head as mean ± standard deviation."""
+    lines = []
+    for file in sorted(args.output_dir.glob(f"*/comparison/{COMPARISON}")):
+        comparison = json.loads(file.read_text())
+        rows: dict[str, list[dict]] = {}
+        for name, result in comparison["explainers"].items():
+            if "error" not in result:
+                rows.setdefault(name.rpartition("-seed")[0] or name, []).append(result)
+        lines += [f"\n### {file.parent.parent.name}: {comparison['classifier']['id']}\n"]
+        headings = [heading for *_, heading in COLUMNS]
+        lines += ["| explainer | images | " + " | ".join([*headings, "ms/image", "passes"]) + " |"]
+        lines += ["|---" + "|---:" * (len(headings) + 3) + "|"]
+        for name, results in sorted(rows.items(), key=lambda row: -mean(one["auc_d"]["auc_d"] for one in row[1])):
+            cells = [name, str(results[0]["num_images"])]
+            cells += [spread([one[metric][key] for one in results]) for metric, key, _ in COLUMNS]
+            cells.append(f"{1000 * mean(one['seconds_per_image'] for one in results):.1f}")
+            cells.append(f"{results[0]['forward_passes_per_image']:g}")
+            lines.append(f"| {' | '.join(cells)} |")
+    if not lines:
+        raise SystemExit(f"error: --output_dir {str(args.output_dir)!r} has no comparison; run `evaluate` first.")
+    write_atomically(args.output_dir / "table.md", "\n".join(lines).lstrip("\n").encode() + b"\n")
+    print((args.output_dir / "table.md").read_text())
+    return True
+
+
+def spread(values: list[float]) -> str:
+    return f"{mean(values):.1f} ± {stdev(values):.1f}" if len(values) > 1 else f"{values[0]:.1f}"
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("stage", choices=("train", "sweep", "evaluate", "table"))
+    parser.add_argument("--classifiers", nargs="+", default=[], metavar="NAME=DIR", help="name and directory or Hub id")
+    parser.add_argument("--dataset", help="images: `train` is trained on, `--split` is measured on")
+    parser.add_argument("--output_dir", type=Path, required=True)
+    parser.add_argument("--heads", nargs="+", default=list(HEADS), choices=HEADS, help="default: all")
+    parser.add_argument("--seeds", nargs="+", type=int, default=[0])
+    parser.add_argument(
+        "--training", nargs="+", default=[], metavar="NAME=VALUE", help="settings of `hf-explain train`, for all heads"
+    )
+    parser.add_argument(
+        "--vary",
+        nargs="+",
+        default=[],
+        metavar="NAME=A,B",
+        help="sweep: values of a training setting, or of a config field as head.NAME",
+    )
+    parser.add_argument("--split", default="validation", help="measured split, slices too (default: %(default)s)")
+    parser.add_argument("--examples", type=int, default=500, help="images measured (default: %(default)s)")
+    parser.add_argument("--methods", nargs="*", default=["gradcam"], help="training-free methods compared with")
+    parser.add_argument("--slow_methods", nargs="*", default=list(SLOW_METHODS), help="measured on --slow_examples")
+    parser.add_argument("--slow_examples", type=int, default=100)
+    parser.add_argument("--method_option", nargs="*", default=[], metavar="METHOD.OPTION=VALUE")
+    parser.add_argument("--metrics", default="auc_d,average_drop")
+    parser.add_argument("--sanity", action="store_true", help="also run the sanity checks")
+    parser.add_argument("--batch_size", type=int, default=8)
+    args = parser.parse_args()
+    args.classifiers = pairs(args.classifiers, "classifiers")
+    if args.stage != "table" and not (args.classifiers and args.dataset):
+        parser.error(f"{args.stage} needs --classifiers and --dataset")
+    if args.stage == "sweep" and not args.vary:
+        parser.error("sweep needs --vary")
+    args.methods = [name for name in args.methods if name not in CONTROLS]
+    stages = {"train": train_all, "sweep": sweep, "evaluate": evaluate_all, "table": table}
+    return 0 if stages[args.stage](args) else 1
+
+
+if __name__ == "__main__":
+    sys.exit(main())
