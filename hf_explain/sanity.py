@@ -61,7 +61,7 @@ def check_sanity(
 
     Returns:
         `dict`: `passed` (`bool`), `verdict` (one line), `checks` (name to `passed` and numbers), `cascade` (list of
-            the number of tensors redrawn, similarity and gain kept), `thresholds`, `num_images`.
+            the number of tensors redrawn, similarity, AUC-D and gain kept), `thresholds`, `num_images`.
 
     Raises:
         ValueError: If the classifier has one class alone, or as for [`SaliencyEvaluator.compute`].
@@ -108,11 +108,13 @@ def check_sanity(
     randomised = _copy_of(explainer, seed)
     for redrawn in redraw_from_the_top(randomised.classifier.model, seed):
         maps = explain(randomised, predicted)
+        redrawn_score = score(maps)
         cascade.append(
             {
                 "tensors_redrawn": redrawn,
                 "similarity": similarity(own, maps),
-                "gain_kept": (score(maps) - random_score).mean().item() / gain if gain > 0 else None,
+                "auc_d": redrawn_score.mean().item(),
+                "gain_kept": (redrawn_score - random_score).mean().item() / gain if gain > 0 else None,
             }
         )
     other = explain(explainer, others)
@@ -123,6 +125,7 @@ def check_sanity(
     checks = {
         "random_weights": {
             "similarity": full["similarity"],
+            "auc_d": full["auc_d"],
             "gain_kept": full["gain_kept"],
             "passed": abs(full["similarity"]) <= THRESHOLDS["max_similarity_random_weights"]
             and (full["gain_kept"] is None or full["gain_kept"] <= THRESHOLDS["max_gain_kept_random_weights"]),
