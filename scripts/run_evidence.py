@@ -7,8 +7,8 @@ Train every head on every classifier, compare them with the training-free method
     python scripts/run_evidence.py evaluate --classifiers resnet=DIR vit=DIR --dataset DATA --output_dir evidence
     python scripts/run_evidence.py table    --output_dir evidence
 
-It only drives `hf-explain train` and `hf-explain evaluate`. Every run has a directory of its own, with the command, the
-log, the record (settings, seed, versions) and the head: `OUT/CLASSIFIER/HEAD-seedN`, sweeps under
+It only drives `hf-explain train` and `hf-explain evaluate`. Every run has a directory of its own, with the command,
+the log, the record (settings, seed, versions) and the head: `OUT/CLASSIFIER/HEAD-seedN`, sweeps under
 `OUT/CLASSIFIER/sweep`. What is finished is not done again, and what was killed goes on: start the same command again.
 """
 
@@ -81,7 +81,7 @@ def train_command(kind: str, fields: dict[str, Any], training: dict[str, Any], c
 
 
 def run(entry_point: str, words: list[str], directory: Path, finished: str) -> bool:
-    """Start an entry point of the package unless `directory` shows it has ended well; its command and log stay there."""
+    """Start an entry point unless `directory` shows that it has ended well; its command and log stay there."""
     if (directory / finished).is_file():
         return True
     directory.mkdir(parents=True, exist_ok=True)
@@ -122,10 +122,7 @@ def train_all(args) -> bool:
 
 def sweep(args) -> bool:
     """Every combination of the values in `--vary`, trained, measured on `--split`, and put side by side."""
-    axes = {
-        name: [parse(value) for value in values.split(",")]
-        for name, values in pairs(args.vary, "vary").items()
-    }
+    axes = {name: [parse(value) for value in values.split(",")] for name, values in pairs(args.vary, "vary").items()}
     good = True
     for family, classifier in args.classifiers.items():
         for name, kind, fields, training in heads(args):
@@ -209,7 +206,9 @@ def spread(values: list[float]) -> str:
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("stage", choices=("train", "sweep", "evaluate", "table"))
-    parser.add_argument("--classifiers", nargs="+", default=[], metavar="NAME=DIR", help="name and directory or Hub id")
+    parser.add_argument(
+        "--classifiers", nargs="+", default=[], metavar="NAME=DIR", help="name and directory or Hub id"
+    )
     parser.add_argument("--dataset", help="images: `train` is trained on, `--split` is measured on")
     parser.add_argument("--output_dir", type=Path, required=True)
     parser.add_argument("--heads", nargs="+", default=list(HEADS), choices=HEADS, help="default: all")
