@@ -72,11 +72,19 @@ class Bench:
         self.images = [Image.effect_noise((500, 375), 60).convert("RGB") for _ in range(batch_size)]
         self.results: list[Result] = []
 
-    def compare(self, case: str, baseline: str, ours: Callable, other: Callable, at_most: float | None = None):
+    def compare(
+        self,
+        case: str,
+        baseline: str,
+        ours: Callable,
+        other: Callable,
+        at_most: float | None = None,
+        repeats: int | None = None,
+    ):
         for function in (ours, other):
             function()
         pairs = []
-        for _ in range(self.repeats):
+        for _ in range(repeats or self.repeats):
             pair = []
             for function in (ours, other):
                 start = time.perf_counter()
@@ -354,6 +362,84 @@ def auc_d(bench: Bench) -> None:
     bench.compare("AUC-D", "its 20 bare forward passes", ours, bare, 1.15)
 
 
+def quantus(bench: Bench) -> None:
+    """The same number of perturbed images through Quantus' PixelFlipping and through ours."""
+    try:
+        from quantus import PixelFlipping
+    except ImportError:
+        print("quantus is not installed: pip install quantus; AUC-D against it is left out")
+        return
+    steps, side = 28, 224
+    saliency = torch.rand(bench.batch_size, side, side)
+    mean, std = bench.classifier.image_mean, bench.classifier.image_std
+    fractions = torch.linspace(0, 1, steps // 2 + 1).tolist()  # both orders share their ends: 28 distinct images
+
+    class Logits(nn.Module):
+        def forward(self, pixel_values):
+            return bench.classifier(pixel_values)
+
+    flipping = PixelFlipping(features_in_step=side * side // steps, normalise=False, disable_warnings=True)
+    arrays = bench.pixel_values.numpy(), bench.target.numpy(), saliency[:, None].numpy()
+
+    def ours():
+        with torch.no_grad():
+            metrics.auc_d(
+                bench.classifier,
+                bench.pixel_values,
+                saliency,
+                fractions=fractions,
+                image_mean=mean,
+                image_std=std,
+                max_batch=32,
+            )
+
+    def other():
+        flipping(Logits().eval(), *arrays, device="cpu", softmax=False, batch_size=bench.batch_size)
+
+    bench.compare(f"AUC-D, {steps} steps", "Quantus PixelFlipping", ours, other, 1 / 5, repeats=3)
+
+
+def literal_imputation(image: torch.Tensor, removed: torch.Tensor) -> torch.Tensor:
+    """ROAD's linear system of one image and one mask, solved directly by SciPy, as the usual implementations do."""
+    import numpy as np
+    from scipy import sparse
+    from scipy.sparse.linalg import spsolve
+
+    _, height, width = image.shape
+    places = np.arange(height * width).reshape(height, width)
+    weights = sparse.csr_matrix((height * width,) * 2)
+    for down, along, weight in ((0, 1, 1 / 6), (1, 0, 1 / 6), (1, 1, 1 / 12), (1, -1, 1 / 12)):
+        first = places[: height - down, max(0, -along) : width - max(0, along)].ravel()
+        second = places[down:, max(0, along) : width + min(0, along)].ravel()
+        one_way = sparse.csr_matrix((np.full(len(first), weight), (first, second)), (height * width,) * 2)
+        weights = weights + one_way + one_way.T
+    operator = (sparse.diags(np.asarray(weights.sum(1)).ravel()) - weights).tocsr()
+    unknown = removed.flatten().numpy()
+    values = image.double().flatten(1).numpy().copy()
+    right = -(operator[unknown][:, ~unknown] @ values[:, ~unknown].T)
+    values[:, unknown] = spsolve(operator[unknown][:, unknown].tocsc(), right).T
+    return torch.from_numpy(values).view(image.shape)
+
+
+def road(bench: Bench) -> None:
+    """ROAD's removal alone: one image, most and least relevant first, 10 to 90 %."""
+    from hf_explain.metrics.imputation import linear_imputation
+
+    saliency = torch.rand(1, 1, 7, 7, generator=torch.Generator().manual_seed(0))
+    ranks = nn.functional.interpolate(saliency, (224, 224), mode="bilinear").flatten().argsort().argsort()
+    counts = [part * ranks.numel() // 10 for part in range(1, 10)]
+    masks = [ranks < count for count in counts] + [ranks >= ranks.numel() - count for count in counts]
+    masks = torch.stack(masks).view(-1, 224, 224)
+    images = bench.pixel_values[:1].expand(len(masks), -1, -1, -1)
+    bench.compare(
+        "ROAD's imputation, 18 masks",
+        "sparse direct solve",
+        lambda: linear_imputation(images, masks),
+        lambda: [literal_imputation(image, mask) for image, mask in zip(images, masks)],
+        repeats=3,
+    )
+
+
 CASES = {
     "lcam": lcam,
     "memory": memory,
@@ -362,6 +448,8 @@ CASES = {
     "fgvis": fgvis,
     "methods": methods,
     "auc_d": auc_d,
+    "quantus": quantus,
+    "road": road,
 }
 
 

@@ -25,6 +25,7 @@ from pathlib import Path
 from statistics import mean, stdev
 from typing import Any
 
+from hf_explain.backbones import FrozenClassifier
 from hf_explain.checkpointing import write_atomically
 from hf_explain.comparison import CONTROLS, SLOW_METHODS
 
@@ -42,6 +43,8 @@ HEADS: dict[str, tuple[str, dict[str, Any]]] = {
 TRAINING: dict[str, dict[str, Any]] = {
     "scan": {"optimizer": "adam", "learning_rate": 1e-3, "lr_scheduler": "constant", "weight_decay": 0.0},
 }
+# Methods that read attention: for classifiers that have some
+ATTENTION_METHODS = ("raw_attention", "rollout", "transformer_attribution", "partial_lrp", "attention_guided_cam")
 RECORD = "training_record.json"
 COMPARISON = "results.json"
 # The columns of the table: metric, number, heading
@@ -142,11 +145,13 @@ def sweep(args) -> bool:
                         trained[directory.name] = directory
                     else:
                         good = False
-            good &= compare(classifier, trained, args.methods, root / f"comparison-{name}", args)
+            good &= compare(classifier, trained, root / f"comparison-{name}", args)
     return good
 
 
-def compare(classifier: str, trained: dict[str, Path], methods: list[str], directory: Path, args) -> bool:
+def compare(classifier: str, trained: dict[str, Path], directory: Path, args) -> bool:
+    attends = FrozenClassifier.from_pretrained(classifier).is_transformer
+    methods = [name for name in args.methods if attends or name not in ATTENTION_METHODS]
     explainers = [f"{name}={head}" for name, head in trained.items()] + methods
     words = ["--classifier", classifier, "--dataset", args.dataset, "--split", args.split]
     words += ["--explainers", ",".join(explainers), "--metrics", args.metrics, "--max_examples", str(args.examples)]
@@ -169,7 +174,7 @@ def evaluate_all(args) -> bool:
             for name in args.heads
             if (directory := args.output_dir / family / f"{name}-seed{seed}").joinpath(RECORD).is_file()
         }
-        good &= compare(classifier, found, args.methods, args.output_dir / family / "comparison", args)
+        good &= compare(classifier, found, args.output_dir / family / "comparison", args)
     return good
 
 

@@ -65,7 +65,7 @@ def evidence(monkeypatch, tmp_path):
         started.clear()
         argv = [stage, "--output_dir", str(tmp_path / "out")]
         if stage != "table":
-            argv += ["--classifiers", f"resnet={tmp_path / 'classifier'}", "--methods", "gradcam"]
+            argv += ["--classifiers", f"resnet={tmp_path / 'classifier'}", "--methods", "gradcam", "rollout"]
             argv += ["--dataset", str(tmp_path / "train.parquet"), "--split", "train", "--examples", "4", "--training"]
             argv += ["max_steps=1", "per_device_batch_size=2", "dataloader_num_workers=0", "use_cpu=true"]
         monkeypatch.setattr(sys, "argv", ["run_evidence.py", *argv, *more])

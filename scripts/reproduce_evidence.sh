@@ -1,0 +1,23 @@
+#!/usr/bin/env bash
+# The tables and cards of README.md and model_cards/, from frozen classifiers and photographs of yours:
+#
+#   CLASSIFIERS="resnet=DIR convnext=DIR vit=DIR deit=DIR" DATASET=DIR bash scripts/reproduce_evidence.sh
+#
+# OUTPUT=DIR (default: evidence)     where every run goes; killed, the same command goes on
+# TRAINING="mixed_precision=bf16"    settings of `hf-explain train` for all heads; SEEDS="0 1 2" for three of each
+# On two CPU cores this takes hours; on a GPU raise the epochs: TRAINING="mixed_precision=bf16 num_train_epochs=8".
+set -euo pipefail
+cd "$(dirname "${BASH_SOURCE[0]}")/.."
+
+python=${PYTHON:-python3}
+read -ra classifiers <<< "${CLASSIFIERS:?name the classifiers, for example CLASSIFIERS=\"resnet=DIR vit=DIR\"}"
+read -ra seeds <<< "${SEEDS:-0}"
+read -ra training <<< "${TRAINING:-mixed_precision=bf16 num_train_epochs=2}"
+output=${OUTPUT:-evidence}
+common=(--classifiers "${classifiers[@]}" --dataset "${DATASET:?name the data set}" --output_dir "$output" --seeds "${seeds[@]}")
+
+"$python" scripts/run_evidence.py train "${common[@]}" --training "${training[@]}"
+"$python" scripts/run_evidence.py evaluate "${common[@]}" --examples 500 --batch_size 32 \
+  --methods gradcam gradcam++ xgradcam layercam hirescam eigencam raw_attention rollout transformer_attribution partial_lrp \
+  attention_guided_cam integrated_gradients smoothgrad input_x_gradient scorecam rise lime fgvis
+"$python" scripts/run_evidence.py table --output_dir "$output"
