@@ -15,7 +15,7 @@ from importlib import metadata, util
 from pathlib import Path
 from typing import Any
 
-from hf_explain.cards import is_local_path
+from hf_explain.card_facts import is_local_path
 from hf_explain.checkpointing import write_atomically
 from hf_explain.demo_explainers import (
     MAX_COMPARED,

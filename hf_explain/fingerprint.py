@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Mapping
 
 import torch
 from torch import nn
@@ -30,9 +31,23 @@ def fingerprint(module: nn.Module, dtype: torch.dtype | None = None) -> str:
     Returns:
         `str`: 32 hexadecimal digits.
     """
+    return fingerprint_tensors(module.state_dict(), dtype)
+
+
+def fingerprint_tensors(tensors: Mapping[str, torch.Tensor], dtype: torch.dtype | None = None) -> str:
+    """
+    [`fingerprint`] of tensors that no module holds, such as those of a file.
+
+    Args:
+        tensors (`dict[str, torch.Tensor]`): By name.
+        dtype (`torch.dtype`, *optional*): As for [`fingerprint`].
+
+    Returns:
+        `str`: 32 hexadecimal digits, those of the module whose `state_dict` this is.
+    """
     digest = hashlib.sha256()
     with torch.no_grad():
-        for name, tensor in sorted(module.state_dict().items()):
+        for name, tensor in sorted(tensors.items()):
             if dtype is not None and tensor.is_floating_point():
                 tensor = tensor.to(dtype)
             digest.update(f"{name}|{tuple(tensor.shape)}|{tensor.dtype}|".encode())

@@ -16,7 +16,8 @@ from huggingface_hub.errors import HFValidationError
 from huggingface_hub.utils import validate_repo_id
 from safetensors import SafetensorError, safe_open
 
-from hf_explain.cards import TRAINING_RECORD, build_model_card, is_local_path, read_config, read_json
+from hf_explain.card_facts import TRAINING_RECORD, is_local_path, read_config, read_json
+from hf_explain.cards import build_model_card
 from hf_explain.downloads import PICKLES, TOKEN, hub_errors
 from hf_explain.remote_code import auto_map, remote_code_files
 

@@ -1,4 +1,4 @@
-"""`hf-explain push` and `hf-explain push-metric`."""
+"""`hf-explain push`, `hf-explain push-metric` and `hf-explain card`."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import argparse
 
 def add_push_commands(commands) -> None:
     """
-    Add both commands to a command line.
+    Add the three commands to a command line.
 
     Args:
         commands: What `ArgumentParser.add_subparsers` returned.
@@ -34,12 +34,10 @@ def add_push_commands(commands) -> None:
         "--stub-code", dest="code", action="store_const", const="stub", help="add a file that says what to install"
     )
     card = parser.add_argument_group("the card, where the directory has no README.md; what is left out stays unknown")
-    card.add_argument("--license", help="licence of the weights, such as apache-2.0")
-    card.add_argument("--dataset", help="name of the training data, where the record has only a local path")
-    card.add_argument("--evaluation-dataset", help="name of the evaluation's data, likewise")
-    card.add_argument("--explainer", help="name of this head in an evaluation that compares several")
+    _add_card_fields(card)
+    card.add_argument("--evaluation", metavar="FILE", help="results.json (default: evaluation.json in DIR)")
+    card.add_argument("--explainer", help="name of this head in there, where its weights do not tell")
     card.add_argument("--picture", help="image file in DIR that the card shows")
-    card.add_argument("--limitations", help="markdown added to the card's limitations")
     _add_shared(parser)
     parser.set_defaults(run=_push)
 
@@ -53,16 +51,62 @@ def add_push_commands(commands) -> None:
     _add_shared(parser)
     parser.set_defaults(run=_push_metric)
 
+    parser = commands.add_parser(
+        "card",
+        help="write model cards of trained heads into a folder",
+        description="Write the model card of every head as HEAD-CLASSIFIER.md, to be read by a person before it is "
+        "released. HEAD is the head's name in the evaluation that measured its weights; pictures/HEAD-CLASSIFIER.png "
+        "in the folder is shown on the card.",
+    )
+    parser.add_argument("directories", metavar="DIR", nargs="+", help="what training or save_pretrained wrote")
+    parser.add_argument("-o", "--output_dir", "--output-dir", required=True, metavar="FOLDER", help="gets the cards")
+    parser.add_argument(
+        "--evaluation",
+        nargs="+",
+        default=[],
+        metavar="FILE",
+        help="results.json of one or more evaluations; each head's is the one that measured its weights (default: "
+        "evaluation.json in DIR)",
+    )
+    parser.add_argument("--user", help="whose repositories the snippets name")
+    _add_card_fields(parser)
+    parser.set_defaults(run=_card)
+
 
 def _add_shared(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--private", action="store_true", help="make a new repository private")
     parser.add_argument("--dry-run", action="store_true", help="check and list, send nothing")
 
 
+_CARD_FIELDS = ("license", "dataset", "evaluation_dataset", "data_terms", "limitations")
+
+
+def _add_card_fields(parser) -> None:
+    """What no record can know, or knows by a local name only; what is left out is named as unknown on the card."""
+    parser.add_argument("--license", help="licence of the weights, such as apache-2.0")
+    parser.add_argument("--dataset", help="name of the training data, where the record has only a local one")
+    parser.add_argument("--evaluation-dataset", help="name of the evaluation's data, likewise")
+    parser.add_argument("--data-terms", help="terms of the training data, in a sentence")
+    parser.add_argument("--limitations", help="markdown added to the card's limitations")
+
+
+def _given(args: argparse.Namespace, *names: str) -> dict[str, str]:
+    return {name: getattr(args, name) for name in names if getattr(args, name) is not None}
+
+
+def _card(args: argparse.Namespace) -> None:
+    from hf_explain.cards import write_model_cards
+
+    fields = _given(args, *_CARD_FIELDS)
+    for path in write_model_cards(
+        args.directories, args.output_dir, evaluations=args.evaluation, user=args.user, **fields
+    ):
+        print(path)
+
+
 def _push(args: argparse.Namespace) -> None:
     from hf_explain.hub import push_explainer
 
-    names = ("license", "dataset", "evaluation_dataset", "explainer", "picture", "limitations")
     push_explainer(
         args.directory,
         args.repo,
@@ -71,7 +115,7 @@ def _push(args: argparse.Namespace) -> None:
         revision=args.revision,
         code=args.code,
         dry_run=args.dry_run,
-        **{name: getattr(args, name) for name in names if getattr(args, name) is not None},
+        **_given(args, *_CARD_FIELDS, "evaluation", "explainer", "picture"),
     )
 
 

@@ -7,12 +7,12 @@ import re
 import shutil
 import subprocess
 import sys
-from pathlib import Path
 
 import evaluate
 import numpy as np
 import pytest
 import torch
+import yaml
 from conftest import GUEST_TOKEN, HF_HOME, OWNER_TOKEN
 from hub_clients import pixels, push_classifier, push_quietly, tiny_head, tiny_image
 from huggingface_hub import HfApi, ModelCard
@@ -24,9 +24,12 @@ from transformers.models.auto.image_processing_auto import AutoImageProcessor
 
 from hf_explain import AutoModelForSaliency, LCamForSaliency
 from hf_explain.cli import main
+from hf_explain.hub import METRICS as METRIC_FOLDER
 from hf_explain.hub import plan_explainer, push_explainer
+from hf_explain.metrics import path as metric_path
 
 
+METRICS = sorted(folder.name for folder in METRIC_FOLDER.iterdir() if (folder / f"{folder.name}.py").is_file())
 REPOSITORY = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
 
 
@@ -377,106 +380,6 @@ def test_nobody_with_the_package_is_asked_for_trust(hub, saved, image):
     assert not hub.seen(path=r"\.py$")
 
 
-# ---- cards
-
-
-EVALUATION = {
-    "dataset": "user/photographs",
-    "split": "validation",
-    "num_images": 12,
-    "results": {
-        "lcam": {
-            "auc_d": 41.25,
-            "auc_d_interval": [40.0, 42.5],
-            "average_drop": {"average_drop_50": 12.5, "protocol": {"percents": [50], "mask_space": "pixel"}},
-            "seconds": 3.0,
-            "protocol": {"score": "agreement", "fill": "black"},
-        },
-        "random": {"auc_d": -0.5, "average_drop": {"average_drop_50": 80.0}},
-    },
-    "sanity": {"random_weights": {"auc_d": 0.25}, "verdict": "passes"},
-}
-RECORD = {
-    "dataset": "user/photographs",
-    "train_split": "train",
-    "epochs": 2.0,
-    "global_batch_size": 32,
-    "arguments": {"optimizer": "sgd", "learning_rate": 0.05},
-    "versions": {"torch": "2.13.0"},
-}
-
-
-def test_the_card_says_what_was_recorded_and_runs(hub, head, saved, image, tmp_path, monkeypatch):
-    (saved / "training_record.json").write_text(json.dumps(RECORD))
-    (saved / "evaluation.json").write_text(json.dumps(EVALUATION))
-    image.save(saved / "maps.png")
-    push_quietly(saved, "user/head", license="apache-2.0")
-    card = ModelCard.load("user/head")
-    data = card.data
-    assert (data.base_model, data.base_model_relation) == ("user/resnet", "adapter")
-    assert data.base_model_revision == head.config.backbone_revision
-    assert data.datasets == ["user/photographs"] and data.license == "apache-2.0"
-    results = {result.metric_type: result for result in data.eval_results}
-    assert {name: result.metric_value for name, result in results.items()} == {"auc_d": 41.25, "average_drop_50": 12.5}
-    assert results["auc_d"].metric_args == {"score": "agreement", "fill": "black"}
-    assert results["average_drop_50"].metric_args == {"percents": [50], "mask_space": "pixel"}
-    assert {result.dataset_name for result in data.eval_results} == {"user/photographs"}
-    assert "| AUC-D | higher | 41.25 [40.00, 42.50] | -0.5 |" in card.text
-    assert "| random weights | auc_d 0.25 |" in card.text and "| verdict | passes |" in card.text
-    assert "![Saliency maps of user/head](maps.png)" in card.text and "maps.png" in hub.files("user/head")
-    assert "gkartzonika2022lcam" in card.text and "| learning rate | 0.05 |" in card.text
-    assert "## Not known" not in card.text and "## Limitations" in card.text
-
-    snippet = re.search(r"```python\n(.*?)```", card.text, re.DOTALL).group(1)
-    image.save(tmp_path / "image.jpg")
-    monkeypatch.chdir(tmp_path)
-    exec(compile(snippet, "card", "exec"), {})
-    assert len(list(tmp_path.glob("saliency_*.png"))) == 2
-
-
-def test_the_card_names_what_it_does_not_know(hub, head, saved):
-    from hf_explain.cards import build_model_card
-
-    card = build_model_card(saved, repo_id="user/head")
-    for field in ("datasets", "license", "metrics", "eval_results"):
-        assert getattr(card.data, field) is None
-    unknown = card.text.split("## Not known")[1].split("##")[0]
-    for thing in ("training data", "Licence", "How the head was trained", "How faithful", "Sanity checks"):
-        assert thing in unknown
-    head.config.removal_weight = 1.0
-    assert "removal term, which is not in the paper" in build_model_card(head).text
-    head.config.backbone = str(saved)
-    card = build_model_card(head)
-    assert card.data.base_model is None and str(saved) not in str(card)
-    assert "only a local directory" not in str(card) and "classifier's place on the Hub" in card.text
-
-    with pytest.raises(ValueError, match="compares several explainers .*ttame, other.*; say with `explainer`"):
-        several = {"results": {"ttame": {"auc_d": 1.0}, "other": {"auc_d": 2.0}}}
-        build_model_card(saved, evaluation=several)
-    with pytest.raises(ValueError, match="`explainer` 'x' is not in the evaluation; it has lcam, random"):
-        build_model_card(saved, evaluation=EVALUATION, explainer="x")
-    with pytest.raises(FileNotFoundError, match="`picture` 'no.png'"):
-        build_model_card(saved, picture="no.png")
-    with pytest.raises(FileNotFoundError, match="`evaluation` 'no.json' does not exist"):
-        build_model_card(saved, evaluation="no.json")
-
-
-def test_released_cards_are_whole():
-    folder = Path(REPOSITORY, "model_cards")
-    assert (folder / "README.md").is_file()
-    for path in folder.glob("*.md"):
-        if path.name == "README.md":
-            continue
-        card = ModelCard.load(path)
-        assert card.data.library_name == "hf-explain" and "```python" in card.text, path.name
-        assert card.data.license or "Licence of the weights" in card.text.split("## Not known")[1], path.name
-        if card.data.base_model is None:
-            assert "classifier" in card.text.split("## Not known")[1], path.name
-        else:
-            assert card.data.base_model_relation == "adapter", path.name
-            assert re.fullmatch(r"[0-9a-f]{40}", card.data.base_model_revision), path.name
-
-
 # ---- command line and metrics
 
 
@@ -492,38 +395,30 @@ def test_push_from_the_command_line(hub, saved, capsys):
     assert "hf-explain push: `repo_id` 'head' is no repository on the Hub" in capsys.readouterr().err
 
 
-METRIC = '''"""A metric of the tests."""
-import datasets
-import evaluate
+@pytest.mark.parametrize("name", METRICS)
+def test_metrics_are_loaded_from_a_space(hub, name):
+    """Each of the package's own: what is pushed is laid out as `evaluate` wants it, loads and computes."""
+    assert main(["push-metric", name, "--repo", f"user/{name}"]) == 0
+    assert hub.repo(f"user/{name}", "space").type == "space"
+    files = hub.files(f"user/{name}", repo_type="space")
+    assert set(files) == {".gitattributes", f"{name}.py", "README.md", "app.py", "requirements.txt"}
+    assert files["requirements.txt"].split() == [b"hf-explain", b"evaluate"]
+    _, front, body = files["README.md"].decode().split("---\n", 2)
+    front = yaml.safe_load(front)
+    assert front["sdk"] == "gradio" and front["app_file"] == "app.py" and {"evaluate", "metric"} <= set(front["tags"])
+    for section in ("Metric description", "How to use", "Inputs", "Output values", "Limitations", "Citation"):
+        assert re.search(rf"^#+ {section}", body, re.MULTILINE | re.IGNORECASE), section
+    local, pushed = evaluate.load(metric_path(name)), evaluate.load(f"user/{name}")
+    assert hub.seen("GET", rf"/spaces/user/{name}/resolve/.*/{name}\.py")
+    assert type(pushed).__module__.startswith("evaluate_modules.") and pushed.inputs_description
+    assert pushed.features == local.features and pushed.protocol == local.protocol
 
 
-class MeanSaliency(evaluate.Metric):
-    def _info(self):
-        features = datasets.Features({"predictions": datasets.Value("float32")})
-        return evaluate.MetricInfo(description="", citation="", inputs_description="", features=features)
-
-    def _compute(self, predictions):
-        return {"mean_saliency": sum(predictions) / len(predictions)}
-'''
-
-
-def test_metrics_are_loaded_from_a_space(hub, capsys, tmp_path, monkeypatch):
-    folder = tmp_path / "metrics" / "mean_saliency"
-    folder.mkdir(parents=True)
-    (folder / "mean_saliency.py").write_text(METRIC)
-    (folder / "README.md").write_text("---\ntitle: Mean saliency\nsdk: gradio\n---\n# Mean saliency\n")
-    (folder / "app.py").write_text("import evaluate\n")
-    monkeypatch.setattr("hf_explain.hub.METRICS", tmp_path / "metrics")
+def test_metrics_that_are_none(capsys):
     assert main(["push-metric", "nothing", "--repo", "user/nothing"]) == 1
-    assert "'nothing' is no metric of this package; it has mean_saliency" in capsys.readouterr().err
-    assert main(["push-metric", "mean_saliency", "--repo", "user/other"]) == 1
-    assert "must end in /mean_saliency" in capsys.readouterr().err
-    assert main(["push-metric", "mean_saliency", "--repo", "user/mean_saliency"]) == 0
-    files = hub.files("user/mean_saliency", repo_type="space")
-    assert set(files) == {".gitattributes", "mean_saliency.py", "README.md", "app.py", "requirements.txt"}
-    assert b"hf-explain" in files["requirements.txt"]
-    metric = evaluate.load("user/mean_saliency")
-    assert metric.compute(predictions=[0.0, 1.0])["mean_saliency"] == 0.5
+    assert "'nothing' is no metric of this package; it has auc_d, average_drop, " in capsys.readouterr().err
+    assert main(["push-metric", "auc_d", "--repo", "user/other"]) == 1
+    assert "must end in /auc_d" in capsys.readouterr().err
 
 
 def test_processors_come_along(hub, saved):
