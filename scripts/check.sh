@@ -44,4 +44,5 @@ esac
 
 "$python" -m ruff check .
 "$python" -m ruff format --check .
-"$python" -m pytest "$@"
+# two processes of one thread each: the models are too small for more threads to help
+OMP_NUM_THREADS=1 "$python" -m pytest --numprocesses 2 --dist loadfile "$@"
