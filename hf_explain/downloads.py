@@ -275,6 +275,8 @@ def _translate(error: BaseException, repo_id: str, doing: str, again: str) -> OS
     while error is not None and error not in chain:
         chain.append(error)
         error = error.__cause__
+    # `runs/head` may be meant as a directory: say that there is none
+    nowhere = f" There is no directory {repo_id!r} here either." if doing.startswith("loading") else ""
     http = next((entry for entry in chain if isinstance(entry, HfHubHTTPError)), None)
     if http is None:
         for entry in chain:
@@ -289,7 +291,7 @@ def _translate(error: BaseException, repo_id: str, doing: str, again: str) -> OS
         if lost is None:
             return None
         reason = redact(str(lost)) or type(lost).__name__
-        return ConnectionError(f"The Hub could not be reached while {doing} ({reason}). {again}")
+        return ConnectionError(f"The Hub could not be reached while {doing} ({reason}). {again}{nowhere}")
     status = http.response.status_code if http.response is not None else 0
     said = redact(getattr(http, "server_message", None) or "")
     said = f": {said}" if said else ""
@@ -305,7 +307,7 @@ def _translate(error: BaseException, repo_id: str, doing: str, again: str) -> OS
     if isinstance(http, RepositoryNotFoundError):
         return FileNotFoundError(
             f"{repo_id!r} does not exist on the Hub, or is private and this token may not see it ({doing}): check the "
-            "name, sign in with `hf auth login`, or pass token=."
+            f"name, sign in with `hf auth login`, or pass token=.{nowhere}"
         )
     if status == 401:
         return PermissionError(

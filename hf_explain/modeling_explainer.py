@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import os
 import shutil
+import stat
 import tempfile
 from dataclasses import fields
 from typing import Any
@@ -304,7 +305,8 @@ class ExplainerPreTrainedModel(PreTrainedModel):
             The head, with the classifier attached, in eval mode.
 
         Raises:
-            TypeError: If a keyword is neither a field of the configuration nor a loading option.
+            TypeError: If a keyword is neither a field of the configuration nor a loading option, or is one for
+                loading while the classifier is loaded already.
             ValueError: If a field's value does not fit; the message names it.
         """
         known = {field.name for field in fields(cls.config_class)}
@@ -320,6 +322,12 @@ class ExplainerPreTrainedModel(PreTrainedModel):
             )
         if isinstance(classifier, (str, os.PathLike)):
             classifier = FrozenClassifier.from_pretrained(classifier, revision=revision, **loading)
+        elif loading or revision is not None:
+            option = next(iter(loading), "revision")
+            raise TypeError(
+                f"`{option}` says how to load a classifier, but `classifier` is loaded already (a "
+                f"{type(classifier).__name__}); leave it out, or give a directory or Hub id."
+            )
         elif not isinstance(classifier, FrozenClassifier):
             classifier = FrozenClassifier(classifier)
         self_contained = kwargs.pop("self_contained", False)
@@ -498,6 +506,7 @@ class ExplainerPreTrainedModel(PreTrainedModel):
             processor = self.backbone.image_processor if self.backbone is not None else None
             if processor is not None:
                 processor.save_pretrained(new)
+            _share_permissions(new)
             if exists:
                 _move_files(new, target, os.path.join(temporary, "old"))
             else:
@@ -560,6 +569,14 @@ def _missing_ancestor(directory: str) -> str | None:
     while not os.path.lexists(directory):
         created, directory = directory, os.path.dirname(directory)
     return created
+
+
+def _share_permissions(directory: str) -> None:
+    """Safetensors writes for its owner alone; every file gets what the umask gave config.json."""
+    mode = stat.S_IMODE(os.stat(os.path.join(directory, "config.json")).st_mode)
+    for entry in os.scandir(directory):
+        if entry.is_file():
+            os.chmod(entry.path, mode)
 
 
 def _remove(directory: str | None) -> None:

@@ -99,6 +99,17 @@ def test_classifier_by_directory_instance_or_frozen(tmp_path):
     assert all(torch.equal(outputs[0], other) for other in outputs[1:])
 
 
+@pytest.mark.parametrize(
+    ("options", "option"),
+    [({"dtype": torch.bfloat16}, "dtype"), ({"attn_implementation": "eager"}, "attn_"), ({"revision": "v1"}, "revis")],
+)
+def test_loading_options_for_a_classifier_that_is_loaded(options, option):
+    for classifier in (tiny_model("resnet"), tiny_classifier("resnet")):
+        with pytest.raises(TypeError, match=f"`{option}.* is loaded already .a .*; leave it out, or give a directory"):
+            LCamForSaliency.from_classifier(classifier, **options)
+    LCamForSaliency.from_classifier(tiny_model("resnet"), dtype=None, revision=None)
+
+
 def test_attach_to_another_of_its_kind():
     head = LCamForSaliency.from_classifier(tiny_classifier("resnet"))
     other = tiny_classifier("resnet", seed=9)
@@ -189,6 +200,19 @@ def test_saving_again_replaces_and_leaves_nothing_else(tmp_path):
     assert second["model.safetensors"] != first["model.safetensors"]
     assert second["config.json"] == first["config.json"]
     assert sorted(os.listdir(tmp_path)) == ["classifier", "head"]
+
+
+@pytest.mark.parametrize("umask", [0o022, 0o077, 0o002])
+def test_saved_files_follow_the_umask(tmp_path, umask):
+    head = LCamForSaliency.from_classifier(tiny_classifier("resnet"))
+    before = os.umask(umask)
+    try:
+        for _ in range(2):  # new, and over what is there
+            head.save_pretrained(tmp_path / "head")
+            modes = {path.name: path.stat().st_mode & 0o777 for path in (tmp_path / "head").iterdir()}
+            assert modes["model.safetensors"] == 0o666 & ~umask and len(set(modes.values())) == 1
+    finally:
+        os.umask(before)
 
 
 def test_existing_directory_needs_no_writable_parent(tmp_path, monkeypatch):
