@@ -1,6 +1,12 @@
-"""The demo: everything behind the page without Gradio, and (slow) the page itself in headless Chromium."""
+"""The demo: everything behind the page without Gradio, and (slow) the page itself in headless Chromium.
 
+`python -m pytest tests/test_demo.py -m slow --basetemp DIR` leaves screenshots below DIR, to be looked at. It needs
+Gradio, Selenium, Chromium and its driver.
+"""
+
+import base64
 import builtins
+import contextlib
 import json
 import shutil
 import sys
@@ -347,20 +353,19 @@ def page(models, tmp_path):
     webdriver = pytest.importorskip("selenium.webdriver")
     binary, driver_path = shutil.which("chromium"), shutil.which("chromedriver")
     assert binary and driver_path, "this test needs Chromium and its driver: apt-get install chromium chromium-driver"
-    app = launch([models["lcam"], models["scan"]], block=False)
     options = webdriver.ChromeOptions()
     options.binary_location = binary
     for argument in ("--headless=new", "--no-sandbox", "--disable-dev-shm-usage", "--window-size=1280,1200"):
         options.add_argument(argument)
     options.set_capability("goog:loggingPrefs", {"browser": "ALL", "performance": "ALL"})
     options.add_experimental_option("prefs", {"download.default_directory": str(tmp_path / "downloads")})
-    browser = webdriver.Chrome(service=webdriver.ChromeService(driver_path), options=options)
-    try:
+    with contextlib.ExitStack() as stack:  # a browser that does not start must not leave the server running
+        app = launch([models["lcam"], models["scan"]], block=False)
+        stack.callback(app.close)
+        browser = webdriver.Chrome(service=webdriver.ChromeService(driver_path), options=options)
+        stack.callback(browser.quit)
         browser.get(app.local_url)
         yield browser, app.local_url
-    finally:
-        browser.quit()
-        app.close()
 
 
 @pytest.mark.slow
@@ -373,6 +378,14 @@ def test_the_page_in_a_browser(page, tmp_path):
     def source(place=0):
         script = f"let e = document.querySelector('#overlay{place} img'); return e ? e.src : null"
         return browser.execute_script(script)
+
+    def screenshot(name):
+        """The whole page, for a person to look at."""
+        size = browser.execute_cdp_cmd("Page.getLayoutMetrics", {})["cssContentSize"]
+        clip = {"x": 0, "y": 0, "width": size["width"], "height": size["height"], "scale": 1}
+        options = {"captureBeyondViewport": True, "clip": clip}
+        picture = browser.execute_cdp_cmd("Page.captureScreenshot", options)["data"]
+        (tmp_path / name).write_bytes(base64.b64decode(picture))
 
     photo((300, 200)).save(tmp_path / "photo.png")
     (tmp_path / "broken.png").write_bytes(b"\x89PNG\r\n\x1a\nnot really")
@@ -401,18 +414,21 @@ def test_the_page_in_a_browser(page, tmp_path):
     wait(saved.is_file)
     with Image.open(saved) as picture:
         assert picture.mode == "L" and picture.size == (300, 200)
+    screenshot("desktop.png")
 
     browser.set_window_size(500, 900)  # the narrowest window there is; narrower by emulation
     metrics = {"width": 390, "height": 844, "deviceScaleFactor": 2, "mobile": True}
     browser.execute_cdp_cmd("Emulation.setDeviceMetricsOverride", metrics)
     wait(lambda: browser.execute_script("return window.innerWidth") == 390)
     assert browser.execute_script("return document.documentElement.scrollWidth") <= 390
+    screenshot("phone.png")
 
     browser.execute_script("document.querySelector('#picture button[aria-label=\"Remove Image\"]').click()")
     wait(lambda: not source())
     wait(lambda: all_of("#picture input[type=file]"))[0].send_keys(str(tmp_path / "broken.png"))
     message = "The image 'broken.png' cannot be read"
     wait(lambda: any(message in one.text for one in all_of("#message")))
+    screenshot("phone-message.png")
 
     assert [entry for entry in browser.get_log("browser") if entry["level"] == "SEVERE"] == []
     sent = [json.loads(entry["message"])["message"] for entry in browser.get_log("performance")]
