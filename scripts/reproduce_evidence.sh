@@ -12,7 +12,7 @@ cd "$(dirname "${BASH_SOURCE[0]}")/.."
 python=${PYTHON:-python3}
 read -ra classifiers <<< "${CLASSIFIERS:?name the classifiers, for example CLASSIFIERS=\"resnet=DIR vit=DIR\"}"
 read -ra seeds <<< "${SEEDS:-0}"
-read -ra training <<< "${TRAINING:-mixed_precision=bf16 num_train_epochs=2}"
+read -ra training <<< "${TRAINING:-mixed_precision=bf16 augmentation=flip num_train_epochs=2}"
 output=${OUTPUT:-evidence}
 common=(--classifiers "${classifiers[@]}" --dataset "${DATASET:?name the data set}" --output_dir "$output" --seeds "${seeds[@]}")
 
