@@ -37,7 +37,8 @@ HEADS: dict[str, tuple[str, dict[str, Any]]] = {
     "ttame": ("ttame", {}),
     "scan": ("scan", {}),
     "lcam-img-removal": ("lcam", {"variant": "img", "removal_weight": 1.0}),
-    "ttame-removal": ("ttame", {"removal_weight": 1.0}),
+    # black, also where the authors mask with the mean colour (ViT): what is removed is then what AUC-D removes
+    "ttame-removal": ("ttame", {"removal_weight": 1.0, "mask_space": "pixel"}),
 }
 # What a head's authors train with, where it is not the command's default
 TRAINING: dict[str, dict[str, Any]] = {
