@@ -30,6 +30,7 @@ from hf_explain.hub import check_repo_id
 
 
 _FORGET_SECONDS = 3600
+_KEPT_FOLDERS = 6  # more than events of one visitor can be on their way at once
 _CSS = """
 .gradio-container, .gradio-container main {width: 100% !important}
 .gradio-container {max-width: 1240px !important; margin: 0 auto !important}
@@ -83,7 +84,7 @@ def launch(
         share=share,
         server_port=port,
         prevent_thread_lock=not block,
-        show_error=True,
+        show_error=False,  # what a visitor can mend is on the page; anything else may name places of this machine
         footer_links=[],
         max_file_size="64mb",
         ssr_mode=False,
@@ -123,7 +124,7 @@ def build_app(demo: Demo, examples: Sequence[str | os.PathLike] | None = None):
     ) as app:
         gr.Markdown("# Where did the classifier look?", elem_id="title")
         message = gr.Markdown(visible=False, elem_id="message")
-        visit = gr.State(None, time_to_live=_FORGET_SECONDS, delete_callback=_forget)
+        visit = gr.State(Visit(), time_to_live=_FORGET_SECONDS, delete_callback=_forget)
         with gr.Row():
             with gr.Column(scale=1, min_width=300):
                 image = gr.Image(
@@ -261,28 +262,29 @@ class _Page:
         return visit, message, classes, slider, *self._panels(visit, alpha)
 
     def _panels(self, visit: Visit, alpha: float) -> list:
-        gr, updates = self.gr, [self.gr.update(visible=not visit.shown)]
-        _forget(visit)
-        visit.folder = tempfile.mkdtemp(dir=self.directory)
+        shown = visit.shown  # once: an event beside this one may replace it
+        gr, updates = self.gr, [self.gr.update(visible=not shown)]
+        home = tempfile.mkdtemp(dir=self.directory)
+        visit.folders.append(home)
         alpha = min(max(float(alpha), 0.0), 1.0)
         for place in range(MAX_COMPARED):
-            if place >= len(visit.shown):
+            if place >= len(shown):
                 updates += [gr.update(visible=False), "", None, None, None]
                 continue
-            folder = Path(visit.folder, str(place))
+            folder = Path(home, str(place))
             folder.mkdir()
-            explained = visit.shown[place]
-            map_path, overlay_path = download_files(folder, visit.image, explained, alpha)
+            explained = shown[place]
+            map_path, overlay_path = download_files(folder, explained.image, explained, alpha)
             caption = f"**{html.escape(explained.explainer)}**: {html.escape(explained.caption)}"
             updates += [gr.update(visible=True), caption, overlay_path, map_path, overlay_path]
+        _forget(visit, keep=_KEPT_FOLDERS)
         return updates
 
 
-def _forget(visit: Visit | None) -> None:
-    """Remove a visitor's files; Gradio has copied those that the page shows."""
-    if visit is not None and visit.folder is not None:
-        shutil.rmtree(visit.folder, ignore_errors=True)
-        visit.folder = None
+def _forget(visit: Visit | None, keep: int = 0) -> None:
+    """Remove a visitor's files but for the latest: Gradio copies those once the event that wrote them has returned."""
+    while visit is not None and len(visit.folders) > keep:
+        shutil.rmtree(visit.folders.pop(0), ignore_errors=True)
 
 
 # --------------------------------------------------------------------------------------------------------------- Space

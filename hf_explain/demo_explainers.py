@@ -52,6 +52,7 @@ class Explained:
     label: str
     score: float
     saliency: Image.Image
+    image: Image.Image
 
     @property
     def caption(self) -> str:
@@ -67,7 +68,7 @@ class Visit:
     scores: dict[int, list[float]] = field(default_factory=dict)  # by the id of the classifier
     maps: dict[tuple, Explained] = field(default_factory=dict)
     shown: list[Explained] = field(default_factory=list)
-    folder: str | None = None
+    folders: list[str] = field(default_factory=list)  # of what was drawn, the latest last
     problem: str | None = None  # with a picture that the page has yet to take away
 
 
@@ -266,7 +267,8 @@ class Demo:
                     result = explainer.pipe(visit.image, target=target, method=explainer.method, **options)[0]
                 while len(visit.maps) >= _REMEMBERED:
                     visit.maps.pop(next(iter(visit.maps)))
-                visit.maps[key] = Explained(explainer.name, result["label"], result["score"], result["saliency"])
+                found = (result["label"], result["score"], result["saliency"])
+                visit.maps[key] = Explained(explainer.name, *found, visit.image)
             shown.append(visit.maps[key])
         visit.shown = shown
         return shown

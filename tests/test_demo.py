@@ -11,7 +11,9 @@ import json
 import shutil
 import sys
 import time
+from concurrent.futures import ThreadPoolExecutor
 from importlib import util
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -22,7 +24,7 @@ from testing_common import LABELS, save_classifier
 from hf_explain import LCamForSaliency, ScanForSaliency
 from hf_explain import demo as demo_module
 from hf_explain.cli import main
-from hf_explain.demo import launch, write_space
+from hf_explain.demo import _Page, launch, write_space
 from hf_explain.demo_explainers import (
     MAX_SIDE,
     Demo,
@@ -261,6 +263,41 @@ def test_examples_are_drawn_or_one_s_own(tmp_path):
         example_files(drawn, [own / "none.png"])
 
 
+class Updates:
+    """Gradio as far as the page's handlers know it."""
+
+    @staticmethod
+    def update(**changes):
+        return changes
+
+
+def shown_files(panels):
+    return [value for value in panels if isinstance(value, str) and value.endswith(".png")]
+
+
+def test_events_that_overtake_one_another_find_their_files(demo, tmp_path):
+    """A slider is dragged while another one's maps are drawn: no event may take the files of the other."""
+    page = _Page(demo, Updates, str(tmp_path))
+    photo().save(tmp_path / "photo.png")
+    visit = Visit()
+    chosen = ["tiny-lcam", "gradcam"]
+    page.new_image(visit, {"path": str(tmp_path / "photo.png")}, chosen, 95, 0.5)
+    missing = []
+
+    def drag(start):
+        for step in range(15):
+            panels = page.draw(visit, (start + step) / 30) if start else page.explain(visit, chosen, 95, step / 30)
+            missing.extend(path for path in shown_files(panels) if not Path(path).is_file())
+
+    with ThreadPoolExecutor(2) as pool:
+        list(pool.map(drag, (0, 1)))
+    assert missing == []
+    assert len(visit.folders) <= 6  # and old ones do not pile up
+    assert len(list(tmp_path.iterdir())) == len(visit.folders) + 1
+    page.new_image(visit, None, chosen, 95, 0.5)
+    assert shown_files(page.draw(visit, 0.5)) == []
+
+
 # ------------------------------------------------------------------------------------------------- starting, and Space
 
 
@@ -387,6 +424,10 @@ def test_the_page_in_a_browser(page, tmp_path):
         picture = browser.execute_cdp_cmd("Page.captureScreenshot", options)["data"]
         (tmp_path / name).write_bytes(base64.b64decode(picture))
 
+    browser.execute_script(
+        "window.toasts = []; new MutationObserver(() => document.querySelectorAll('.toast-body').forEach("
+        "toast => window.toasts.push(toast.innerText))).observe(document.body, {childList: true, subtree: true})"
+    )
     photo((300, 200)).save(tmp_path / "photo.png")
     (tmp_path / "broken.png").write_bytes(b"\x89PNG\r\n\x1a\nnot really")
     wait(lambda: all_of("#picture input[type=file]"))[0].send_keys(str(tmp_path / "photo.png"))
@@ -430,6 +471,7 @@ def test_the_page_in_a_browser(page, tmp_path):
     wait(lambda: any(message in one.text for one in all_of("#message")))
     screenshot("phone-message.png")
 
+    assert browser.execute_script("return window.toasts") == []  # Gradio's way to show what went wrong
     assert [entry for entry in browser.get_log("browser") if entry["level"] == "SEVERE"] == []
     sent = [json.loads(entry["message"])["message"] for entry in browser.get_log("performance")]
     addresses = {one["params"]["request"]["url"] for one in sent if one["method"] == "Network.requestWillBeSent"}
