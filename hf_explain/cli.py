@@ -23,7 +23,16 @@ def main(argv: list[str] | None = None) -> int:
         prog="hf-explain", description="See where an image classifier looked, train heads that tell, and measure them."
     )
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
-    for add in (_add_quickstart, _add_train, _add_explain, _add_evaluate, _add_export, add_push_commands, _add_demo):
+    for add in (
+        _add_quickstart,
+        _add_train,
+        _add_explain,
+        _add_evaluate,
+        _add_errors,
+        _add_export,
+        add_push_commands,
+        _add_demo,
+    ):
         add(commands)
     args = parser.parse_args(argv)
     try:
@@ -216,6 +225,28 @@ def _add_evaluate(commands) -> None:
 
 def _evaluate(args: argparse.Namespace) -> None:
     from hf_explain.evaluate_command import main_from_args
+
+    main_from_args(args)
+
+
+# -------------------------------------------------------------------------------------------------------------- errors
+
+
+def _add_errors(commands) -> None:
+    from hf_explain.errors_command import add_errors_arguments
+
+    parser = commands.add_parser(
+        "errors",
+        help="group a classifier's mistakes by where it looked, and find biased classes",
+        description="Compare the maps of the predicted and of the true class on every image the classifier gets "
+        "wrong, look for classes whose maps lie off the object, and write a page with the pictures.",
+    )
+    add_errors_arguments(parser)
+    parser.set_defaults(run=_errors)
+
+
+def _errors(args: argparse.Namespace) -> None:
+    from hf_explain.errors_command import main_from_args
 
     main_from_args(args)
 

@@ -15,12 +15,11 @@ import evaluate
 import numpy as np
 import torch
 from accelerate import PartialState
-from PIL import Image
 
 from hf_explain.backbones import FrozenClassifier
 from hf_explain.checkpointing import check_writable, write_atomically
 from hf_explain.evaluation import SaliencyEvaluator
-from hf_explain.evaluation_inputs import ExampleReader, Explainer, resolve_explainer
+from hf_explain.evaluation_inputs import ExampleReader, Explainer, resolve_explainer, seen_image
 from hf_explain.mapping import METHODS, AutoModelForSaliency
 from hf_explain.maps import resize_maps
 from hf_explain.metrics import path as metric_path
@@ -429,7 +428,7 @@ def _write_pictures(folder, data, built: dict[str, Explainer], columns, metric: 
         index: reader.read(index, row) for _, rows in reader.shards(1, wanted.__contains__) for index, row in rows
     }
     classifier = built[shown[0]].classifier
-    panels = {index: [_seen(example.pixel_values, classifier)] for index, example in examples.items()}
+    panels = {index: [seen_image(example.pixel_values, classifier)] for index, example in examples.items()}
     for name in shown:
         for index, example in examples.items():  # one by one: their sizes may differ
             pixel_values = example.pixel_values[None].to(device=classifier.device, dtype=classifier.dtype)
@@ -449,9 +448,3 @@ def _write_pictures(folder, data, built: dict[str, Explainer], columns, metric: 
             row_labels=[f"image {index}" for index in indices],
         )
         save_image(grid, folder / f"{kind}.png")
-
-
-def _seen(pixel_values: torch.Tensor, classifier: FrozenClassifier) -> Image.Image:
-    mean, std = (torch.tensor(value)[:, None, None] for value in (classifier.image_mean, classifier.image_std))
-    picture = (pixel_values.float() * std + mean).clamp(0, 1)
-    return Image.fromarray((picture * 255).round().to(torch.uint8).permute(1, 2, 0).numpy())

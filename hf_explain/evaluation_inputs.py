@@ -332,6 +332,13 @@ class ExampleReader:
         return Example(index, pixel_values, label, mask)
 
 
+def seen_image(pixel_values: torch.Tensor, classifier: FrozenClassifier) -> Image.Image:
+    """What the classifier saw, as a picture: `pixel_values` of shape `(3, height, width)`, normalisation undone."""
+    mean, std = (torch.tensor(value)[:, None, None] for value in (classifier.image_mean, classifier.image_std))
+    picture = (pixel_values.float() * std + mean).clamp(0, 1)
+    return Image.fromarray((picture * 255).round().to(torch.uint8).permute(1, 2, 0).numpy())
+
+
 def _checksum(image) -> str:
     if isinstance(image, dict) and image.get("bytes") is not None:
         image = decode_image(image)

@@ -6,6 +6,7 @@ import json
 import os
 import re
 
+import datasets
 import numpy as np
 import pytest
 import torch
@@ -13,10 +14,10 @@ from PIL import Image
 from transformers import AutoModelForImageClassification, pipeline
 
 from hf_explain import LCamForSaliency
+from hf_explain.page import number
 from hf_explain.quickstart import data, run, run_quickstart
 from hf_explain.quickstart.data import BIASED_LABEL, LABELS, draw, make_dataset, make_datasets
 from hf_explain.quickstart.measure import EXPLAINERS, HEAD, bootstrap_interval, energy_inside, overlap_with
-from hf_explain.quickstart.page import number
 from hf_explain.quickstart.run import format_table
 
 
@@ -171,8 +172,10 @@ def test_run_leaves_a_whole_folder_and_nothing_else(finished):
     output_dir, results = finished
     assert os.listdir(output_dir.parent) == ["out"]
     pictures = {"saliency.png", "bias.png", "auc_d.png", "overlap.png", "removed_first.png", "removed_last.png"}
-    assert set(os.listdir(output_dir)) == {"classifier", "head", "index.html", "results.json"} | pictures
+    assert set(os.listdir(output_dir)) == {"classifier", "head", "data", "index.html", "results.json"} | pictures
     assert json.loads((output_dir / "results.json").read_text()) == results
+    written = datasets.load_dataset(str(output_dir / "data"), split="validation")
+    assert written["label"][:] == make_datasets(48, 48, 1, 48)["validation"]["label"][:]
     for name in pictures:
         with Image.open(output_dir / name) as picture:
             assert picture.mode == "RGB" and picture.width >= 700

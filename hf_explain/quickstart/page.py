@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-import base64
 import html
 import json
 from collections.abc import Mapping
 from string import Template
 from typing import Any
+
+from hf_explain.page import number, page, picture_source, table
 
 
 def render_page(results: Mapping[str, Any], pictures: Mapping[str, bytes]) -> str:
@@ -34,9 +35,9 @@ def render_page(results: Mapping[str, Any], pictures: Mapping[str, bytes]) -> st
             f'<li class="{"good" if passed else "bad"}">{"✓" if passed else "✗"} {html.escape(sentence)}</li>'
             for sentence, passed in results["checks"].items()
         ),
-        "accuracies": _table(["images", "accuracy (%)"], [[name, number(value)] for name, value in accuracy.items()]),
+        "accuracies": table(["images", "accuracy (%)"], [[name, number(value)] for name, value in accuracy.items()]),
         "fooled": str(bias["num_fooled"]),
-        "fooled_maps": _table(
+        "fooled_maps": table(
             ["most salient pixels on (%)", "the tag", "the object"],
             [
                 [name, number(row["tag_overlap"]), number(row["object_overlap"])]
@@ -50,13 +51,8 @@ def render_page(results: Mapping[str, Any], pictures: Mapping[str, bytes]) -> st
         "everything": html.escape(json.dumps(results, indent=2)),
     }
     for name, content in pictures.items():
-        fields["picture_" + name.removesuffix(".png")] = "data:image/png;base64," + base64.b64encode(content).decode()
-    return _PAGE.substitute(fields)
-
-
-def number(value: float | None, precision: int = 1) -> str:
-    """A number as the page shows it; a dash where there is none."""
-    return "–" if value is None else f"{value:.{precision}f}".replace("-", "\N{MINUS SIGN}")
+        fields["picture_" + name.removesuffix(".png")] = picture_source(content)
+    return page("hf-explain quickstart", _BODY.substitute(fields))
 
 
 def _main_table(explainers: Mapping[str, Mapping[str, Any]]) -> str:
@@ -67,48 +63,10 @@ def _main_table(explainers: Mapping[str, Mapping[str, Any]]) -> str:
         values = [row["object_overlap"], row["object_energy"]]
         values += [row[key][v] for key in ("AD", "IC") for v in ("100", "50", "15")]
         rows.append([name, f"{number(row['auc_d'])} <small>[{low}, {high}]</small>", *map(number, values)])
-    return _table(head, rows)
+    return table(head, rows)
 
 
-def _table(head: list[str], rows: list[list[str]]) -> str:
-    """Cells are HTML already; the first of a row is its name."""
-    lines = ["<tr>" + "".join(f'<th scope="col">{cell}</th>' for cell in head) + "</tr>"]
-    for name, *cells in rows:
-        lines.append(f'<tr><th scope="row">{name}</th>' + "".join(f"<td>{cell}</td>" for cell in cells) + "</tr>")
-    return '<div class="wide"><table>' + "\n".join(lines) + "</table></div>"
-
-
-_PAGE = Template("""<!DOCTYPE html>
-<html lang="en">
-<head>
-<meta charset="utf-8">
-<meta name="viewport" content="width=device-width, initial-scale=1">
-<meta name="color-scheme" content="light dark">
-<title>hf-explain quickstart</title>
-<style>
-:root { color-scheme: light dark; --ink: #202124; --paper: #ffffff; --line: #d5d7db; --soft: #5f6368; --good: #00704e;
-  --bad: #b3261e; }
-@media (prefers-color-scheme: dark) {
-  :root { --ink: #e8eaed; --paper: #17181a; --line: #45484d; --soft: #a8adb3; --good: #58c9a0; --bad: #ff8f85; }
-}
-* { box-sizing: border-box; }
-body { margin: 0 auto; max-width: 48rem; padding: 1rem; background: var(--paper); color: var(--ink);
-  font: 1rem/1.5 system-ui, sans-serif; }
-h1 { font-size: 1.5rem; line-height: 1.25; } h2 { font-size: 1.2rem; margin-top: 2.5rem; }
-img { display: block; width: 100%; height: auto; background: #fff; border: 1px solid var(--line);
-  border-radius: .4rem; }
-figure { margin: 1rem 0; } figcaption, small { color: var(--soft); font-size: .85rem; }
-.pair { display: grid; gap: 1rem; grid-template-columns: repeat(auto-fit, minmax(min(20rem, 100%), 1fr)); }
-.wide { overflow-x: auto; }
-table { border-collapse: collapse; font-size: .9rem; font-variant-numeric: tabular-nums; }
-th, td { padding: .3rem .6rem; border-bottom: 1px solid var(--line); text-align: right; white-space: nowrap; }
-th:first-child { text-align: left; position: sticky; left: 0; background: var(--paper); }
-ul { padding-left: 0; list-style: none; } .good { color: var(--good); } .bad { color: var(--bad); font-weight: 600; }
-pre { overflow-x: auto; font-size: .8rem; border: 1px solid var(--line); border-radius: .4rem; padding: .7rem; }
-</style>
-</head>
-<body>
-<h1>Where does this classifier look?</h1>
+_BODY = Template("""<h1>Where does this classifier look?</h1>
 <p>A small ResNet was trained on pictures drawn for this page: one textured shape among look-alike clutter. Then an
 L-CAM-Img head ($parameters parameters, with the removal term in its loss) was trained on the frozen classifier, saved,
 and loaded with <code>pipeline("saliency")</code>. Because the pictures were drawn, the true place of every object is
@@ -146,10 +104,10 @@ import hf_explain
 
 pipe = pipeline("saliency", model="head")   # in this folder
 pipe("picture.png")[0]["saliency"].save("map.png")</code></pre>
+<p>Where it looks when it errs, and whether the planted bias is found by somebody who does not know of it:</p>
+<pre><code>hf-explain errors --model head --dataset data -o errors</code></pre>
 
 <h2>How it was made</h2>
 <p>$seconds s in all: $stages. Everything below is also in <code>results.json</code>.</p>
 <details><summary>Numbers, protocol, seed, versions</summary><pre>$everything</pre></details>
-</body>
-</html>
 """)

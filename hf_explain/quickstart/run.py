@@ -52,7 +52,8 @@ def run_quickstart(
     Draws a picture data set with exact masks and a planted bias, trains a small ResNet, trains an L-CAM head on it
     with [`~hf_explain.training.train`], saves both, loads the head through `pipeline("saliency")`, explains the
     validation images with it, Grad-CAM, a centre Gaussian and random maps, measures all four, and writes a folder:
-    `classifier/` and `head/` (for `from_pretrained`), `results.json`, pictures and `index.html`, which shows both.
+    `classifier/` and `head/` (for `from_pretrained`), `data/` (the validation images, for the other commands),
+    `results.json`, pictures and `index.html`, which shows both.
 
     Args:
         output_dir (`str` or `os.PathLike`): The folder to write. It appears whole at the end or not at all; the
@@ -78,6 +79,8 @@ def run_quickstart(
     try:
         with clock("data"):
             data = make_datasets(num_train, num_validation, seed, image_size)
+            (work / "data").mkdir()
+            data["validation"].to_parquet(work / "data" / "validation.parquet")
         with clock("classifier"):
             classifier_record = train_classifier(
                 data["train"], work / "classifier", num_epochs=classifier_epochs, seed=seed, disable_tqdm=disable_tqdm
