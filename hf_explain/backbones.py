@@ -20,7 +20,7 @@ from transformers.models.auto.image_processing_auto import AutoImageProcessor
 from transformers.utils import logging
 from transformers.utils.hub import cached_file
 
-from hf_explain.downloads import hub_errors, pin_revision, whole_downloads
+from hf_explain.downloads import check_config, hub_errors, pin_revision, whole_downloads
 from hf_explain.features import ClassifierFeatures, LayerFeatures, resolve_layer
 from hf_explain.hooked import HookedLayers, logits_of, pair
 from hf_explain.maps import grid_to_tokens, tokens_to_grid
@@ -176,6 +176,7 @@ class FrozenClassifier(nn.Module):
         with hub_errors(name, f"loading the classifier {name!r}"):
             revision = pin_revision(name, revision, **hub_kwargs)
         with whole_downloads(name, revision, **hub_kwargs):
+            check_config(name, revision, **hub_kwargs)
             model = AutoModelForImageClassification.from_pretrained(name, revision=revision or "main", **kwargs)
         classifier = cls(model, image_processor=image_processor)
         classifier.name_or_path = name

@@ -31,7 +31,14 @@ _WEIGHTS = "model.safetensors"
 _UNWRITABLE = (errno.ENOSPC, errno.EFBIG, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM, errno.ENOTDIR)
 _MAX_SIZE = 2**16
 _DEPTHS = ("depths", "num_hidden_layers", "num_layers", "num_stages", "layers")
-_LIMITS = {"num_labels": 2**18, "label2id": 2**18, **dict.fromkeys(_DEPTHS, 1000)}
+# what a text tower beside the image tower counts in
+_VOCABULARY = ("vocab_size", "bos_token_id", "eos_token_id", "pad_token_id")
+_LIMITS = {
+    "num_labels": 2**18,
+    "label2id": 2**18,
+    **dict.fromkeys(_VOCABULARY, 2**21),
+    **dict.fromkeys(_DEPTHS, 1000),
+}
 
 
 # ---- loading
@@ -148,6 +155,28 @@ def check_sizes(values, where: str = "config.json") -> None:
             waiting += [(f"{place}[{index}]", item, limit) for index, item in enumerate(value)]
         elif isinstance(value, (int, float)) and not isinstance(value, bool) and not abs(value) <= limit:
             raise ValueError(f"`{place}` is {value}, more than any image classifier has ({limit}).")
+
+
+def check_config(name: str, revision: str | None = None, **options) -> None:
+    """
+    Refuse a model's config.json whose numbers no classifier has, before anything is built from it.
+
+    Args:
+        name (`str`): Directory or Hub id.
+        revision (`str`, *optional*): Commit, from [`pin_revision`].
+        options: cache_dir, token, local_files_only, subfolder.
+
+    Raises:
+        ValueError: If a number is out of all proportion, or the file is no JSON.
+    """
+    found = cached_file(name, "config.json", revision=revision or "main", **options)
+    if found is None:
+        return  # loading says what is missing
+    try:
+        values = json.loads(Path(found).read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise ValueError(f"The config.json of {name!r} is not valid JSON: {error}.") from error
+    check_sizes(values)
 
 
 def check_downloads(name: str, revision: str | None = None, **options) -> None:

@@ -254,13 +254,24 @@ def test_revision_and_subfolder(hub, head, saved):
     assert torch.equal(bias(revision="next"), bias() + 1)
     assert torch.equal(bias(revision=second), bias(revision="next"))
     assert torch.equal(bias(revision="v1"), bias(revision=first))
-    piped = pipeline("saliency", model="user/head", revision="next")
-    assert torch.equal(piped.model.attention.bias, bias(revision="next"))
+    for revision in ("next", "v1", second):
+        piped = pipeline("saliency", model="user/head", revision=revision)
+        assert torch.equal(piped.model.attention.bias, bias(revision=revision))
 
     api.create_repo("user/many")
     api.upload_folder(folder_path=saved, path_in_repo="heads/lcam", repo_id="user/many")
     inside = AutoModelForSaliency.from_pretrained("user/many", subfolder="heads/lcam")
     assert torch.equal(inside.attention.bias, bias(revision="next"))
+    inside = pipeline("saliency", model="user/many", model_kwargs={"subfolder": "heads/lcam"})
+    assert torch.equal(inside.model.attention.bias, bias(revision="next"))
+
+
+def test_push_to_hub_as_in_transformers(hub, head):
+    """Without this package's checks and card, but as small."""
+    head.push_to_hub("user/plain")
+    files = hub.files("user/plain")
+    assert {"config.json", "model.safetensors"} <= set(files) and sum(map(len, files.values())) < 20_000
+    assert torch.equal(AutoModelForSaliency.from_pretrained("user/plain")(pixels()).saliency, head(pixels()).saliency)
 
 
 def test_pull_request_and_dry_run(hub, saved):
@@ -391,6 +402,9 @@ def test_push_from_the_command_line(hub, saved, capsys):
     assert main(["push", str(saved), "--repo", "user/head", "--license", "mit", "--private"]) == 0
     assert "Published: " in capsys.readouterr().out
     assert hub.repo("user/head").private and ModelCard.load("user/head").data.license == "mit"
+    for option, file in (("--self-contained-code", "modeling_lcam.py"), ("--stub-code", "modeling_hf_explain.py")):
+        assert main(["push", str(saved), "--repo", "user/code", option, "--dry-run"]) == 0
+        assert f"  {file} " in capsys.readouterr().out
     assert main(["push", str(saved), "--repo", "head"]) == 1
     assert "hf-explain push: `repo_id` 'head' is no repository on the Hub" in capsys.readouterr().err
 

@@ -285,8 +285,39 @@ def test_fuzzed_configurations(saved, part):
     def raw(content):
         load(content)
 
+    classifier = saved.parent / "classifier"
+    described = json.loads((classifier / "config.json").read_text())
+
+    @fuzz(part, 200, st.lists(st.tuples(st.sampled_from(sorted(places(described))), VALUES), min_size=1, max_size=3))
+    def classifiers(changes):
+        edited = described
+        for path, value in changes:
+            edited = changed(edited, path, value)
+        (classifier / "config.json").write_text(json.dumps(edited))
+        try:
+            FrozenClassifier.from_pretrained(classifier)
+        except REFUSALS as error:
+            assert str(error)
+
+    (classifier / "config.json").write_text(json.dumps(described))
     for content in (b"", b"[]", b"null", b"\xff\xfe", b"[" * 100_000, b'{"a":' * 5_000 + b"1" + b"}" * 5_000):
         load(content)
+
+
+def test_numbers_that_no_classifier_has(saved):
+    """A billion layers would be built for hours; a text tower's vocabulary is large and fine."""
+    classifier = saved.parent / "classifier"
+    described = json.loads((classifier / "config.json").read_text())
+    for fields, place in (
+        ({"depths": [10**9, 1]}, r"depths\[0\]"),
+        ({"hidden_sizes": [8, 2**40]}, r"hidden_sizes\[1\]"),
+        ({"text_config": {"vocab_size": 2**40}}, "text_config.vocab_size"),
+    ):
+        (classifier / "config.json").write_text(json.dumps({**described, **fields}))
+        with pytest.raises(ValueError, match=rf"`config.json.{place}` is \d+, more than any image classifier has"):
+            FrozenClassifier.from_pretrained(classifier)
+    (classifier / "config.json").write_text(json.dumps({**described, "text_config": {"vocab_size": 256_000}}))
+    assert FrozenClassifier.from_pretrained(classifier).num_labels == 3
 
 
 @pytest.mark.parametrize("part", CASES)
