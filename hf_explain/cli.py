@@ -134,12 +134,15 @@ def _explain(args: argparse.Namespace) -> None:
         method=args.method,
         batch_size=args.batch_size,
     )
-    for source, result in zip(args.images, tqdm(results, total=len(args.images), disable=not several)):
+    pairs = zip(args.images, results)
+    for source, result in tqdm(pairs, total=len(args.images), disable=not several):
         image = load_rgb(source)
         captions = [f"{one['label']} {one['score']:.2f}" for one in result]
         panels = [image, *(overlay(image, one["saliency_map"]) for one in result)]
         path = output / f"{Path(source).stem}.png" if several else output
-        save_image(saliency_grid([panels], columns=["image", *captions], cell_size=256), path)
+        # the score first: a long label is cut at its end
+        columns = ["image", *(f"{one['score']:.2f} {one['label']}" for one in result)]
+        save_image(saliency_grid([panels], columns=columns, cell_size=256), path)
         print(f"{source}: {', '.join(captions)} -> {path}")
 
 
