@@ -25,6 +25,7 @@ _MEANINGS = {
     "different_regions": "The true class is seen somewhere else: several objects, or a cue beside the object.",
     "no_map": "One of the two maps is constant and points nowhere.",
 }
+_SHORT = {"same_region": "same", "ambiguous": "ambiguous", "different_regions": "different", "no_map": "no map"}
 _LIST = 50  # rows of a table on the page; the JSON has all
 _CAUTION = (
     "A place at the border is a reason to look at the pictures, not a proof: the sky above parachutes is there, too. "
@@ -164,7 +165,7 @@ def _percent(share: float | None) -> str:
 
 def _pair_rows(pairs: Sequence[Mapping[str, Any]]) -> tuple[list[str], list[list[str]]]:
     groups = [group for group in GROUPS if group != "no_map" or any(pair[group] for pair in pairs)]
-    head = ["true", "predicted", "errors", "share same region", *(group.replace("_", " ") for group in groups)]
+    head = ["true", "predicted", "errors", "share same region", *(_SHORT[group] for group in groups)]
     rows = [
         [
             _short(pair["label_name"]),
@@ -176,7 +177,7 @@ def _pair_rows(pairs: Sequence[Mapping[str, Any]]) -> tuple[list[str], list[list
         ]
         for pair in pairs
     ]
-    return [*head, "mean overlap"], rows
+    return [*head, "overlap"], rows
 
 
 def _class_rows(biases: Mapping[str, Any]) -> tuple[list[str], list[list[str]]]:

@@ -160,8 +160,6 @@ def study_errors(
         data, explainer, image_column, label_column, mask_column, need_labels=True, max_examples=max_examples
     )
     _check_labels(data, reader.label_column, classifier)
-    if explainer.head is not None:
-        explainer.head.eval()
     seen = _Seen(classifier.num_labels)
     with tqdm(total=reader.total, unit="image", desc="errors", disable=not progress) as bar:
         for _, rows in reader.shards(batch_size, lambda shard: True):
@@ -220,7 +218,7 @@ def _look(batch: list[Example], explainer: Explainer, arguments: ErrorStudyArgum
     own, true = (resize_maps(maps.float(), size).clamp(0, 1) for maps in (own, true))
     prediction, scores = logits.argmax(-1), logits.float().softmax(-1)
     region = top_region(own, arguments.region_percent)
-    grid = resize_maps(region.float(), _GRID).double().cpu()
+    grid = resize_maps(region.float(), _GRID).cpu().double()
     seen.region_sums.index_add_(0, prediction.cpu(), grid)
     has_map = region.flatten(1).any(1)
     seen.add(
@@ -241,7 +239,7 @@ def _look(batch: list[Example], explainer: Explainer, arguments: ErrorStudyArgum
             energy[visible] = pointing(own[visible], masks[visible]).energy.to(energy)
         seen.add(
             visible=visible,
-            off_object=1 - (region & masks).flatten(1).sum(1).double() / room,
+            off_object=1 - (region & masks).flatten(1).sum(1) / room,
             energy_on_object=energy,
         )
     if len(true) == 0:
@@ -250,9 +248,9 @@ def _look(batch: list[Example], explainer: Explainer, arguments: ErrorStudyArgum
     overlap = region_overlap(region, true_region)
     both = has_map[wrong] & true_region.flatten(1).any(1)
     # the same on average if the two regions were drawn at random
-    sizes = region.flatten(1).double().mean(1), true_region.flatten(1).double().mean(1)
+    sizes = region.flatten(1).float().mean(1), true_region.flatten(1).float().mean(1)
     chance = 2 * sizes[0] * sizes[1] / (sizes[0] + sizes[1]).clamp(min=1e-12)
-    grids = torch.stack([grid[wrong.cpu()], resize_maps(true_region.float(), _GRID).double().cpu()])
+    grids = torch.stack([grid[wrong.cpu()], resize_maps(true_region.float(), _GRID).cpu().double()])
     seen.pair_sums += grids.sum(1)
     seen.common += (grids[0] * grids[1]).sum().item()
     names = ("overlap", "chance", "both", "confidence_label")
@@ -280,14 +278,18 @@ def maps_of_both(
         `tuple`: maps `(batch_size, h, w)`, maps of the true class `(num_errors, h, w)`, logits
         `(batch_size, num_labels)`, and which images are mistakes `(batch_size,)`.
     """
-    if explainer.head is not None:
-        with torch.no_grad():
-            features = explainer.head.forward_features(pixel_values)
-            output = explainer.head.forward_head(features)
-            wrong = output.target != labels
-            true = output.saliency
-            if bool(wrong.any()):
-                true = explainer.head.forward_head(features, labels).saliency
+    head = explainer.head
+    if head is not None:
+        training = head.training
+        head.eval()
+        try:
+            with torch.no_grad():
+                features = head.forward_features(pixel_values)
+                output = head.forward_head(features)
+                wrong = output.target != labels
+                true = head.forward_head(features, labels).saliency if bool(wrong.any()) else output.saliency
+        finally:
+            head.train(training)
         return output.saliency, true[wrong], output.logits, wrong
     output = explainer.explain(pixel_values, None, ids)
     wrong = output.target != labels

@@ -13,7 +13,7 @@ from PIL import Image
 from testing_common import LABELS, image_size, save_classifier
 from testing_training import picture
 
-from hf_explain import METHODS, FrozenClassifier, LCamForSaliency
+from hf_explain import METHODS, FrozenClassifier, LCamForSaliency, ScanForSaliency
 from hf_explain.cli import main
 from hf_explain.error_report import write_report
 from hf_explain.error_study import ErrorStudyArguments, maps_of_both, study_errors
@@ -277,14 +277,17 @@ def places(classifier_dir, tmp_path_factory):
     root = tmp_path_factory.mktemp("places")
     torch.manual_seed(0)
     LCamForSaliency.from_classifier(classifier_dir, variant="img").save_pretrained(root / "head")
+    ScanForSaliency.from_classifier(classifier_dir, feature_layers=["stage2"], decoder_width=2).save_pretrained(
+        root / "scan"
+    )
     data = labelled(12, [index % 4 for index in range(12)], masks=True)
     data.to_parquet(root / "validation.parquet")
     return root
 
 
-@pytest.mark.parametrize("method", [None, "gradcam", "random"])
-def test_both_maps_are_those_of_separate_calls(places, method):
-    explainer = resolve_explainer(places / "head", method)
+@pytest.mark.parametrize(("name", "method"), [("head", None), ("scan", None), ("head", "gradcam"), ("head", "random")])
+def test_both_maps_are_those_of_separate_calls(places, name, method):
+    explainer = resolve_explainer(places / name, method)
     pixel_values = torch.randn(5, 3, *[SIDE] * 2, generator=torch.Generator().manual_seed(0))
     ids, labels = torch.arange(5), torch.tensor([0, 1, 2, 3, 4])
     counter = PassCounter(explainer.classifier)

@@ -57,7 +57,7 @@ def region_overlap(first: torch.Tensor, second: torch.Tensor) -> torch.Tensor:
         first, second (`torch.BoolTensor` of shape `(batch_size, height, width)`): Regions, see [`top_region`].
 
     Returns:
-        `torch.DoubleTensor` of shape `(batch_size,)`, in [0, 1]; 0 where a region is empty.
+        `torch.FloatTensor` of shape `(batch_size,)`, in [0, 1]; 0 where a region is empty.
 
     Raises:
         ValueError: If the shapes differ.
@@ -69,7 +69,7 @@ def region_overlap(first: torch.Tensor, second: torch.Tensor) -> torch.Tensor:
         )
     common = (first & second).flatten(1).sum(1)
     total = first.flatten(1).sum(1) + second.flatten(1).sum(1)
-    return 2 * common.double() / total.clamp(min=1)
+    return 2 * common / total.clamp(min=1)
 
 
 def border_shares(region: torch.Tensor) -> torch.Tensor:
@@ -80,7 +80,7 @@ def border_shares(region: torch.Tensor) -> torch.Tensor:
         region (`torch.BoolTensor` of shape `(batch_size, height, width)`): Regions, see [`top_region`].
 
     Returns:
-        `torch.DoubleTensor` of shape `(batch_size, 9)`, in [0, 1]; 0 for an empty region.
+        `torch.FloatTensor` of shape `(batch_size, 9)`, in [0, 1]; 0 for an empty region.
     """
     height, width = region.shape[-2:]
     row = ((torch.arange(height, device=region.device) + 0.5) / height)[:, None].expand(height, width)
@@ -88,5 +88,6 @@ def border_shares(region: torch.Tensor) -> torch.Tensor:
     top, bottom, left, right = row < 0.25, row > 0.75, column < 0.25, column > 0.75
     corners = [top & left, top & right, bottom & left, bottom & right]
     places = torch.stack([*corners, (top | bottom) & (left | right), top, bottom, left, right])
-    inside = region.flatten(1).double() @ places.flatten(1).double().T
+    # counts of pixels are whole numbers, exact in float32
+    inside = region.flatten(1).float() @ places.flatten(1).float().T
     return inside / region.flatten(1).sum(1, keepdim=True).clamp(min=1)
