@@ -15,6 +15,7 @@ from concurrent.futures import ThreadPoolExecutor
 from importlib import util
 from pathlib import Path
 
+import evaluate
 import numpy as np
 import pytest
 import yaml
@@ -35,6 +36,8 @@ from hf_explain.demo_explainers import (
     methods_for,
 )
 from hf_explain.mapping import METHODS
+from hf_explain.metrics import path as metric_path
+from hf_explain.metrics.module import build_demo
 from hf_explain.visualization import overlay
 
 
@@ -476,3 +479,24 @@ def test_the_page_in_a_browser(page, tmp_path):
     sent = [json.loads(entry["message"])["message"] for entry in browser.get_log("performance")]
     addresses = {one["params"]["request"]["url"] for one in sent if one["method"] == "Network.requestWillBeSent"}
     assert [one for one in addresses if not one.startswith((url, "data:", "blob:"))] == []
+
+
+@pytest.mark.slow
+def test_the_page_of_a_metric(tmp_path):
+    """In Gradio itself, laid out as in a Space."""
+    pytest.importorskip("gradio")
+    client = pytest.importorskip("gradio_client")
+    folder = shutil.copytree(metric_path("average_drop"), tmp_path / "app")
+    page = build_demo(folder / "average_drop.py")
+    _, url, _ = page.launch(prevent_thread_lock=True, quiet=True, ssr_mode=False)
+    try:
+        metric = evaluate.load(metric_path("average_drop"))
+        columns = {name: [[10.0, 20.0, 30.0], [0.0, 40.0, 50.0]] for name in metric.features}
+        columns["average_drop"] = [10.0, 0.0]
+        visitor = client.Client(url, verbose=False)
+        result = visitor.predict(json.dumps(columns), api_name="/compute")
+        assert result["num_images"] == 2 and result["average_drop"] == metric.compute(**columns)["average_drop"] == 5.0
+        with pytest.raises(client.exceptions.AppError, match="needs one entry per image in every column"):
+            visitor.predict(json.dumps({**columns, next(iter(columns)): []}), api_name="/compute")
+    finally:
+        page.close()

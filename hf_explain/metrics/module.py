@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import inspect
+import json
 import os
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Mapping
 from numbers import Real
+from pathlib import Path
 from typing import Any, ClassVar
 
 import evaluate
@@ -354,25 +356,58 @@ def listed(value):
     return (value,) if isinstance(value, Real) else value
 
 
-def launch_demo(folder: str) -> None:
+def launch_demo(module: str | os.PathLike) -> None:
     """
-    Serve a metric as a web page, the way `evaluate` does.
+    Serve a metric as a web page: its columns in, its result out, its card below.
+
+    The widget of `evaluate` needs Gradio 3, which cannot be installed beside this package's NumPy and Pillow.
 
     Args:
-        folder (`str`): Folder of the `evaluate` module.
+        module (`str` or `os.PathLike`): The metric's `NAME.py`, its `README.md` beside it. A Space keeps both in a
+            folder called `app`, so the folder does not tell the name.
 
     Raises:
-        ImportError: If gradio is not installed, or not of the version `evaluate` can use.
+        ImportError: If Gradio is not installed.
+    """
+    build_demo(module).launch()
+
+
+def build_demo(module: str | os.PathLike):
+    """
+    The page of [`launch_demo`], not yet served.
+
+    Args and Raises: As there.
+
+    Returns:
+        `gradio.Interface`.
     """
     try:
         import gradio
     except ImportError as error:
-        raise ImportError("The demo of a metric needs gradio 3: pip install 'gradio<4'.") from error
-    if not hasattr(gradio, "inputs"):
         raise ImportError(
-            f"evaluate {evaluate.__version__} builds its demo with gradio 3, but gradio {gradio.__version__} is "
-            "installed: pip install 'gradio<4'."
-        )
-    from evaluate.utils import launch_gradio_widget
+            "The page of a metric needs Gradio, which is not installed: pip install 'hf-explain[demo]'."
+        ) from error
+    path = Path(module)
+    metric = evaluate.load(os.fspath(path))
 
-    launch_gradio_widget(evaluate.load(folder))
+    def compute(columns: str) -> dict[str, Any]:
+        try:
+            values = json.loads(columns)
+            if not isinstance(values, dict):
+                raise ValueError("the columns must be a JSON object, one list per column.")
+            # loaded anew: a page has many visitors, and an instance collects
+            return evaluate.load(os.fspath(path)).compute(**values)
+        except (ValueError, TypeError) as error:
+            raise gradio.Error(str(error)) from error
+
+    empty = json.dumps({name: [] for name in metric.features}, indent=2)
+    return gradio.Interface(
+        compute,
+        gradio.Code(empty, language="json", label="Columns: one entry per image, from `measure`"),
+        gradio.JSON(label="Result"),
+        title=f"Metric: {metric.name}",
+        article=path.with_name("README.md").read_text(encoding="utf-8").split("---\n", 2)[-1],
+        flagging_mode="never",
+        analytics_enabled=False,
+        api_name="compute",
+    )

@@ -3,6 +3,7 @@
 import doctest
 import json
 import re
+import shutil
 import sys
 import threading
 import types
@@ -14,6 +15,7 @@ import torch
 
 import hf_explain.metrics
 from hf_explain.metrics import functional
+from hf_explain.metrics.module import plain
 
 
 METRICS = sorted(path.name for path in Path(hf_explain.metrics.__file__).parent.glob("*/") if path.name[0] != "_")
@@ -98,26 +100,50 @@ def test_every_result_is_in_the_readme(name, batch):
         assert key.endswith("_interval") or f"**{key}**" in readme, f"{name}/README.md does not explain {key}"
 
 
+class Gradio(types.ModuleType):
+    """As much of Gradio as a metric's page asks for; the page in Gradio itself is tested with the demo."""
+
+    class Error(Exception):
+        pass
+
+    def __init__(self):
+        super().__init__("gradio")
+        self.served = []
+        self.JSON = dict
+
+    def Code(self, value, **options):
+        return value
+
+    def Interface(self, compute, columns, result, **options):
+        page = types.SimpleNamespace(compute=compute, columns=columns, **options)
+        page.launch = lambda: self.served.append(page)
+        return page
+
+
 @pytest.mark.parametrize("name", METRICS)
-def test_apps_say_what_they_need(name, monkeypatch):
-    path = Path(hf_explain.metrics.path(name)) / "app.py"
-    app = {"__name__": "app", "__file__": str(path)}
-    exec(compile(path.read_text(encoding="utf-8"), str(path), "exec"), app)
+def test_apps(name, batch, monkeypatch, tmp_path):
+    # as a Space keeps them: in a folder that is called app
+    folder = shutil.copytree(hf_explain.metrics.path(name), tmp_path / "app")
+    app = {"__name__": "app", "__file__": str(folder / "app.py")}
+    exec(compile((folder / "app.py").read_text(encoding="utf-8"), "app.py", "exec"), app)
     monkeypatch.setitem(sys.modules, "gradio", None)
-    with pytest.raises(ImportError, match="needs gradio 3: pip install 'gradio<4'"):
+    with pytest.raises(ImportError, match=r"page of a metric needs Gradio.*pip install 'hf-explain\[demo\]'"):
         app["main"]()
-    newer = types.ModuleType("gradio")
-    newer.__version__ = "5.0.0"
-    monkeypatch.setitem(sys.modules, "gradio", newer)
-    with pytest.raises(ImportError, match="gradio 5.0.0 is installed: pip install 'gradio<4'"):
-        app["main"]()
-    served = []
-    newer.inputs = types.SimpleNamespace(Dataframe=lambda **options: options)
-    newer.outputs = types.SimpleNamespace(Textbox=lambda **options: options)
-    newer.Interface = lambda **options: types.SimpleNamespace(launch=lambda: served.append(options))
+    gradio = Gradio()
+    monkeypatch.setitem(sys.modules, "gradio", gradio)
     app["main"]()
-    assert served[0]["title"] == f"Metric: {name}"
-    assert served[0]["inputs"]["headers"] == tuple(load(name).features)
+    (page,) = gradio.served
+    metric = load(name)
+    assert page.title == f"Metric: {name}" and "## Limitations and bias" in page.article and "sdk:" not in page.article
+    assert list(json.loads(page.columns)) == list(metric.features)
+    columns = {key: plain(column) for key, column in measure(metric, batch).items()}
+    for _ in range(2):  # visitors do not add up
+        result = page.compute(json.dumps(columns))
+        assert result["num_images"] == len(next(iter(columns.values())))
+        assert result[metric.main_result] == load(name).compute(**columns)[metric.main_result]
+    for wrong, message in (("[1]", "must be a JSON object"), ("{", "Expecting"), (page.columns, name), ("{}", name)):
+        with pytest.raises(Gradio.Error, match=message):
+            page.compute(wrong)
 
 
 # -------------------------------------------------------------------------------------------------------- numbers

@@ -7,7 +7,7 @@ from hf_explain.metrics.module import launch_demo
 
 def main() -> None:
     """Start the page."""
-    launch_demo(str(Path(__file__).resolve().parent))
+    launch_demo(Path(__file__).resolve().with_name("average_drop.py"))
 
 
 if __name__ == "__main__":
