@@ -241,9 +241,10 @@ def find_own_result(
         return OwnResult(None, results, {})
     recorded = {key: look_up(value, EVALUATION_KEYS["head"]) for key, value in groups.items()}
     references = {key: value for key, value in groups.items() if key.lower() in REFERENCES and not recorded[key]}
+    prints = _fingerprints(weights) if any(recorded.values()) else set()
     if name is None:
-        own = [key for key in groups if _measured(weights, recorded[key])]
-        if not own and weights is not None and any(recorded.values()):
+        own = [key for key in groups if recorded[key] in prints]
+        if not own and prints:
             raise ValueError(
                 f"`evaluation` measured no head with these weights; it has {', '.join(groups)}: evaluate this one, or "
                 "give the evaluation it is in."
@@ -258,7 +259,7 @@ def find_own_result(
         name = chosen[0]
     if name not in groups:
         raise ValueError(f"`explainer` {name!r} is not in the evaluation; it has {', '.join(groups)}.")
-    if recorded[name] and weights is not None and not _measured(weights, recorded[name]):
+    if recorded[name] and prints and recorded[name] not in prints:
         raise ValueError(
             f"`explainer` {name!r} of the evaluation is a head with other weights (fingerprint {recorded[name]}), so "
             "its numbers are not this head's: evaluate this one."
@@ -286,9 +287,7 @@ def head_weights(model_or_dir) -> dict[str, torch.Tensor] | None:
     return weights or None
 
 
-def _measured(weights: Mapping[str, torch.Tensor] | None, recorded: Any) -> bool:
-    """Whether a recorded fingerprint is these weights', in whatever dtype they were measured."""
-    if weights is None or not recorded:
-        return False
+def _fingerprints(weights: Mapping[str, torch.Tensor] | None) -> set[str]:
+    """What an evaluation may have recorded of these weights, in whatever dtype they were measured."""
     dtypes = (None, *(getattr(torch, name) for name in FINGERPRINT_DTYPES))
-    return any(fingerprint_tensors(weights, dtype) == recorded for dtype in dtypes)
+    return set() if weights is None else {fingerprint_tensors(weights, dtype) for dtype in dtypes}
