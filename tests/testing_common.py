@@ -702,13 +702,14 @@ class ExplainerTesterMixin:
         assert files_below(tmp_path) == {"file": b"x"}
 
     def test_saved_files_have_the_usual_permissions(self, tmp_path):
-        """Those that Transformers' own save gives: the temporary directory's privacy must not stick."""
+        """The umask's, for the weights too: neither a temporary directory's privacy nor that of safetensors sticks."""
         head = self.make_head("vit")
         head.backbone.model.save_pretrained(tmp_path / "plain")
         head.save_pretrained(tmp_path / "head")
         assert (tmp_path / "head").stat().st_mode == (tmp_path / "plain").stat().st_mode
+        usual = (tmp_path / "plain" / "config.json").stat().st_mode
         for name in ("config.json", "model.safetensors"):
-            assert (tmp_path / "head" / name).stat().st_mode == (tmp_path / "plain" / name).stat().st_mode
+            assert (tmp_path / "head" / name).stat().st_mode == usual, name
 
     # ------------------------------------------------------------------ bad input
 
