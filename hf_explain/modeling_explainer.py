@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import copy
+import inspect
 import os
 import shutil
 import stat
 import tempfile
 from dataclasses import fields
+from numbers import Integral, Real
 from typing import Any
 
 import torch
@@ -32,6 +34,9 @@ from hf_explain.outputs import SaliencyOutput
 
 
 _BACKBONE = "backbone."
+# Annotations of fields whose values a command line or a config.json can get wrong, and what they take
+_KINDS = {"float": (Real, "a number"), "int": (Integral, "a whole number"), "bool": (bool, "true or false"),
+          "str": (str, "a string")}  # fmt: skip
 # What `from_pretrained` is told about loading that the classifier must hear too
 _SHARED_LOADING = ("dtype", "torch_dtype", "device_map", "token", "cache_dir", "local_files_only", "trust_remote_code")
 
@@ -88,7 +93,12 @@ class ExplainerConfig(PreTrainedConfig):
 
         Raises:
             ValueError: If a field has a value that no head can work with; the message names both.
+            TypeError: If a field has a value of another type than its own; likewise.
         """
+        own = [cls for cls in reversed(type(self).__mro__) if issubclass(cls, ExplainerConfig)]
+        kinds = {name: kind for cls in own for name, kind in inspect.get_annotations(cls).items()}
+        for name, kind in kinds.items():
+            _check_kind(name, getattr(self, name), kind.__name__ if isinstance(kind, type) else str(kind))
         if self.feature_layers is not None and len(self.feature_layers) == 0:
             raise ValueError("`feature_layers` is empty; name at least one layer, or leave it out for the default.")
 
@@ -547,6 +557,20 @@ class ExplainerPreTrainedModel(PreTrainedModel):
             return super().push_to_hub(repo_id, *args, **kwargs)
         finally:
             self.config.backbone = backbone
+
+
+def _check_kind(name: str, value, annotation: str) -> None:
+    """A TypeError that says what a configuration's field takes, rather than what Python cannot compare."""
+    kinds = annotation.split(" | ")
+    if value is None and "None" in kinds:
+        return
+    wanted, words = (tuple, list), "a list"
+    if kinds[0] in _KINDS:
+        wanted, words = _KINDS[kinds[0]]
+    elif not kinds[0].startswith("list["):
+        return
+    if not isinstance(value, wanted) or isinstance(value, bool) and kinds[0] != "bool":
+        raise TypeError(f"`{name}` must be {words}{' or None' if 'None' in kinds else ''}, got {value!r}.")
 
 
 def _drop_backbone(module: ExplainerPreTrainedModel, state_dict: dict, prefix: str, local_metadata) -> None:

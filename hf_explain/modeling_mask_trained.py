@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import torch
 
 from hf_explain.backbones import ClassifierFeatures
@@ -47,11 +49,11 @@ class MaskTrainedConfig(ExplainerConfig):
     def validate_explainer(self) -> None:
         super().validate_explainer()
         for name in ("ce_weight", "area_weight", "variation_weight", "border_weight", "removal_weight"):
-            if getattr(self, name) < 0:
-                raise ValueError(f"`{name}` must be at least 0, got {getattr(self, name)}.")
+            if not 0 <= getattr(self, name) < math.inf:
+                raise ValueError(f"`{name}` must be at least 0 and finite, got {getattr(self, name)}.")
         if not 0 < self.area_power <= 1:
             raise ValueError(f"`area_power` must lie in (0, 1], got {self.area_power}.")
-        if self.area_epsilon <= 0:
+        if not self.area_epsilon > 0:
             raise ValueError(f"`area_epsilon` must be above 0, got {self.area_epsilon}.")
         if self.regularize not in ("own", "batch"):
             raise ValueError(f"`regularize` must be 'own' or 'batch', got {self.regularize!r}.")

@@ -23,6 +23,8 @@ from testing_common import (
 
 from hf_explain.backbones import FrozenClassifier
 from hf_explain.heads.lcam import LCamConfig, LCamForSaliency
+from hf_explain.heads.scan import ScanConfig
+from hf_explain.heads.ttame import TTameConfig
 from hf_explain.modeling_explainer import ExplainerConfig, ExplainerPreTrainedModel
 
 
@@ -282,3 +284,22 @@ def test_kernel_that_refuses_to_write(tmp_path):
             resource.setrlimit(resource.RLIMIT_FSIZE, limits)
         assert str(target) in str(error.value)
     assert files_below(tmp_path) == before
+
+
+@pytest.mark.parametrize(
+    ("config", "fields", "message"),
+    [
+        (LCamConfig, {"feature_layers": "stage4"}, "`feature_layers` must be a list or None, got 'stage4'"),
+        (LCamConfig, {"area_weight": "2"}, "`area_weight` must be a number, got '2'"),
+        (LCamConfig, {"self_contained": "yes"}, "`self_contained` must be true or false, got 'yes'"),
+        (TTameConfig, {"max_map_size": 7.5}, "`max_map_size` must be a whole number, got 7.5"),
+        (TTameConfig, {"mask_space": 1}, "`mask_space` must be a string or None, got 1"),
+        (TTameConfig, {"skip": None}, "`skip` must be true or false, got None"),
+        (ScanConfig, {"levels": True}, "`levels` must be a whole number or None, got True"),
+        (ScanConfig, {"decoder_widths": "8"}, "`decoder_widths` must be a list or None, got '8'"),
+    ],
+)
+def test_fields_of_another_type(config, fields, message):
+    """What a command line or a config.json holds is judged before anything is computed with it."""
+    with pytest.raises(TypeError, match=message):
+        config(**fields)

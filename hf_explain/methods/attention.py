@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 
 from hf_explain.backbones import FrozenClassifier
-from hf_explain.methods.common import prepare_pixels, saliency_output, target_logits
+from hf_explain.methods.common import check_finite, prepare_pixels, saliency_output, target_logits
 from hf_explain.methods.relevance import attention_relevance, block_layers, record, split_heads, token_classifiers
 from hf_explain.outputs import SaliencyOutput
 
@@ -224,6 +224,7 @@ def _attentions(classifier, pixel_values, target, graph: bool = False):
         # no parameter requires a gradient, so the pixels must for there to be a graph
         logits, attentions = classifier.attentions(pixel_values.requires_grad_() if graph else pixel_values)
     pixel_values = pixel_values.detach()
+    check_finite(logits.detach(), "logits that are")
     return pixel_values, logits, attentions, classifier.resolve_target(target, len(pixel_values), logits.detach())
 
 

@@ -31,7 +31,8 @@ def features_and_target(
     pixel_values = prepare_pixels(pixel_values)
     with torch.no_grad():
         features = classifier.features(pixel_values, [layer])
-        classes = classifier.resolve_target(target, len(pixel_values), features.logits)
+    check_finite(features.logits, "logits that are")
+    classes = classifier.resolve_target(target, len(pixel_values), features.logits)
     return features[layer], features.logits, classes
 
 
@@ -44,6 +45,7 @@ def logits_and_target(
     pixel_values = prepare_pixels(pixel_values)
     with torch.no_grad():
         logits = classifier(pixel_values)
+    check_finite(logits, "logits that are")
     return pixel_values, logits, classifier.resolve_target(target, len(pixel_values), logits)
 
 
@@ -138,9 +140,23 @@ def saliency_output(maps: torch.Tensor, logits: torch.Tensor, classes: torch.Ten
         maps (`torch.FloatTensor` of shape `(batch_size, height, width)`): Raw maps.
         logits (`torch.FloatTensor` of shape `(batch_size, num_labels)`): The classifier's logits.
         classes (`torch.LongTensor` of shape `(batch_size,)`): Classes explained.
+
+    Raises:
+        ValueError: If a map is not finite, as after a gradient that is not: scaled, it would be a map of zeros.
     """
     maps = maps.detach().float()
+    check_finite(maps, "a map that is")
     return SaliencyOutput(saliency=min_max(maps), logits=logits.detach(), target=classes, saliency_logits=maps)
+
+
+def check_finite(values: torch.Tensor, what: str) -> None:
+    """A ValueError that names the first image whose `values` (one row per image) hold NaN or infinity."""
+    finite = torch.isfinite(values).flatten(1).all(1)
+    if not bool(finite.all()):
+        raise ValueError(
+            f"Image {int((~finite).nonzero()[0])} gets {what} not finite; look for NaN or infinity in its "
+            "`pixel_values` and the classifier's weights, or load the classifier in a wider dtype."
+        )
 
 
 def check_count(value: int, name: str, minimum: int = 1) -> int:

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import torch
 
 from hf_explain.backbones import FrozenClassifier
-from hf_explain.methods.common import prepare_pixels, saliency_output
+from hf_explain.methods.common import check_finite, prepare_pixels, saliency_output
 from hf_explain.outputs import SaliencyOutput
 from hf_explain.perturbation import centre_maps, random_maps
 
@@ -82,5 +82,6 @@ def _prepare(classifier, pixel_values, target, layer, size):
         else:
             features = classifier.features(pixel_values, [layer])
             logits, size = features.logits, size or tuple(features[layer].feature_map.shape[-2:])
+        check_finite(logits, "logits that are")
         classes = classifier.resolve_target(target, len(pixel_values), logits)
     return pixel_values, size, logits, classes

@@ -7,6 +7,7 @@ import math
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass, fields
+from numbers import Real
 
 import torch
 from tqdm.auto import tqdm
@@ -136,7 +137,8 @@ def fgvis(
         ValueError: If an option is out of range, the layer or the target does not exist, the classifier has fewer
             than two classes or no activation to defend, or a gradient is not finite (the message names the image and
             the iteration).
-        TypeError: If `budget` or `rounds` is no integer or `pixel_values` is not floating point.
+        TypeError: If `budget` or `rounds` is no integer, another option no number, or `pixel_values` is not floating
+            point.
     """
     _check_options(mode, budget, max_seconds, learning_rate, l1_weight, rounds, goal, noise)
     game = GAMES[mode]
@@ -362,6 +364,11 @@ def _check_options(mode, budget, max_seconds, learning_rate, l1_weight, rounds, 
             raise TypeError(f"`{name}` must be an integer, got {value!r}.")
         if value < 1:
             raise ValueError(f"`{name}` must be at least 1, got {value}.")
+    numbers = {"max_seconds": max_seconds, "learning_rate": learning_rate, "l1_weight": l1_weight, "goal": goal}
+    for name, value in {**numbers, "noise": noise}.items():
+        optional = name in ("max_seconds", "l1_weight", "goal")
+        if isinstance(value, bool) or not isinstance(value, Real) and not (optional and value is None):
+            raise TypeError(f"`{name}` must be a number{' or None' if optional else ''}, got {value!r}.")
     if max_seconds is not None and not max_seconds > 0:
         raise ValueError(f"`max_seconds` must be positive, or None for no limit, got {max_seconds}.")
     if not 0 < learning_rate < math.inf:

@@ -389,6 +389,7 @@ def test_defaults():
         ("vit", {"decoder_widths": [4, 4]}, "`decoder_widths` has 2 numbers; the 'transformer' decoder needs 3"),
         ("resnet", {"decoder_widths": [4] * 5}, "`decoder_widths` has 5 numbers; the 'cnn' decoder needs 6"),
         ("resnet", {"levels": 6}, "`levels` is 6, but from the 7x7 grid .* 224x224 pixels it takes 5"),
+        ("resnet", {"levels": -1}, "`levels` is -1, .* give 0 to 5, or leave it out"),
     ],
 )
 def test_bad_configurations_are_one_clear_sentence(family, options, message):
@@ -415,6 +416,8 @@ def test_bad_calls_are_one_clear_sentence():
             head(pixel_values, percentile=percentile)
     with pytest.raises(ValueError, match=r"`percentile` must be one number or one per image \(2\), got shape \(3,\)"):
         head(pixel_values, percentile=[50, 60, 70])
+    with pytest.raises(TypeError, match="`percentile` must be one number or one per image, got 'high'"):
+        head(pixel_values, percentile="high")
     pixel_values[1, 0, 0, 0] = float("nan")
     with pytest.raises(ValueError, match="gradient of the class score at layer 'layer1' is not finite"):
         head(pixel_values)

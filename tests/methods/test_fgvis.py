@@ -321,6 +321,9 @@ def test_classifier_without_nonlinearities():
         ({"learning_rate": math.nan}, ValueError, "`learning_rate` must be positive and finite, got nan"),
         ({"l1_weight": 1.0}, ValueError, r"`l1_weight` .* must lie in \[0, 1\), .* got 1.0"),
         ({"goal": 0}, ValueError, "`goal` is a softmax and must lie strictly between 0 and 1, got 0"),
+        ({"goal": "low"}, TypeError, "`goal` must be a number or None, got 'low'"),
+        ({"max_seconds": "9"}, TypeError, "`max_seconds` must be a number or None, got '9'"),
+        ({"learning_rate": None}, TypeError, "`learning_rate` must be a number, got None"),
         ({"noise": -1}, ValueError, "`noise` must be at least 0 and finite, got -1"),
     ],
 )

@@ -167,3 +167,6 @@ class MethodTester:
             self.call(classifier, pixel_values[0])
         with pytest.raises(TypeError, match="`pixel_values` must be floating point"):
             self.call(classifier, pixel_values.to(torch.uint8))
+        pixel_values[1, 0, 0, 0] = float("nan")
+        with pytest.raises(ValueError, match="mage 1 .*not finite.*look for NaN or infinity in its `pixel_values`"):
+            self.call(classifier, pixel_values, 0)

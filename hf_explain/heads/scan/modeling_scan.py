@@ -101,7 +101,7 @@ class ScanForSaliency(ExplainerPreTrainedModel):
         if not 0 <= config.levels <= levels:
             raise ValueError(
                 f"`levels` is {config.levels}, but from the {grid[0]}x{grid[1]} grid of layer {layer!r} to an image "
-                f"of {image[0]}x{image[1]} pixels it takes {levels} doublings; give at most that, or leave it out."
+                f"of {image[0]}x{image[1]} pixels it takes {levels} doublings; give 0 to {levels}, or leave it out."
             )
         if config.decoder_widths is None:
             config.decoder_widths = default_widths(config.decoder, config.levels, config.decoder_width)
@@ -173,6 +173,7 @@ class ScanForSaliency(ExplainerPreTrainedModel):
 
         Raises:
             ValueError: If `percentile` is outside [0, 100], `target` names no class, or a gradient is not finite.
+            TypeError: If `percentile` is no number.
         """
         if return_loss and self.backbone is not None:
             # a container's requires_grad goes straight to the parameters and so past the classifier's own
@@ -320,7 +321,10 @@ class ScanForSaliency(ExplainerPreTrainedModel):
             # of the CPU's generator on every device: what a seed or a resumed run draws does not depend on it
             return low + (high - low) * batch_uniform(batch_size, self.device).cpu()
         values = self.config.percentile if percentile is None else percentile
-        values = torch.as_tensor(values, dtype=torch.float64, device="cpu")
+        try:
+            values = torch.as_tensor(values, dtype=torch.float64, device="cpu")
+        except (TypeError, ValueError) as error:
+            raise TypeError(f"`percentile` must be one number or one per image, got {percentile!r}.") from error
         if values.shape not in ((), (batch_size,)):
             raise ValueError(
                 f"`percentile` must be one number or one per image ({batch_size}), got shape {tuple(values.shape)}."
