@@ -13,6 +13,8 @@ from testing_common import FAMILIES, LABELS, save_classifier, tiny_model
 from transformers import pipeline
 
 from hf_explain import LCamForSaliency, SaliencyPipeline
+from hf_explain.heads.scan import ScanForSaliency
+from hf_explain.heads.ttame import TTameForSaliency
 from hf_explain.mapping import METHODS
 
 
@@ -259,6 +261,58 @@ def test_top_k_is_the_classifiers_order(head_pipe, method):
     assert scores == sorted(scores, reverse=True) and len({one["label"] for one in result}) == 3
     assert len(head_pipe(PICTURES[0], top_k=99, method=method)) == len(LABELS)
     assert len(head_pipe(PICTURES[0], top_k=3, target=1, method=method)) == 1
+
+
+# ------------------------------------------------------------------------------------------- every method, every head
+
+
+CHEAP = {
+    "rise": {"num_masks": 3},
+    "fgvis": {"budget": 3, "rounds": 1},
+    "lime": {"num_samples": 6, "grid_size": 2},
+    "kernel_shap": {"num_samples": 6, "grid_size": 2},
+    "integrated_gradients": {"steps": 2},
+    "smoothgrad": {"num_samples": 2},
+    "occlusion": {"window_size": 16, "stride": 16},
+}
+
+
+def test_every_method_by_its_name(tmp_path):
+    pipe, image = pipeline("saliency", model=save_classifier("vit", tmp_path)), picture()
+    before = pipe.classifier.config._attn_implementation
+    for name in METHODS:
+        result = pipe(image, method=name, **CHEAP.get(name, {}))
+        check(result, image.size)
+        assert result[0]["saliency_map"].max() > 0.5, name
+        assert pipe.classifier.config._attn_implementation == before, name
+
+
+def test_fgvis_gives_the_image_it_found_and_its_score(pipe):
+    found = pipe(PICTURES[0], method="fgvis", mode="preservation", budget=4, rounds=1, target=[1, 3])
+    check(found, PICTURES[0].size, count=2)
+    for one in found:
+        assert one["explanation"].mode == "RGB" and one["explanation"].size == (64, 64)
+        assert 0 < one["explanation_score"] <= 1
+
+
+@pytest.mark.parametrize(("head", "fields"), [(TTameForSaliency, {}), (ScanForSaliency, {"decoder_width": 2})])
+def test_the_other_heads_by_their_directories(classifier_dir, tmp_path, head, fields):
+    torch.manual_seed(0)
+    head.from_classifier(classifier_dir, **fields).save_pretrained(tmp_path)
+    pipe, image = pipeline("saliency", model=str(tmp_path)), PICTURES[0]
+    assert type(pipe.head) is head
+    result = pipe(image, target="church")
+    check(result, image.size)
+    if head is TTameForSaliency:
+        with pytest.raises(ValueError, match="'TTameForSaliency' has no option 'percentile'"):
+            pipe(image, percentile=50)
+        return
+    assert result[0]["reconstruction"].mode == "RGB" and result[0]["reconstruction"].size == (64, 64)
+    default, low = (pipe(image, target="church", percentile=p)[0]["saliency_map"] for p in (95, 10))
+    np.testing.assert_array_equal(default, result[0]["saliency_map"])
+    assert not np.array_equal(default, low)
+    with pytest.raises(ValueError, match=r"`percentile` must lie in \[0, 100\], got 101"):
+        pipe(image, percentile=101)
 
 
 # ------------------------------------------------------------------------------------------------------------ geometry

@@ -278,3 +278,17 @@ def test_bad_configurations_are_one_clear_sentence(family, options, message):
 def test_labels_are_the_classifiers():
     head = make_head("vit")
     assert head(random_pixels("vit", 1), target=LABELS[3]).target.tolist() == [3]
+
+
+def test_kept_and_removed_images_share_one_pass():
+    sizes, terms = [], []
+    for weight in (0.0, 1.0):
+        torch.manual_seed(0)
+        head = make_head("resnet", removal_weight=weight).train()
+        head.backbone.register_forward_pre_hook(lambda module, inputs: sizes.append(len(inputs[0])))
+        terms.append(head(random_pixels("resnet", 3), return_loss=True).loss_terms)
+    assert sizes == [3, 6]  # besides the pass that gave the features
+    removal = terms[1].pop("removal")
+    assert removal > 0 and terms[0].keys() == terms[1].keys()
+    for name, term in terms[0].items():  # reported beside the published loss, not inside it
+        torch.testing.assert_close(terms[1][name], term)

@@ -2,7 +2,9 @@
 
 import pytest
 import torch
+from testing_common import FAMILIES, random_pixels, tiny_classifier
 from torch import nn
+from torch.utils._python_dispatch import TorchDispatchMode
 from transformers.activations import ACT2FN
 
 from hf_explain.backbones import FrozenClassifier
@@ -233,3 +235,29 @@ def test_errors_are_clear():
         classifier(images().requires_grad_())
         with pytest.raises(RuntimeError, match="differentiated once.*before the next pass"):
             logits.sum().backward()
+
+
+class Nonlinearities(TorchDispatchMode):
+    """Counts the pointwise nonlinearities that run, whoever asks for them."""
+
+    def __init__(self):
+        super().__init__()
+        self.calls = 0
+
+    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+        self.calls += function.__name__.split(".")[0] in ("relu", "relu_", "gelu", "gelu_", "silu", "tanh", "sigmoid")
+        return function(*args, **(kwargs or {}))
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_every_nonlinearity_of_every_family_is_defended(family):
+    classifier, pixel_values = tiny_classifier(family), random_pixels(family)
+    perturbed = pixel_values + 0.5 * random_pixels(family, seed=1)
+    plain = gradient_of(classifier, perturbed)
+    with Nonlinearities() as ran, torch.no_grad():
+        classifier(pixel_values)
+    with gradient_defence(classifier) as defence:
+        defence.record(pixel_values)
+        assert len(defence._bounds) == ran.calls >= 3
+        assert not torch.allclose(gradient_of(classifier, perturbed), plain)
+    torch.testing.assert_close(gradient_of(classifier, perturbed), plain, rtol=0, atol=0)
