@@ -185,10 +185,13 @@ class SaliencyEvaluator:
                     records.append(record)
             except Exception as error:
                 if world == 1:
+                    _give_back(folder)
                     raise
                 failure = error  # the others wait below: they must learn of it
         if world > 1:
             failures = gather_object([None if failure is None else f"{type(failure).__name__}: {failure}"])
+            if any(failures) and rank == 0:
+                _give_back(folder)
             if failure is not None:
                 raise failure
             if any(failures):
@@ -435,6 +438,12 @@ def _claim_alone(folder: Path, settings: dict[str, Any]) -> None:
             f"output_dir {str(folder)!r} holds an evaluation with {name}={known.get(name)!r}, this one has "
             f"{settings.get(name)!r}: choose another output_dir, or delete that one."
         )
+
+
+def _give_back(folder: Path | None) -> None:
+    """After an error: a folder that nothing was measured into is nobody's, and free for the corrected call."""
+    if folder is not None and not any(folder.glob("shard-*.json")):
+        (folder / SETTINGS_FILE).unlink(missing_ok=True)
 
 
 def _shard_file(folder: Path, shard: int) -> Path:

@@ -5,11 +5,36 @@ import os
 import sys
 from pathlib import Path
 
+import evaluate
+import torch
+from accelerate import Accelerator
 from testing_training import picture_dataset
+from torch.utils.data import DataLoader, TensorDataset
 
-from hf_explain import SaliencyEvaluator
+from hf_explain import FrozenClassifier, SaliencyEvaluator
 from hf_explain.data import load_image_dataset
 from hf_explain.distributed import leave
+from hf_explain.mapping import METHODS
+from hf_explain.metrics import path
+
+
+def gathered(directory: Path) -> tuple[float, int]:
+    """A loop of one's own: seven images over two processes, the padding of the last batch gathered away."""
+    accelerator = Accelerator(cpu=True)
+    classifier = FrozenClassifier.from_pretrained(directory / "classifier")
+    normalisation = {"image_mean": classifier.image_mean, "image_std": classifier.image_std}
+    images = classifier.image_processor(images=picture_dataset(7)["image"][:], return_tensors="pt")["pixel_values"]
+    loader = accelerator.prepare(DataLoader(TensorDataset(images, torch.arange(7)), batch_size=2))
+    collected: dict[str, list] = {}
+    metric = evaluate.load(path("auc_d"), experiment_id=str(accelerator.process_index))
+    for pixel_values, ids in loader:
+        saliency = METHODS["random"](classifier, pixel_values, image_ids=ids).saliency
+        columns = metric.measure(classifier, pixel_values, saliency, image_ids=ids, **normalisation)
+        for name, column in columns.items():
+            whole = accelerator.gather_for_metrics(torch.tensor(column, dtype=torch.float64))
+            collected.setdefault(name, []).extend(whole.tolist())
+    result = metric.compute(**collected)
+    return result["auc_d"], result["num_images"]
 
 
 def main(directory: Path):
@@ -23,6 +48,7 @@ def main(directory: Path):
         "folder": run(picture_dataset(7), output_dir=directory / "out", shard_size=2),
         "stream": run(load_image_dataset(directory / "shards", streaming=True), shard_size=2),
     }
+    found["gathered"], found["num_gathered"] = gathered(directory)
     bad = [dict(row) for row in picture_dataset(5)]
     bad[4]["image"] = "nowhere.png"
     try:

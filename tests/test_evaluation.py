@@ -281,7 +281,8 @@ def test_two_processes_equal_one(classifier, directory, tmp_path):
     assert done.returncode == 0, done.stderr
     found, other = (json.loads((tmp_path / f"found-{rank}.json").read_text()) for rank in (0, 1))
     alone = compute(classifier, picture_dataset(7), method="random")["auc_d"]["auc_d"]
-    for name in ("map", "folder", "stream"):
+    assert found["num_gathered"] == 7
+    for name in ("map", "folder", "stream", "gathered"):
         assert found[name] == other[name] == pytest.approx(alone, abs=1e-4), name
     # the one bad image lies on one of them; both end, and say which
     assert "image 4 of `data` cannot be used" in found["bad"] and "image 4 of `data`" in other["bad"]
@@ -331,6 +332,19 @@ def test_bad_input_is_one_sentence(classifier, data, tmp_path):
     rows[1] = {"image": rows[0]["image"], "label": 17}
     with pytest.raises(ValueError, match="image 1 of `data` cannot be used: label 17 is outside"):
         compute(classifier, rows, target="label")
+
+
+def test_nothing_half_computed_is_kept(data, classifier, tmp_path):
+    """A classifier without probabilities, then a wrong setting: the corrected call finds the folder free."""
+    single = tiny_classifier("resnet", num_labels=1)
+    single.image_processor = classifier.image_processor
+    for metric in ("auc_d", "average_drop", "insertion_deletion", "road"):
+        with pytest.raises(ValueError, match="gives 1 numbers per image; class probabilities need logits of at least"):
+            compute(single, data, metric, method="centre", output_dir=tmp_path / "out")
+        assert not list((tmp_path / "out").iterdir())
+    with pytest.raises(ValueError, match="`steps` must be a whole number of at least 1, got 0"):
+        compute(classifier, data, metric_options={"auc_d": {"steps": 0}}, output_dir=tmp_path / "out")
+    assert compute(classifier, data, output_dir=tmp_path / "out", method="centre")["num_images"] == 7
 
 
 def test_a_head_has_no_method_options(directory, data):
