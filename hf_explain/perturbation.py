@@ -208,7 +208,7 @@ def fill_values(
             missing or of the wrong length.
     """
     channels = pixel_values.shape[1]
-    if isinstance(fill, str):
+    if isinstance(fill, (str, int, float)):
         if fill not in FILLS:
             raise ValueError(f"`fill` must be one of {', '.join(FILLS)} or a colour, got {fill!r}.")
         if fill == "mean":
@@ -217,7 +217,7 @@ def fill_values(
             return gaussian_blur(pixel_values)
         colour = [0.0] * channels
     else:
-        colour = [float(value) for value in fill]
+        colour = check_numbers(fill, "fill")
         if len(colour) != channels or not all(0 <= value <= 1 for value in colour):
             raise ValueError(f"`fill` as a colour needs {channels} numbers in [0, 1], got {tuple(colour)}.")
     if image_mean is None or image_std is None:
@@ -333,6 +333,16 @@ def removed_pixels(ranks: torch.Tensor, counts: torch.Tensor | int, most_salient
     """
     counts = torch.as_tensor(counts, device=ranks.device).view(-1, 1, 1)
     return ranks < counts if most_salient_first else ranks >= ranks[0].numel() - counts
+
+
+def check_numbers(values: Sequence[float], name: str) -> tuple[float, ...]:
+    """`values` as floats, or a TypeError that names the argument if they are not a list of numbers."""
+    try:
+        if isinstance(values, str):
+            raise TypeError
+        return tuple(float(value) for value in values)
+    except (TypeError, ValueError) as error:
+        raise TypeError(f"`{name}` must be a list of numbers, got {values!r}.") from error
 
 
 def check_percent(percent: float) -> float:

@@ -5,6 +5,7 @@ import pytest
 import torch
 from PIL import Image
 from testing_common import assert_unchanged, snapshot, tiny_classifier, tiny_model, tiny_processor
+from testing_training import processor
 
 from hf_explain import FrozenClassifier, LCamForSaliency
 from hf_explain.sanity import check_sanity, redraw_from_the_top, similarity
@@ -28,6 +29,42 @@ def test_controls_fail_and_say_why(classifier):
     assert result["own_auc_d"] == result["centre_auc_d"] and result["num_images"] == 6
     result = check_sanity(classifier, pictures(6), method="random")
     assert not result["passed"] and not result["checks"]["random_map"]["passed"]
+
+
+class Colours(torch.nn.Module):
+    """A class for each of red, green and blue: it knows what it looks for, and where."""
+
+    def __init__(self):
+        super().__init__()
+        self.conv, self.head = torch.nn.Conv2d(3, 9, 3, stride=2, padding=1), torch.nn.Linear(9, 3)
+        own = torch.arange(9)[:, None] % 3 == torch.arange(3)
+        noise = 0.02 * torch.randn(9, 3, 3, 3, generator=torch.Generator().manual_seed(0))
+        self.conv.weight.data = torch.where(own, 1.0, -1.0)[:, :, None, None] + noise
+        self.head.weight.data = torch.where(own.T, 2.0, -1.0)
+        self.conv.bias.data.zero_()
+        self.head.bias.data.zero_()
+
+    def forward(self, pixel_values):
+        return self.head(self.conv(pixel_values).relu().mean((2, 3)))
+
+
+def coloured_squares(count):
+    rng, pictures = np.random.default_rng(0), []
+    for _ in range(count):
+        picture = np.full((32, 32, 3), 40, dtype=np.uint8)
+        for colour, (place, side) in enumerate(zip(rng.permutation(4), rng.permutation([14, 10, 6]))):
+            top, left = 16 * (place // 2), 16 * (place % 2)
+            picture[top : top + side, left : left + side] = 255 * np.eye(3, dtype=np.uint8)[colour]
+        pictures.append({"image": Image.fromarray(picture)})
+    return pictures
+
+
+def test_a_method_that_looks_at_the_classifier_passes():
+    classifier = FrozenClassifier(Colours(), image_size=(32, 32), image_processor=processor(32))
+    result = check_sanity(classifier, coloured_squares(8), method="gradcam")
+    assert result["passed"] and result["verdict"] == "passes"
+    assert all(result["checks"][name]["passed"] for name in ("random_weights", "random_label", "random_map"))
+    assert result["own_auc_d"] > 50 > result["cascade"][-1]["auc_d"]
 
 
 def test_nothing_changes_and_the_seed_decides(classifier):

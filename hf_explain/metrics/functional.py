@@ -30,6 +30,7 @@ from hf_explain.metrics.presets import PRESETS, step_fractions
 from hf_explain.metrics.statistics import WinRate, bootstrap_interval, win_rate
 from hf_explain.perturbation import (
     blend,
+    check_numbers,
     check_percent,
     check_pixel_values,
     fill_values,
@@ -446,7 +447,7 @@ def average_drop(
         ValueError: As [`perturbation_curves`], and if a percentage is outside (0, 100] or a map goes above 1.
     """
     pixel_values = check_pixel_values(pixel_values)
-    percents = tuple(check_percent(percent) for percent in percents)
+    percents = tuple(check_percent(percent) for percent in check_numbers(percents, "percents"))
     if not percents:
         raise ValueError("`percents` must name at least one percentage of pixels kept, in (0, 100].")
     limit = batch_limit(pixel_values, max_batch, max_bytes)
@@ -489,7 +490,7 @@ def average_drop(
 
 
 def _check_fractions(fractions: Sequence[float]) -> tuple[float, ...]:
-    fractions = tuple(float(fraction) for fraction in fractions)
+    fractions = check_numbers(fractions, "fractions")
     if not fractions:
         raise ValueError("`fractions` must name at least one part of the pixels to remove, in [0, 1].")
     if any(after <= before for before, after in zip(fractions, fractions[1:])):
@@ -500,7 +501,7 @@ def _check_fractions(fractions: Sequence[float]) -> tuple[float, ...]:
 def _to_grid(saliency: torch.Tensor, grid_size: tuple[int, int] | None) -> torch.Tensor:
     if grid_size is None or not isinstance(saliency, torch.Tensor) or saliency.ndim != 3:
         return saliency  # shapes are judged once, after this
-    grid_size = tuple(int(side) for side in grid_size)
+    grid_size = tuple(int(side) for side in check_numbers(grid_size, "grid_size"))
     if len(grid_size) != 2 or min(grid_size) < 1:
         raise ValueError(f"`grid_size` must be (height, width) with both at least 1, got {grid_size}.")
     return F.adaptive_avg_pool2d(saliency.detach().float()[:, None], grid_size)[:, 0]

@@ -30,6 +30,7 @@ from hf_explain.metrics.engine import (
     target_name,
 )
 from hf_explain.perturbation import (
+    check_numbers,
     check_pixel_values,
     full_size_saliency,
     image_keys,
@@ -130,7 +131,7 @@ def road(
         ValueError: If maps are not one finite, non-negative map per image, or an option is unknown or out of range.
     """
     pixel_values = check_pixel_values(pixel_values)
-    percents = tuple(float(percent) for percent in percents)
+    percents = check_numbers(percents, "percents")
     if not percents or not all(0 < percent < 100 for percent in percents):
         raise ValueError(f"`percents` of pixels removed must lie in (0, 100), at least one, got {percents}.")
     if not noise >= 0:
