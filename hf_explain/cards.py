@@ -31,8 +31,8 @@ from hf_explain.card_facts import (
 )
 from hf_explain.checkpointing import write_atomically
 from hf_explain.citations import PAPERS
+from hf_explain.configuration_explainer import ExplainerConfig
 from hf_explain.fingerprint import FINGERPRINT_DTYPES
-from hf_explain.modeling_explainer import ExplainerConfig
 
 
 # -------------------------------------------------------------------------------------------------------------- a card

@@ -7,10 +7,11 @@ import math
 import torch
 
 from hf_explain.backbones import ClassifierFeatures
+from hf_explain.configuration_explainer import ExplainerConfig
 from hf_explain.distributed import gather_targets
 from hf_explain.losses import area_loss, cross_entropy, removal_loss, variation_loss
 from hf_explain.maps import resize_maps
-from hf_explain.modeling_explainer import ExplainerConfig, ExplainerPreTrainedModel
+from hf_explain.modeling_explainer import ExplainerPreTrainedModel
 from hf_explain.outputs import SaliencyOutput
 from hf_explain.perturbation import MASK_SPACES, blend, fill_values, mask_space_fill
 

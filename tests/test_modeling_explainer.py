@@ -22,10 +22,11 @@ from testing_common import (
 )
 
 from hf_explain.backbones import FrozenClassifier
+from hf_explain.configuration_explainer import ExplainerConfig
 from hf_explain.heads.lcam import LCamConfig, LCamForSaliency
 from hf_explain.heads.scan import ScanConfig
 from hf_explain.heads.ttame import TTameConfig
-from hf_explain.modeling_explainer import ExplainerConfig, ExplainerPreTrainedModel
+from hf_explain.modeling_explainer import ExplainerPreTrainedModel
 
 
 def saved_head(directory, family="resnet", **options):
