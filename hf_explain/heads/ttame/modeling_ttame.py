@@ -111,10 +111,9 @@ class TTameForSaliency(MaskTrainedExplainer):
             if self.config.skip:
                 branch = branch + feature_map
         else:
-            # a product over positions: the small grids of deep stages are too little work for a convolution
             weight, bias = _folded(conv, norm, self.config.skip)
-            branch = F.linear(feature_map.flatten(2).transpose(1, 2), weight, bias)
-            branch = branch.transpose(1, 2).unflatten(2, feature_map.shape[-2:])
+            # a convolution, not a product over positions: on a CPU its kernels take half the time on every grid
+            branch = F.conv2d(feature_map, weight[:, :, None, None], bias)
         # in place: neither a convolution, nor BatchNorm, nor a sum needs its output for its gradient
         return branch.relu_() if self.config.branch_activation == "relu" else branch.sigmoid_()
 
