@@ -269,13 +269,12 @@ def scan(bench: Bench) -> None:
             head(bench.pixel_values, target=bench.target)
 
     with torch.no_grad():
-        features = head.forward_features(bench.pixel_values)
-        tapped = features[layer]
+        masked = head.masked_features(head.forward_features(bench.pixel_values), bench.target)
 
     def floor():
         bench.logit_gradient(layer)
         with torch.no_grad():
-            head.decode(tapped, tuple(bench.pixel_values.shape[-2:]))
+            head.decoder(masked.feature_map, masked.prefix_tokens)
 
     bench.compare("SCAN", "forward + backward to the tap", ours, lambda: bench.logit_gradient(layer))
     bench.compare("SCAN", "the same + its decoder", ours, floor, 1.10)
