@@ -389,8 +389,8 @@ def _write_charts(folder: Path, results) -> None:
         chart = bar_chart(
             {name: bars[name] for name in ordered},
             errors,
-            title=f"{metric.replace('_', ' ')}, 95 % intervals",
-            x_label=metric.replace("_", " "),
+            title=f"{_heading(metric)}, 95 % intervals",
+            x_label=_heading(metric),
             highlight=[name for name in CONTROLS if name in bars],
         )
         save_image(chart, folder / f"{metric}.png")
@@ -405,7 +405,7 @@ def _write_charts(folder: Path, results) -> None:
             chart = plot_curves(
                 curves,
                 100 * np.asarray(steps),
-                title=f"{metric.replace('_', ' ')}: {key.removesuffix('_curve')}",
+                title=f"{_heading(metric)}: {key.removesuffix('_curve')}",
                 x_label=f"pixels {'inserted' if key.startswith('insertion') else 'removed'} (%)",
                 y_label=f"{values['protocol'].get('score', 'score')} (%)",
             )

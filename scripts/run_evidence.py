@@ -201,7 +201,12 @@ def table(args) -> bool:
             lines.append(f"| {' | '.join(cells)} |")
     if not lines:
         raise SystemExit(f"error: --output_dir {str(args.output_dir)!r} has no comparison; run `evaluate` first.")
-    write_atomically(args.output_dir / "table.md", "\n".join(lines).lstrip("\n").encode() + b"\n")
+    legend = (
+        "# Every explainer on every classifier\n\nAUC-D and IC: higher is better; AD: lower is better. Several seeds: "
+        "mean ± standard deviation. ms/image and passes: of the explanation alone. Printed by "
+        "`scripts/run_evidence.py table`."
+    )
+    write_atomically(args.output_dir / "table.md", "\n".join([legend, *lines]).encode() + b"\n")
     print((args.output_dir / "table.md").read_text())
     return True
 
