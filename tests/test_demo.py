@@ -14,6 +14,7 @@ import time
 from concurrent.futures import ThreadPoolExecutor
 from importlib import util
 from pathlib import Path
+from threading import Barrier
 
 import evaluate
 import numpy as np
@@ -285,12 +286,13 @@ def test_events_that_overtake_one_another_find_their_files(demo, tmp_path):
     visit = Visit()
     chosen = ["tiny-lcam", "gradcam"]
     page.new_image(visit, {"path": str(tmp_path / "photo.png")}, chosen, 95, 0.5)
-    missing = []
+    missing, both = [], Barrier(2)
 
     def drag(start):
         for step in range(15):
             panels = page.draw(visit, (start + step) / 30) if start else page.explain(visit, chosen, 95, step / 30)
             missing.extend(path for path in shown_files(panels) if not Path(path).is_file())
+            both.wait(60)  # two events at a time, as two sliders send them, however the threads are scheduled
 
     with ThreadPoolExecutor(2) as pool:
         list(pool.map(drag, (0, 1)))
