@@ -13,7 +13,7 @@ from hf_explain.checkpointing import check_writable
 from hf_explain.data import load_image_dataset
 from hf_explain.error_report import summary_lines, write_report
 from hf_explain.error_study import ErrorStudyArguments, study_errors
-from hf_explain.evaluate_command import parse_dotted
+from hf_explain.evaluate_command import add_data_arguments, parse_dotted
 from hf_explain.evaluation_inputs import public_name
 from hf_explain.mapping import DEFAULT_METHOD, resolve_method
 
@@ -32,18 +32,7 @@ def add_errors_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="METHOD.OPTION=VALUE",
         help="an option of the method, e.g. rise.num_masks=1000; may be repeated",
     )
-    on = parser.add_argument_group("on what")
-    on.add_argument(
-        "--dataset", required=True, help="Hub id, imagefolder, parquet file or directory, save_to_disk directory"
-    )
-    on.add_argument("--dataset_config", help="configuration of a Hub data set")
-    on.add_argument("--dataset_revision", help="branch, tag or commit of a Hub data set")
-    on.add_argument("--split", default="validation", help="split (default: %(default)s)")
-    on.add_argument("--streaming", action="store_true", help="read the data while explaining")
-    on.add_argument("--image_column", help="column of the images; found by its type where not given")
-    on.add_argument("--label_column", help="column of the labels, likewise")
-    on.add_argument("--mask_column", help="column of the object's masks; without it the border is looked at")
-    on.add_argument("--max_examples", type=int, help="only the first so many images")
+    add_data_arguments(parser, masks="column of the object's masks; without it the border is looked at")
     how = parser.add_argument_group("what counts")
     how.add_argument(
         "--region_percent",

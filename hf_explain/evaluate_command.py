@@ -32,18 +32,7 @@ def add_evaluate_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="METHOD.OPTION=VALUE",
         help="an option of a method, e.g. rise.num_masks=1000; may be repeated",
     )
-    on = parser.add_argument_group("on what")
-    on.add_argument(
-        "--dataset", required=True, help="Hub id, imagefolder, parquet file or directory, save_to_disk directory"
-    )
-    on.add_argument("--dataset_config", help="configuration of a Hub data set")
-    on.add_argument("--dataset_revision", help="branch, tag or commit of a Hub data set")
-    on.add_argument("--split", default="validation", help="split (default: %(default)s)")
-    on.add_argument("--streaming", action="store_true", help="read the data while measuring")
-    on.add_argument("--image_column", help="column of the images; found by its type where not given")
-    on.add_argument("--label_column", help="column of the labels, likewise")
-    on.add_argument("--mask_column", help="column of the object's masks, for the metric pointing")
-    on.add_argument("--max_examples", type=int, help="only the first so many images")
+    on = add_data_arguments(parser, masks="column of the object's masks, for the metric pointing")
     on.add_argument("--slow", metavar="NAME,...", help="explainers for slow_examples; those of many passes by default")
     on.add_argument("--slow_examples", type=int, help="images for the slow ones; all where not given")
     how = parser.add_argument_group("how to measure")
@@ -69,6 +58,23 @@ def add_evaluate_arguments(parser: argparse.ArgumentParser) -> None:
     out.add_argument("-o", "--output_dir", required=True, help="folder of the results; a killed run continues there")
     out.add_argument("--pictures", type=int, default=4, help="best and worst images shown (default: %(default)s)")
     out.add_argument("--no_progress", action="store_true", help="no progress bars")
+
+
+def add_data_arguments(parser: argparse.ArgumentParser, masks: str) -> argparse._ArgumentGroup:
+    """Add the options that name labelled images, `masks` being the help of their mask column; returns their group."""
+    on = parser.add_argument_group("on what")
+    on.add_argument(
+        "--dataset", required=True, help="Hub id, imagefolder, parquet file or directory, save_to_disk directory"
+    )
+    on.add_argument("--dataset_config", help="configuration of a Hub data set")
+    on.add_argument("--dataset_revision", help="branch, tag or commit of a Hub data set")
+    on.add_argument("--split", default="validation", help="split (default: %(default)s)")
+    on.add_argument("--streaming", action="store_true", help="read the data on the way, without downloading it first")
+    on.add_argument("--image_column", help="column of the images; found by its type where not given")
+    on.add_argument("--label_column", help="column of the labels, likewise")
+    on.add_argument("--mask_column", help=masks)
+    on.add_argument("--max_examples", type=int, help="only the first so many images")
+    return on
 
 
 def parse_dotted(options: list[str], argument: str) -> dict[str, dict[str, Any]]:
