@@ -67,6 +67,35 @@ def removal_loss(logits: torch.Tensor, target: torch.Tensor) -> torch.Tensor:
     return (logits.logsumexp(dim=1) - others.logsumexp(dim=1)).mean()
 
 
+def ranked_masks(maps: torch.Tensor, area: torch.Tensor, temperature: float = 0.3) -> torch.Tensor:
+    """
+    Soft masks that keep the most salient part of each map, of a size given per map.
+
+    Every map is brought to mean 0 and standard deviation 1, so that only the order and the contrast of its values
+    count, and goes through a sigmoid at its own threshold, the value that `area` of its positions exceed. A head that
+    is asked about such masks at random areas learns an order of the positions, with no prior on its map's area.
+
+    Args:
+        maps (`torch.FloatTensor` of shape `(batch_size, height, width)`): Raw maps, unbounded.
+        area (`torch.FloatTensor` of shape `(batch_size,)`): Part of the positions to keep, in [0, 1].
+        temperature (`float`, *optional*, defaults to 0.3): Width of the sigmoid, in standard deviations of the map.
+
+    Returns:
+        `torch.FloatTensor` of shape `(batch_size, height, width)`, in [0, 1].
+    """
+    values = maps.flatten(1)
+    values = values - values.mean(dim=1, keepdim=True)
+    # the constant keeps the gradient of a map without any contrast finite; half of every pixel is kept there
+    values = values * (values.square().mean(dim=1, keepdim=True) + 1e-8).rsqrt()
+    ordered = values.sort(dim=1).values
+    # between the values of two ranks the threshold is interpolated: the kept area grows smoothly
+    place = ((1 - area.to(values)) * (values.shape[1] - 1))[:, None]
+    below = place.floor().long()
+    above = place.ceil().long()
+    threshold = torch.lerp(ordered.gather(1, below), ordered.gather(1, above), place - below)
+    return ((values - threshold) / temperature).sigmoid().view_as(maps)
+
+
 def cross_entropy(logits: torch.Tensor, target: torch.Tensor) -> torch.Tensor:
     """
     Mean cross-entropy of the explained class, in float32 whatever the logits' dtype.

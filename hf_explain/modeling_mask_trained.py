@@ -8,8 +8,8 @@ import torch
 
 from hf_explain.backbones import ClassifierFeatures
 from hf_explain.configuration_explainer import ExplainerConfig
-from hf_explain.distributed import gather_targets
-from hf_explain.losses import area_loss, cross_entropy, removal_loss, variation_loss
+from hf_explain.distributed import batch_uniform, gather_targets
+from hf_explain.losses import area_loss, cross_entropy, ranked_masks, removal_loss, variation_loss
 from hf_explain.maps import resize_maps
 from hf_explain.modeling_explainer import ExplainerPreTrainedModel
 from hf_explain.outputs import SaliencyOutput
@@ -19,10 +19,11 @@ from hf_explain.perturbation import MASK_SPACES, blend, fill_values, mask_space_
 class MaskTrainedConfig(ExplainerConfig):
     """
     Fields of the loss: `ce_weight * CE + area_weight * area + variation_weight * variation`, and, where asked for,
-    `+ removal_weight * removal`.
+    `+ removal_weight * removal + ranking_weight * ranking`.
 
     Args:
-        ce_weight (`float`, *optional*, defaults to 1.5): Weight of the cross-entropy on the kept image.
+        ce_weight (`float`, *optional*, defaults to 1.5): Weight of the cross-entropy on the kept image; at 0 that
+            image is not asked for.
         area_weight (`float`, *optional*, defaults to 2.0): Weight of the area; 0 with `variation_weight=0` is the
             papers' ablation "*".
         area_power (`float`, *optional*, defaults to 0.3): Exponent of the area.
@@ -33,6 +34,12 @@ class MaskTrainedConfig(ExplainerConfig):
             image's map of its own target, or `"batch"`, every image's map of every target in the batch, as released.
         removal_weight (`float`, *optional*, defaults to 0.0): Weight of the removal term (ours): the image with the
             map's evidence removed must lose the class. 0 is the loss as published.
+        ranking_weight (`float`, *optional*, defaults to 0.0): Weight of the ranking term (ours): of a random part of
+            the pixels, drawn per image and step, the most salient must keep the class, and removing them must lose it;
+            what perturbation curves ask of a map. It needs no area term: the drawn area is the prior. 0 is the loss
+            as published.
+        ranking_temperature (`float`, *optional*, defaults to 0.3): Softness of the threshold at the drawn area, in
+            standard deviations of the map.
         mask_space (`str`, *optional*): `"pixel"` multiplies the [0, 1] image (masked pixels go black),
             `"normalized"` multiplies `pixel_values` (masked pixels go to the mean colour). `"pixel"` when not given.
     """
@@ -45,15 +52,25 @@ class MaskTrainedConfig(ExplainerConfig):
     border_weight: float = 0.3
     regularize: str = "batch"
     removal_weight: float = 0.0
+    ranking_weight: float = 0.0
+    ranking_temperature: float = 0.3
     mask_space: str = "pixel"
 
     def validate_explainer(self) -> None:
         super().validate_explainer()
-        for name in ("ce_weight", "area_weight", "variation_weight", "border_weight", "removal_weight"):
+        weights = ("ce_weight", "area_weight", "variation_weight", "border_weight", "removal_weight", "ranking_weight")
+        for name in weights:
             if not 0 <= getattr(self, name) < math.inf:
                 raise ValueError(f"`{name}` must be at least 0 and finite, got {getattr(self, name)}.")
         if not 0 < self.area_power <= 1:
             raise ValueError(f"`area_power` must lie in (0, 1], got {self.area_power}.")
+        if not 0 < self.ranking_temperature < math.inf:
+            raise ValueError(f"`ranking_temperature` must be above 0 and finite, got {self.ranking_temperature}.")
+        if not (self.ce_weight or self.removal_weight or self.ranking_weight):
+            raise ValueError(
+                "`ce_weight`, `removal_weight` and `ranking_weight` are all 0, so nothing would ask the classifier; "
+                "give at least one of them a weight."
+            )
         if not self.area_epsilon > 0:
             raise ValueError(f"`area_epsilon` must be above 0, got {self.area_epsilon}.")
         if self.regularize not in ("own", "batch"):
@@ -100,7 +117,8 @@ class MaskTrainedExplainer(ExplainerPreTrainedModel):
         self, pixel_values: torch.Tensor, features: ClassifierFeatures, target: torch.Tensor
     ) -> SaliencyOutput:
         config = self.config
-        if config.regularize == "batch":
+        regularizes = config.area_weight or config.variation_weight
+        if config.regularize == "batch" and regularizes:
             # of the batch of all processes while training; validation batches may differ in length between processes
             targets, first = gather_targets(target) if self.training else (target, 0)
             pairs = self.pairwise_saliency_logits(features, targets)
@@ -109,19 +127,36 @@ class MaskTrainedExplainer(ExplainerPreTrainedModel):
         else:
             maps = self.saliency_logits(features, target)
             regularized = maps.sigmoid()
-        attention = maps.sigmoid()
-        removal = config.removal_weight > 0
-        asked = torch.cat([attention, 1 - attention]) if removal else attention
-        logits = self.masked_logits(pixel_values, features, asked)
-        terms = {"cross_entropy": config.ce_weight * cross_entropy(logits[: len(target)], target)}
+
+        # what the classifier is asked about, all in one pass
+        attention, asked = maps.sigmoid(), {}
+        if config.ce_weight:
+            asked["cross_entropy"] = attention
+        if config.removal_weight:
+            asked["removal"] = 1 - attention
+        if config.ranking_weight:
+            # of every image its own part: training draws it, validation covers the range evenly and always alike
+            size, device = len(target), maps.device
+            drawn = batch_uniform(size, device) if self.training else (torch.arange(size, device=device) + 0.5) / size
+            asked["ranking_kept"] = ranked_masks(maps.float(), drawn, config.ranking_temperature)
+            asked["ranking_removed"] = 1 - asked["ranking_kept"]
+        logits = self.masked_logits(pixel_values, features, torch.cat(list(asked.values())))
+        logits = dict(zip(asked, logits.float().split(len(target)), strict=True))
+
+        terms = {}
+        if config.ce_weight:
+            terms["cross_entropy"] = config.ce_weight * cross_entropy(logits["cross_entropy"], target)
         if config.area_weight:
             area = area_loss(regularized.float(), config.area_power, config.area_epsilon)
             terms["area"] = config.area_weight * area
         if config.variation_weight:
             variation = variation_loss(regularized.float(), len(target), config.border_weight)
             terms["variation"] = config.variation_weight * variation
-        if removal:
-            terms["removal"] = config.removal_weight * removal_loss(logits[len(target) :].float(), target)
+        if config.removal_weight:
+            terms["removal"] = config.removal_weight * removal_loss(logits["removal"], target)
+        if config.ranking_weight:
+            kept = cross_entropy(logits["ranking_kept"], target)
+            terms["ranking"] = config.ranking_weight * (kept + removal_loss(logits["ranking_removed"], target))
         return SaliencyOutput(
             loss=sum(terms.values()),
             saliency_logits=maps,

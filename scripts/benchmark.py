@@ -257,6 +257,12 @@ def ttame(bench: Bench) -> None:
     bench.compare(
         "T-TAME step, own, removal", "the same floor with removal", bench.step(removal), bench.removal_step, 1.25
     )
+    ranking = TTameForSaliency.from_classifier(
+        bench.classifier, regularize="own", ranking_weight=1.0, ce_weight=0.0, area_weight=0.0
+    )
+    bench.compare(
+        "T-TAME step, own, ranking", "the same floor with removal", bench.step(ranking), bench.removal_step, 1.25
+    )
 
 
 def scan(bench: Bench) -> None:

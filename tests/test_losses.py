@@ -7,7 +7,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from hf_explain.losses import area_loss, cross_entropy, removal_loss, variation_loss
+from hf_explain.losses import area_loss, cross_entropy, ranked_masks, removal_loss, variation_loss
 
 
 GOLDEN = load_file(Path(__file__).parent / "golden" / "tame_loss.safetensors")
@@ -102,6 +102,33 @@ def test_removal_where_p_rounds_to_one():
     gone = torch.tensor([[-200.0, 0.0, 0.0]])
     assert removal_loss(gone, torch.tensor([0])).item() == 0
     assert logits.detach()[0].tolist() == [200.0, 0.0, 0.0]  # the input is not touched
+
+
+def test_ranked_masks_keep_the_most_salient_part_asked_for():
+    maps = torch.randn(3, 5, 8, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    area = torch.tensor([0.0, 0.3, 1.0], dtype=torch.float64)
+    for scaled in (maps, 1000 * maps + 7, maps / 50):  # order and contrast alone count
+        masks = ranked_masks(scaled, area, 0.3)
+        for one, part, mask in zip(maps, area, masks, strict=True):
+            threshold = one.flatten().quantile(1 - part)
+            expected = torch.sigmoid((one - threshold) / (0.3 * one.std(correction=0)))
+            torch.testing.assert_close(mask, expected, rtol=1e-4, atol=1e-6)
+    hard = ranked_masks(maps, area, 1e-6)
+    assert [(mask > 0.5).sum().item() for mask in hard] == [0, 12, 39]  # the last one lies on the threshold
+
+
+def test_ranked_masks_of_a_map_without_contrast():
+    maps = torch.full((2, 3, 3), 4.0, requires_grad=True)
+    masks = ranked_masks(maps, torch.tensor([0.2, 0.9]))
+    assert (masks == 0.5).all()
+    masks.sum().backward()
+    assert maps.grad.isfinite().all()
+
+
+def test_gradient_of_ranked_masks():
+    maps = torch.randn(2, 3, 4, generator=torch.Generator().manual_seed(1), dtype=torch.float64, requires_grad=True)
+    area = torch.tensor([0.35, 0.8], dtype=torch.float64)
+    assert torch.autograd.gradcheck(lambda values: ranked_masks(values, area), maps)
 
 
 def test_cross_entropy_in_float32_whatever_comes():

@@ -80,7 +80,8 @@ def literal_loss(family, head, pixel_values, target, own_tap):
     if prefix:
         grid = (pixel_values.shape[-2] // 8, pixel_values.shape[-1] // 8)
         feature_map = feature_map[:, prefix:].transpose(1, 2).reshape(batch_size, -1, *grid)
-    all_maps = torch.sigmoid(F.conv2d(feature_map, head.attention.weight, head.attention.bias))  # (B, K, h, w)
+    scores = F.conv2d(feature_map, head.attention.weight, head.attention.bias)  # (B, K, h, w)
+    all_maps = torch.sigmoid(scores)
     own = all_maps[torch.arange(batch_size), target]
 
     mean, std = (torch.tensor(values).view(1, 3, 1, 1) for values in (config.image_mean, config.image_std))
@@ -118,7 +119,20 @@ def literal_loss(family, head, pixel_values, target, own_tap):
     if config.removal_weight:
         p = ask(1 - own).softmax(1)[torch.arange(batch_size), target]
         loss = loss - config.removal_weight * (1 - p).log().mean()
+    if config.ranking_weight:
+        # in eval mode the parts kept of the images of a batch are evenly spread
+        masks = [ranked_mask(scores[i, target[i]], (i + 0.5) / batch_size, config) for i in range(batch_size)]
+        kept = torch.stack(masks)
+        p = ask(kept).softmax(1)[torch.arange(batch_size), target]
+        q = ask(1 - kept).softmax(1)[torch.arange(batch_size), target]
+        loss = loss - config.ranking_weight * (p.log().mean() + (1 - q).log().mean())
     return loss, own
+
+
+def ranked_mask(scores, area, config):
+    """One map, one threshold: the value below which `1 - area` of the positions lie."""
+    threshold = scores.flatten().quantile(1 - area)
+    return torch.sigmoid((scores - threshold) / (config.ranking_temperature * scores.std(correction=0)))
 
 
 CASES = {
@@ -126,6 +140,9 @@ CASES = {
     "img-own": {"regularize": "own"},
     "img-normalized": {"mask_space": "normalized", "regularize": "own"},
     "img-removal": {"removal_weight": 0.7, "regularize": "own"},
+    "img-ranking": {"ranking_weight": 0.8, "regularize": "own"},
+    "fm-ranking": {"variant": "fm", "ranking_weight": 0.8, "ranking_temperature": 0.7},
+    "ranking-alone": {"ranking_weight": 1.0, "ce_weight": 0.0, "area_weight": 0.0, "variation_weight": 0.0},
     "img-star": {"area_weight": 0.0, "variation_weight": 0.0},
     "fm-batch": {"variant": "fm"},
     "fm-own": {"variant": "fm", "regularize": "own"},
@@ -167,6 +184,10 @@ def test_loss_and_gradient_against_the_literal_form(family, case):
         names = {"cross_entropy"}
     elif "removal" in case:
         names |= {"removal"}
+    elif case == "ranking-alone":
+        names = {"ranking"}
+    elif "ranking" in case:
+        names |= {"ranking"}
     assert output.loss_terms.keys() == names
 
 
@@ -258,6 +279,9 @@ def test_mask_spaces_differ_where_they_should():
         ("ce_weight", -1.0, "`ce_weight` must be at least 0 and finite, got -1.0"),
         ("removal_weight", -0.5, "`removal_weight` must be at least 0"),
         ("removal_weight", float("nan"), "`removal_weight` must be at least 0 and finite, got nan"),
+        ("ranking_weight", -1.0, "`ranking_weight` must be at least 0 and finite, got -1.0"),
+        ("ranking_temperature", 0.0, "`ranking_temperature` must be above 0 and finite, got 0.0"),
+        ("ce_weight", 0.0, "`ce_weight`, `removal_weight` and `ranking_weight` are all 0"),
         ("area_power", 0.0, r"`area_power` must lie in \(0, 1\], got 0.0"),
         ("area_power", 1.5, r"`area_power` must lie in \(0, 1\]"),
         ("area_epsilon", 0.0, "`area_epsilon` must be above 0"),

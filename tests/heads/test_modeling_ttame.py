@@ -282,13 +282,13 @@ def test_labels_are_the_classifiers():
 
 def test_kept_and_removed_images_share_one_pass():
     sizes, terms = [], []
-    for weight in (0.0, 1.0):
+    for weights in ({}, {"removal_weight": 1.0, "ranking_weight": 1.0}):
         torch.manual_seed(0)
-        head = make_head("resnet", removal_weight=weight).train()
+        head = make_head("resnet", **weights).train()
         head.backbone.register_forward_pre_hook(lambda module, inputs: sizes.append(len(inputs[0])))
         terms.append(head(random_pixels("resnet", 3), return_loss=True).loss_terms)
-    assert sizes == [3, 6]  # besides the pass that gave the features
-    removal = terms[1].pop("removal")
-    assert removal > 0 and terms[0].keys() == terms[1].keys()
+    assert sizes == [3, 12]  # besides the pass that gave the features
+    assert terms[1].pop("removal") > 0 and terms[1].pop("ranking") > 0
+    assert terms[0].keys() == terms[1].keys()
     for name, term in terms[0].items():  # reported beside the published loss, not inside it
         torch.testing.assert_close(terms[1][name], term)
