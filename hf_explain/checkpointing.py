@@ -7,6 +7,8 @@ A checkpoint directory holds what `save_pretrained` writes (so it loads like any
 
 from __future__ import annotations
 
+import contextlib
+import errno
 import hashlib
 import io
 import json
@@ -14,7 +16,7 @@ import math
 import os
 import re
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -22,10 +24,19 @@ import torch
 from safetensors import SafetensorError
 
 
+try:
+    import fcntl
+except ImportError:  # Windows
+    fcntl = None
+
 _CHECKPOINT = re.compile(r"^checkpoint-(\d+)$")
 STATE_FILE = "training_state.pt"
 INFO_FILE = "trainer_state.json"
 LOG_FILE = "train_log.jsonl"
+LOCK_FILE = ".hf_explain.lock"
+# what file systems that know no locks answer
+_NO_LOCKS = (errno.ENOLCK, errno.ENOSYS, errno.ENOTSUP, errno.EOPNOTSUPP)
+_HELD: set[int] = set()  # open lock files of this process
 
 
 def write_atomically(path: Path, content: bytes) -> None:
@@ -49,15 +60,88 @@ def check_writable(directory: Path) -> None:
     Raises:
         OSError: If it cannot be created or written to.
     """
-    try:
+    with _writing_to(directory):
         directory.mkdir(parents=True, exist_ok=True)
         write_atomically(directory / ".write_test", b"")
         (directory / ".write_test").unlink()
+
+
+@contextlib.contextmanager
+def _writing_to(directory: Path) -> Iterator[None]:
+    try:
+        yield
+    except BlockingIOError:
+        raise  # locked, not unwritable
     except OSError as error:
         raise OSError(
             f"output_dir {str(directory)!r} is not writable ({error.strerror or error}): choose another directory or "
             "change its permissions."
         ) from error
+
+
+@contextlib.contextmanager
+def lock_directory(directory: Path) -> Iterator[None]:
+    """
+    Keep `directory` to one run at a time: two would overwrite each other's files.
+
+    The system gives a lock back when its process ends, however it ends; the lock's file goes with it unless the
+    process was killed. Where there are no locks (Windows, some network file systems) nothing is locked.
+
+    Args:
+        directory (`Path`): Created if need be.
+
+    Raises:
+        OSError: If another run holds it, or it cannot be written to.
+    """
+    path = directory / LOCK_FILE
+    try:
+        with _writing_to(directory):
+            directory.mkdir(parents=True, exist_ok=True)
+            descriptor = None if fcntl is None else _lock(path)
+    except BlockingIOError:
+        raise OSError(
+            f"output_dir {str(directory)!r} is in use by another run, which is still going on: wait until it has "
+            "ended, or choose another output_dir."
+        ) from None
+    try:
+        yield
+    finally:
+        if descriptor in _HELD:  # in a process forked meanwhile it is not
+            _HELD.discard(descriptor)
+            with contextlib.suppress(OSError):  # one that stays locks nobody out
+                path.unlink()  # while it is held: nobody else's has this name
+            os.close(descriptor)
+
+
+def _lock(path: Path) -> int | None:
+    """A descriptor that holds the lock of `path`, or `None` where files cannot be locked."""
+    while True:
+        descriptor = os.open(path, os.O_RDWR | os.O_CREAT, 0o666)
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            if os.path.samestat(os.fstat(descriptor), os.stat(path)):
+                _HELD.add(descriptor)
+                return descriptor
+        except FileNotFoundError:
+            pass  # its last holder removed it in between, like one that is another by now: once more
+        except OSError as error:
+            if error.errno not in _NO_LOCKS:
+                raise
+            path.unlink(missing_ok=True)
+            return None
+        finally:
+            if descriptor not in _HELD:
+                os.close(descriptor)
+
+
+def _let_go() -> None:
+    """A forked process, such as one that loads images, holds no lock: it may live longer than a killed parent."""
+    while _HELD:
+        os.close(_HELD.pop())
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_let_go)
 
 
 def list_checkpoints(output_dir: Path) -> list[Path]:

@@ -74,15 +74,20 @@ def package_versions() -> dict[str, str]:
 
 def on_main_process(accelerator: Accelerator, action: Callable[[], Any]) -> Any:
     """Run `action` on the main process only; its result, or its error, reaches all of them."""
+    return on_first_process(accelerator.process_index, accelerator.num_processes, action)
+
+
+def on_first_process(rank: int, world: int, action: Callable[[], Any]) -> Any:
+    """The same for process `rank` of `world` where there is no accelerator."""
     outcome: list[Any] = [None, None]
-    if accelerator.is_main_process:
+    if rank == 0:
         try:
             outcome[0] = action()
         except (OSError, ValueError) as error:
-            if accelerator.num_processes == 1:
+            if world == 1:
                 raise
             outcome[1] = error
-    if accelerator.num_processes > 1:
+    if world > 1:
         broadcast_object_list(outcome)
     if outcome[1] is not None:
         raise outcome[1]

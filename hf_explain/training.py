@@ -36,6 +36,7 @@ from hf_explain.batching import (
 from hf_explain.checkpointing import (
     LOG_FILE,
     load_checkpoint,
+    lock_directory,
     prepare_output_dir,
     save_checkpoint,
     trim_log,
@@ -97,20 +98,22 @@ def train(
 
     Raises:
         ValueError: If the data or the settings cannot work, or the checkpoint is of a run with other settings.
-        OSError: If `output_dir` is not writable, the disk is full or the checkpoint is unreadable.
+        OSError: If `output_dir` is not writable or another run is using it, the disk is full or the checkpoint is
+            unreadable.
         FloatingPointError: If the loss is not finite; names the step, the samples and the last good checkpoint.
     """
     if not isinstance(args, ExplainerTrainingArguments):
         raise TypeError(f"args must be ExplainerTrainingArguments, got {type(args).__name__}.")
     if image_processor is None:
         image_processor = getattr(getattr(model, "backbone", None), "image_processor", None)
-    return _Run(model, train_dataset, eval_dataset, image_processor, args, description or {}).run()
+    with contextlib.ExitStack() as held:
+        return _Run(model, train_dataset, eval_dataset, image_processor, args, description or {}, held).run()
 
 
 class _Run:
-    """One call of `train`."""
+    """One call of `train`; `held` gets the lock of its directory."""
 
-    def __init__(self, model, train_dataset, eval_dataset, image_processor, args, description) -> None:
+    def __init__(self, model, train_dataset, eval_dataset, image_processor, args, description, held) -> None:
         self.args, self.output_dir, self.description = args, Path(args.output_dir), description
         self.accelerator = accelerator = make_accelerator(args)
         self.image_processor = image_processor
@@ -141,10 +144,11 @@ class _Run:
         self.eval_steps = args.eval_steps or self.steps_per_epoch or self.total_steps
         optimizer = make_optimizer(model, args)
 
-        resume_path = on_main_process(
-            accelerator,
-            lambda: prepare_output_dir(self.output_dir, args.resume_from_checkpoint, args.overwrite_output_dir),
-        )
+        def claim() -> Path | None:
+            held.enter_context(lock_directory(self.output_dir))
+            return prepare_output_dir(self.output_dir, args.resume_from_checkpoint, args.overwrite_output_dir)
+
+        resume_path = on_main_process(accelerator, claim)
         state, info = (None, {}) if resume_path is None else load_checkpoint(resume_path)
         if state is not None:
             check_same_path(resume_path, info, self.path, self.total_steps)

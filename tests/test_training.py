@@ -14,7 +14,7 @@ from torch import nn
 from transformers import ResNetConfig, ResNetForImageClassification
 
 from hf_explain import FrozenClassifier, LCamForSaliency
-from hf_explain.checkpointing import list_checkpoints, load_checkpoint
+from hf_explain.checkpointing import LOCK_FILE, list_checkpoints, load_checkpoint
 from hf_explain.data import load_image_dataset
 from hf_explain.train_command import parse_head_options
 from hf_explain.training import train
@@ -184,6 +184,29 @@ def test_two_processes(tmp_path):
     last_good = tmp_path / "nan/checkpoint-2"
     assert "loss is nan at step 3, batch of samples " in found["nan"] and str(last_good) in found["nan"]
     assert len(found["nan"].split("samples ")[1].split(":")[0].split(", ")) == 2
+    assert "busy' is in use by another run" in found["busy"] and list((tmp_path / "busy").iterdir()) == []
+
+
+def test_one_run_at_a_time(tmp_path):
+    """In the third step of a run, another one starts in its directory."""
+
+    class Disturbed(TinyHead):
+        def forward(self, pixel_values, target=None, return_loss=False):
+            output = super().forward(pixel_values, target)
+            if len(self.seen) == 3:
+                with pytest.raises(OSError, match="output_dir '.*out' is in use by another run.*another output_dir"):
+                    run(tmp_path / "out", head=other, max_steps=9, save_steps=2, overwrite_output_dir=True)
+            return output
+
+    options = {"max_steps": 9, "save_steps": 2, "save_total_limit": None}
+    other = TinyHead()
+    head, record = run(tmp_path / "out", head=Disturbed(), **options)
+    alone, expected = run(tmp_path / "alone", **options)
+    assert other.seen == [] and same(head, alone) and record["losses"] == expected["losses"]
+    names = [{path.name for path in (tmp_path / name).iterdir()} for name in ("out", "alone")]
+    assert names[0] == names[1] and "checkpoint-2" in names[0] and LOCK_FILE not in names[0]
+    run(tmp_path / "out", head=other, **options, overwrite_output_dir=True)
+    assert same(other, alone)
 
 
 def test_processes_that_do_not_see_each_other(tmp_path, monkeypatch):

@@ -1,5 +1,6 @@
 """What two processes do in `test_training.py`; started by torchrun, it writes its findings as JSON."""
 
+import contextlib
 import json
 import os
 import sys
@@ -8,6 +9,7 @@ from pathlib import Path
 import torch
 from testing_training import HEADS, TinyHead, picture_dataset, processor, train_head
 
+from hf_explain.checkpointing import lock_directory
 from hf_explain.data import load_image_dataset
 from hf_explain.distributed import leave
 from hf_explain.training import train
@@ -62,6 +64,12 @@ def main(directory: Path):
         run("nan", picture_dataset(), kind=LosesItself, save_steps=2)
     except FloatingPointError as error:
         found["nan"] = str(error)
+    # the first process alone asks for the lock; the other one learns what it was told
+    with lock_directory(directory / "busy") if RANK == 0 else contextlib.nullcontext():
+        try:
+            run("busy", picture_dataset())
+        except OSError as error:
+            found["busy"] = str(error)
     (directory / f"found-{RANK}.json").write_text(json.dumps(found))
 
 
