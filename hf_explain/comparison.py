@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import csv
 import io
 import json
@@ -14,15 +15,15 @@ from typing import Any
 import evaluate
 import numpy as np
 import torch
-from accelerate import PartialState
 
 from hf_explain.backbones import FrozenClassifier
-from hf_explain.checkpointing import check_writable, write_atomically
+from hf_explain.checkpointing import check_writable, lock_directory, write_atomically
 from hf_explain.evaluation import SaliencyEvaluator
 from hf_explain.evaluation_inputs import ExampleReader, Explainer, resolve_explainer, seen_image
 from hf_explain.mapping import METHODS, AutoModelForSaliency
 from hf_explain.maps import resize_maps
 from hf_explain.metrics import path as metric_path
+from hf_explain.runtime import launched_processes, on_first_process
 from hf_explain.sanity import check_sanity
 from hf_explain.visualization import bar_chart, overlay, plot_curves, saliency_grid, save_image
 
@@ -130,7 +131,7 @@ def compare(
 
     Raises:
         ValueError: If the arguments cannot work, or the controls cannot be measured.
-        OSError: If the classifier cannot be loaded or `output_dir` not be written to.
+        OSError: If the classifier cannot be loaded, or `output_dir` not be written to, or another run is using it.
     """
     if not isinstance(explainers, Mapping):
         explainers = parse_explainers(explainers)
@@ -146,83 +147,77 @@ def compare(
             raise ValueError(f"`{argument}` names {unknown[0]!r}, which is no explainer: {', '.join(names)}.")
     slow = SLOW_METHODS if slow is None else slow
     folder = Path(output_dir)
-    main = _is_main_process()
-    if main:
-        check_writable(folder)
-    if not isinstance(classifier, FrozenClassifier):
-        classifier = FrozenClassifier.from_pretrained(classifier, revision=revision)
-    classifier.to(device or _default_device())
+    rank, world, own_device = launched_processes()
+    main = rank == 0
 
-    evaluator, results, columns, built = SaliencyEvaluator(), {}, {}, {}
-    # the controls first: what keeps them from being measured is no fault of an explainer
-    for name in sorted(names, key=lambda name: name not in CONTROLS):
-        count = max_examples
-        if name in slow and slow_examples is not None:
-            count = min(slow_examples, max_examples or slow_examples)
-        try:
-            model = _model(name, explainers.get(name), classifier)
-            method = name if explainers.get(name) is None else None
-            own_options = (method_options or {}).get(name)
-            result = evaluator.compute(
-                model,
-                data,
-                measured,
-                method=method,
-                method_options=own_options,
-                max_examples=count,
-                seed=seed,
-                output_dir=folder / "explainers" / name,
-                return_columns=True,
-                **options,
-            )
-            columns[name] = result.pop("columns")
-            if sanity and name not in CONTROLS:
-                result["sanity"] = check_sanity(
+    def claim() -> None:
+        held.enter_context(lock_directory(folder))
+        check_writable(folder)
+
+    with contextlib.ExitStack() as held:
+        on_first_process(rank, world, claim)
+        if not isinstance(classifier, FrozenClassifier):
+            classifier = FrozenClassifier.from_pretrained(classifier, revision=revision)
+        classifier.to(device or own_device or ("cuda" if torch.cuda.is_available() else "cpu"))
+
+        evaluator, results, columns, built = SaliencyEvaluator(), {}, {}, {}
+        # the controls first: what keeps them from being measured is no fault of an explainer
+        for name in sorted(names, key=lambda name: name not in CONTROLS):
+            count = max_examples
+            if name in slow and slow_examples is not None:
+                count = min(slow_examples, max_examples or slow_examples)
+            try:
+                model = _model(name, explainers.get(name), classifier)
+                method = name if explainers.get(name) is None else None
+                own_options = (method_options or {}).get(name)
+                result = evaluator.compute(
                     model,
                     data,
+                    measured,
                     method=method,
                     method_options=own_options,
-                    max_examples=min(sanity_examples, count or sanity_examples),
-                    image_column=options.get("image_column"),
-                    batch_size=options.get("batch_size", 8),
+                    max_examples=count,
                     seed=seed,
+                    output_dir=folder / "explainers" / name,
+                    return_columns=True,
+                    **options,
                 )
-            results[name] = result
-            built[name] = resolve_explainer(model, method, own_options, seed)
-        except Exception as error:
-            if name in CONTROLS:
-                raise
-            # one failing method must not cost the hours of the others; the command still ends with an error
-            reason = " ".join(str(error).split()) or type(error).__name__
-            if not isinstance(error, (ValueError, OSError)):
-                reason = f"{type(error).__name__}: {reason}"
-            results[name] = {"error": reason}
-            columns.pop(name, None)
-            if main:
-                report(f"{name} failed: {reason}")
-    results = {name: results[name] for name in names}
-    if "win_rate" in metrics:
-        _add_win_rates(results, columns, measured)
-    comparison = _describe(results, classifier, columns)
-    if main:
-        _write_tables(folder, comparison, command)
-        _write_charts(folder, results)
-        if pictures:
-            _write_pictures(folder, data, built, columns, measured[0], pictures, options.get("image_column"))
-        report((folder / "table.md").read_text())
-    return comparison
-
-
-def _is_main_process() -> bool:
-    if int(os.environ.get("WORLD_SIZE", 1)) == 1:
-        return True
-    return PartialState(cpu=not torch.cuda.is_available()).is_main_process
-
-
-def _default_device() -> torch.device | str:
-    if int(os.environ.get("WORLD_SIZE", 1)) > 1:
-        return PartialState(cpu=not torch.cuda.is_available()).device
-    return "cuda" if torch.cuda.is_available() else "cpu"
+                columns[name] = result.pop("columns")
+                if sanity and name not in CONTROLS:
+                    result["sanity"] = check_sanity(
+                        model,
+                        data,
+                        method=method,
+                        method_options=own_options,
+                        max_examples=min(sanity_examples, count or sanity_examples),
+                        image_column=options.get("image_column"),
+                        batch_size=options.get("batch_size", 8),
+                        seed=seed,
+                    )
+                results[name] = result
+                built[name] = resolve_explainer(model, method, own_options, seed)
+            except Exception as error:
+                if name in CONTROLS:
+                    raise
+                # one failing method must not cost the hours of the others; the command still ends with an error
+                reason = " ".join(str(error).split()) or type(error).__name__
+                if not isinstance(error, (ValueError, OSError)):
+                    reason = f"{type(error).__name__}: {reason}"
+                results[name] = {"error": reason}
+                columns.pop(name, None)
+                if main:
+                    report(f"{name} failed: {reason}")
+        results = {name: results[name] for name in names}
+        if "win_rate" in metrics:
+            _add_win_rates(results, columns, measured)
+        comparison = _describe(results, classifier, columns)
+        if main:
+            _write_tables(folder, comparison, command)
+            _write_charts(folder, results)
+            if pictures:
+                _write_pictures(folder, data, built, columns, measured[0], pictures, options.get("image_column"))
+            report((folder / "table.md").read_text())
+        return comparison
 
 
 def _model(name: str, source, classifier: FrozenClassifier):

@@ -13,14 +13,13 @@ from typing import Any
 
 import evaluate
 import torch
-from accelerate import PartialState
-from accelerate.utils import broadcast_object_list, gather_object
+from accelerate.utils import gather_object
 from tqdm.auto import tqdm
 
-from hf_explain.checkpointing import check_writable, write_atomically
+from hf_explain.checkpointing import check_writable, lock_directory, write_atomically
 from hf_explain.evaluation_inputs import Example, ExampleReader, Explainer, PassCounter, resolve_explainer
 from hf_explain.metrics import path as metric_path
-from hf_explain.runtime import package_versions
+from hf_explain.runtime import launched_processes, on_first_process, package_versions
 
 
 TARGETS = ("prediction", "label")
@@ -117,7 +116,7 @@ class SaliencyEvaluator:
         Raises:
             ValueError: If an argument cannot work, an image cannot be used, or `output_dir` holds another evaluation.
             TypeError: If an argument is of another type.
-            OSError: If `output_dir` cannot be written to.
+            OSError: If `output_dir` cannot be written to, or another run is using it.
         """
         if model_or_pipeline is None or data is None:
             raise ValueError("`model_or_pipeline` and `data` are both needed.")
@@ -126,7 +125,7 @@ class SaliencyEvaluator:
         for name, count in (("batch_size", batch_size), ("shard_size", shard_size)):
             if isinstance(count, bool) or not isinstance(count, int) or count < 1:
                 raise ValueError(f"`{name}` must be a whole number of at least 1, got {count!r}.")
-        rank, world, own_device = _processes()
+        rank, world, own_device = launched_processes()
         # not `or`: a metric that has collected nothing yet has length 0
         metrics = _load_metrics(self.default_metric_name if metric is None else metric, presets or {})
         options = _metric_options(metrics, metric_options or {}, seed)
@@ -155,64 +154,59 @@ class SaliencyEvaluator:
             }
         )
         folder = None if output_dir is None else Path(output_dir)
-        if folder is not None:
-            _claim(folder, settings, rank, world)
-        elif reader.total is not None:
-            # nothing to resume: then the split may follow the processes
-            shard_size = max(1, min(shard_size, -(-reader.total // world)))
+        with contextlib.ExitStack() as held:
+            if folder is not None:
+                on_first_process(rank, world, lambda: _claim(folder, settings, held))
+            elif reader.total is not None:
+                # nothing to resume: then the split may follow the processes
+                shard_size = max(1, min(shard_size, -(-reader.total // world)))
 
-        bar = tqdm(
-            total=reader.total if world == 1 else None,
-            unit="image",
-            desc=explainer.identity["explainer"],
-            disable=not progress or rank != 0,
-        )
-        records: list[dict[str, Any]] = []
-        failure: Exception | None = None
-        with bar:
-            try:
-                finished = _finished(folder)
-                bar.update(sum(record["num_images"] for record in finished.values()))
+            bar = tqdm(
+                total=reader.total if world == 1 else None,
+                unit="image",
+                desc=explainer.identity["explainer"],
+                disable=not progress or rank != 0,
+            )
+            records: list[dict[str, Any]] = []
+            failure: Exception | None = None
+            with bar:
+                try:
+                    finished = _finished(folder)
+                    bar.update(sum(record["num_images"] for record in finished.values()))
 
-                def wanted(shard: int) -> bool:
-                    return shard % world == rank and shard not in finished
+                    def wanted(shard: int) -> bool:
+                        return shard % world == rank and shard not in finished
 
-                for shard, rows in reader.shards(shard_size, wanted):
-                    record = self._measure_shard(reader, rows, explainer, metrics, options, target, batch_size, bar)
-                    record["shard"] = shard
-                    if folder is not None:
-                        write_atomically(_shard_file(folder, shard), json.dumps(record).encode())
-                    records.append(record)
-            except Exception as error:
-                if world == 1:
+                    for shard, rows in reader.shards(shard_size, wanted):
+                        record = self._measure_shard(
+                            reader, rows, explainer, metrics, options, target, batch_size, bar
+                        )
+                        record["shard"] = shard
+                        if folder is not None:
+                            write_atomically(_shard_file(folder, shard), json.dumps(record).encode())
+                        records.append(record)
+                except Exception as error:
+                    if world == 1:
+                        _give_back(folder)
+                        raise
+                    failure = error  # the others wait below: they must learn of it
+            if world > 1:
+                failures = gather_object([None if failure is None else f"{type(failure).__name__}: {failure}"])
+                if any(failures) and rank == 0:
                     _give_back(folder)
-                    raise
-                failure = error  # the others wait below: they must learn of it
-        if world > 1:
-            failures = gather_object([None if failure is None else f"{type(failure).__name__}: {failure}"])
-            if any(failures) and rank == 0:
-                _give_back(folder)
-            if failure is not None:
-                raise failure
-            if any(failures):
-                other = next(place for place, message in enumerate(failures) if message)
-                raise RuntimeError(f"The evaluation failed on process {other}: {failures[other]}")
-            records = gather_object(records)
-        # by number: a process may have seen partial results that another one had just written
-        merged = {**finished, **{record["shard"]: record for record in records}}
-        outcome: list[Any] = [None, None]
-        if rank == 0:
-            try:
-                outcome[0] = self._summarize(list(merged.values()), metrics, settings, explainer, reader, folder)
-            except (ValueError, OSError) as error:
-                if world == 1:
-                    raise
-                outcome[1] = error
-        if world > 1:
-            broadcast_object_list(outcome)
-        if outcome[1] is not None:
-            raise outcome[1]
-        result = outcome[0]
+                if failure is not None:
+                    raise failure
+                if any(failures):
+                    other = next(place for place, message in enumerate(failures) if message)
+                    raise RuntimeError(f"The evaluation failed on process {other}: {failures[other]}")
+                records = gather_object(records)
+            # by number: a process may have seen partial results that another one had just written
+            merged = {**finished, **{record["shard"]: record for record in records}}
+            result = on_first_process(
+                rank,
+                world,
+                lambda: self._summarize(list(merged.values()), metrics, settings, explainer, reader, folder),
+            )
         columns = result.pop("columns")
         return {**result, "columns": columns} if return_columns else result
 
@@ -339,14 +333,6 @@ class SaliencyEvaluator:
 # -------------------------------------------------------------------------------------------------------------- pieces
 
 
-def _processes() -> tuple[int, int, torch.device | None]:
-    """Rank and number of the processes a launcher started, and the device of this one; joins them."""
-    if int(os.environ.get("WORLD_SIZE", 1)) == 1:
-        return 0, 1, None
-    state = PartialState(cpu=not torch.cuda.is_available())
-    return state.process_index, state.num_processes, state.device
-
-
 def _load_metrics(metric, presets: Mapping[str, str]) -> dict[str, Any]:
     wanted = [metric] if isinstance(metric, str) or not isinstance(metric, Sequence) else list(metric)
     if not wanted:
@@ -411,21 +397,9 @@ def _jsonable(value):
     return json.loads(json.dumps(value, default=str))
 
 
-def _claim(folder: Path, settings: dict[str, Any], rank: int, world: int) -> None:
-    """Make `folder` this evaluation's, or see that it already is; no process goes on before the first has done so."""
-    refused: list[Exception | None] = [None]
-    if rank == 0:
-        try:
-            _claim_alone(folder, settings)
-        except (ValueError, OSError) as error:
-            refused[0] = error
-    if world > 1:
-        broadcast_object_list(refused)
-    if refused[0] is not None:
-        raise refused[0]
-
-
-def _claim_alone(folder: Path, settings: dict[str, Any]) -> None:
+def _claim(folder: Path, settings: dict[str, Any], held: contextlib.ExitStack) -> None:
+    """Make `folder` this evaluation's, or see that it already is; no other run works there until `held` is closed."""
+    held.enter_context(lock_directory(folder))
     check_writable(folder)
     file = folder / SETTINGS_FILE
     if not file.is_file():

@@ -9,6 +9,7 @@ an interruption shows in what is written, and a run that was killed goes on with
 from __future__ import annotations
 
 import argparse
+import contextlib
 import dataclasses
 import io
 import itertools
@@ -29,7 +30,7 @@ from accelerate.utils import InitProcessGroupKwargs
 from tqdm.auto import tqdm
 from transformers import pipeline
 
-from hf_explain.checkpointing import check_writable, remove_leftovers, write_atomically
+from hf_explain.checkpointing import LOCK_FILE, check_writable, lock_directory, remove_leftovers, write_atomically
 from hf_explain.data import LabelReader
 from hf_explain.export_inputs import (
     ExportArguments,
@@ -97,7 +98,8 @@ def export_saliency(output_dir: str | os.PathLike, args: ExportArguments) -> dic
 
     Raises:
         FileExistsError: If `output_dir` holds something else, or an export with other settings.
-        OSError: If the model or the data set cannot be found or read, or the output not be written.
+        OSError: If the model or the data set cannot be found or read, or the output not be written, or another run is
+            writing there.
         ValueError: If a column is missing, an image or label is unusable, or a setting cannot work.
     """
     output_dir = Path(output_dir)
@@ -119,18 +121,23 @@ def export_saliency(output_dir: str | os.PathLike, args: ExportArguments) -> dic
     if source.label_column is not None:
         read_label = LabelReader(source.features.get(source.label_column), pipe.classifier.config)
     features = _features(pipe, source)
-    done = on_main_process(accelerator, lambda: _prepare(output_dir, args, source, pipe))
+    with contextlib.ExitStack() as held:
 
-    mine = source.chunks(args, done, accelerator.process_index, accelerator.num_processes)
-    total = None if source.streaming else sum(chunk.num_images for chunk in mine)
-    quiet = args.disable_tqdm or not accelerator.is_main_process
-    of = f" (process 1 of {accelerator.num_processes})" if accelerator.num_processes > 1 else ""
-    with tqdm(total=total, unit="image", desc=f"export{of}", disable=quiet) as bar:
-        for chunk in mine:
-            results = _explain(pipe, chunk, source, args, read_label)
-            _write_shard(output_dir / "data" / chunk.name, features, results, args.on_error, bar.update)
-    accelerator.wait_for_everyone()
-    return on_main_process(accelerator, lambda: _report(output_dir))
+        def claim() -> set[str]:
+            held.enter_context(lock_directory(output_dir))
+            return _prepare(output_dir, args, source, pipe)
+
+        done = on_main_process(accelerator, claim)
+        mine = source.chunks(args, done, accelerator.process_index, accelerator.num_processes)
+        total = None if source.streaming else sum(chunk.num_images for chunk in mine)
+        quiet = args.disable_tqdm or not accelerator.is_main_process
+        of = f" (process 1 of {accelerator.num_processes})" if accelerator.num_processes > 1 else ""
+        with tqdm(total=total, unit="image", desc=f"export{of}", disable=quiet) as bar:
+            for chunk in mine:
+                results = _explain(pipe, chunk, source, args, read_label)
+                _write_shard(output_dir / "data" / chunk.name, features, results, args.on_error, bar.update)
+        accelerator.wait_for_everyone()
+        return on_main_process(accelerator, lambda: _report(output_dir))
 
 
 # ---------------------------------------------------------------------------------------------------------- the maps
@@ -223,7 +230,7 @@ def _explain(
 def _prepare(output_dir: Path, args: ExportArguments, source: ExportSource, pipe: _ExportPipeline) -> set[str]:
     """Make the directory this export's, or see that it is; the names of the shards that are there."""
     settings = _settings(args, source, pipe)
-    if output_dir.is_dir() and any(output_dir.iterdir()):
+    if output_dir.is_dir() and any(path.name != LOCK_FILE for path in output_dir.iterdir()):
         try:
             before = json.loads((output_dir / SETTINGS_FILE).read_text())["settings"]
         except FileNotFoundError:

@@ -14,7 +14,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from accelerate import Accelerator
+from accelerate import Accelerator, PartialState
 from accelerate.state import AcceleratorState
 from accelerate.utils import broadcast_object_list
 
@@ -70,6 +70,14 @@ def package_versions() -> dict[str, str]:
     names = ("hf_explain", "torch", "transformers", "datasets", "accelerate", "numpy", "pillow")
     installed = {found.name.lower().replace("-", "_") for found in metadata.distributions() if found.name}
     return {"python": platform.python_version(), **{n: metadata.version(n) for n in names if n in installed}}
+
+
+def launched_processes() -> tuple[int, int, torch.device | None]:
+    """Rank and number of the processes a launcher started, and the device of this one; joins them."""
+    if int(os.environ.get("WORLD_SIZE", 1)) == 1:
+        return 0, 1, None
+    state = PartialState(cpu=not torch.cuda.is_available())
+    return state.process_index, state.num_processes, state.device
 
 
 def on_main_process(accelerator: Accelerator, action: Callable[[], Any]) -> Any:

@@ -1,5 +1,6 @@
 """What two processes do in `test_evaluation.py`; started by torchrun, each writes what it got as JSON."""
 
+import contextlib
 import json
 import os
 import sys
@@ -12,6 +13,8 @@ from testing_training import picture_dataset
 from torch.utils.data import DataLoader, TensorDataset
 
 from hf_explain import FrozenClassifier, SaliencyEvaluator
+from hf_explain.checkpointing import lock_directory
+from hf_explain.comparison import compare
 from hf_explain.data import load_image_dataset
 from hf_explain.distributed import leave
 from hf_explain.mapping import METHODS
@@ -55,6 +58,17 @@ def main(directory: Path):
         run(bad, image_column="image")
     except (ValueError, RuntimeError) as error:
         found["bad"] = str(error)
+    # the first process alone asks for the lock; the other one learns what it was told
+    first = os.environ["RANK"] == "0"
+    with lock_directory(directory / "busy") if first else contextlib.nullcontext():
+        for name, start in (
+            ("busy", lambda folder: run(picture_dataset(2), output_dir=folder)),
+            ("compared", lambda folder: compare("nowhere", [], "gradcam", output_dir=folder)),
+        ):
+            try:
+                start(directory / "busy")
+            except OSError as error:
+                found[name] = str(error)
     (directory / f"found-{os.environ['RANK']}.json").write_text(json.dumps(found))
 
 

@@ -9,7 +9,8 @@ from PIL import Image
 from testing_common import save_classifier, tiny_classifier
 from testing_training import picture_dataset
 
-from hf_explain import LCamForSaliency
+from hf_explain import LCamForSaliency, SaliencyEvaluator
+from hf_explain.checkpointing import LOCK_FILE
 from hf_explain.cli import main
 from hf_explain.comparison import compare, parse_explainers
 from hf_explain.evaluate_command import parse_dotted
@@ -70,6 +71,25 @@ def test_command_writes_everything_and_keeps_what_works(directories, tmp_path, c
     assert main(argv) == 1
     again = json.loads((out / "results.json").read_text())["explainers"]
     assert again["lcam"]["auc_d"] == found["lcam"]["auc_d"]
+
+
+def test_one_run_at_a_time(directories, tmp_path, capsys):
+    """While the first controls are measured, another comparison starts in the same folder."""
+    argv, codes = command(directories, tmp_path / "out", "--explainers", "gradcam", "--pictures", "0"), []
+    measure = SaliencyEvaluator._measure_batch
+
+    def disturbed(self, *args):
+        if not codes:
+            codes.append(None)
+            codes[0] = main(argv)
+        return measure(self, *args)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(SaliencyEvaluator, "_measure_batch", disturbed)
+        assert main(argv) == 0
+    error = capsys.readouterr().err
+    assert codes == [1] and f"output_dir {str(tmp_path / 'out')!r} is in use by another run" in error
+    assert not list((tmp_path / "out").rglob(LOCK_FILE))
 
 
 def test_head_of_another_classifier_is_a_row(directories, tmp_path):

@@ -268,6 +268,24 @@ def test_other_settings_are_not_mixed(classifier, data, tmp_path):
         compute(classifier, data, output_dir=tmp_path / "out")
 
 
+def test_one_run_at_a_time(classifier, data, tmp_path, monkeypatch):
+    measure, started = SaliencyEvaluator._measure_batch, []
+
+    def disturbed(self, *args):
+        started.append(self)
+        if len(started) == 1:
+            with pytest.raises(
+                OSError, match="output_dir '.*out' is in use by another run.*choose another output_dir"
+            ):
+                compute(classifier, data, output_dir=tmp_path / "out")
+        return measure(self, *args)
+
+    monkeypatch.setattr(SaliencyEvaluator, "_measure_batch", disturbed)
+    assert compute(classifier, data, output_dir=tmp_path / "out")["num_images"] == 7 and len(started) == 1
+    names = {path.name for path in (tmp_path / "out").iterdir()}
+    assert names == {"settings.json", "shard-000000.json", "result.json"}
+
+
 def test_two_processes_equal_one(classifier, directory, tmp_path):
     os.symlink(directory, tmp_path / "classifier")
     (tmp_path / "shards").mkdir()
@@ -284,6 +302,8 @@ def test_two_processes_equal_one(classifier, directory, tmp_path):
     assert found["num_gathered"] == 7
     for name in ("map", "folder", "stream", "gathered"):
         assert found[name] == other[name] == pytest.approx(alone, abs=1e-4), name
+    for one in (found, other):
+        assert "busy' is in use by another run" in one["busy"] and "busy' is in use by" in one["compared"]
     # the one bad image lies on one of them; both end, and say which
     assert "image 4 of `data` cannot be used" in found["bad"] and "image 4 of `data`" in other["bad"]
 

@@ -17,7 +17,9 @@ from testing_common import save_classifier
 from testing_training import encoded, parquet_shards, picture
 from transformers import pipeline
 
+import hf_explain.export as export_module
 from hf_explain import FrozenClassifier, LCamForSaliency
+from hf_explain.checkpointing import LOCK_FILE
 from hf_explain.cli import main
 from hf_explain.export import REPORT_FILE, SETTINGS_FILE, export_saliency
 from hf_explain.export_inputs import ExportArguments, ExportSource
@@ -200,6 +202,32 @@ def test_killed_in_the_middle(export, model, pictures, tmp_path):
     after = first.stat()
     assert (before.st_ino, before.st_mtime_ns) == (after.st_ino, after.st_mtime_ns)
     assert [row["image_id"] for row in rows(tmp_path / "out")] == list(range(COUNT))
+
+
+def test_one_run_at_a_time(export, tmp_path, monkeypatch):
+    export("whole")
+    original, refused = export_module._png, []
+
+    def png(image):
+        """In the second shard, another run starts in the same directory."""
+        refused.append(image)
+        if len(refused) == 7:
+            with pytest.raises(
+                OSError, match="output_dir '.*out' is in use by another run.*choose another output_dir"
+            ):
+                export("out")
+            assert len(shards(tmp_path / "out")) == 1
+        return original(image)
+
+    monkeypatch.setattr(export_module, "_png", png)
+    export("out")
+    assert len(refused) == COUNT and shards(tmp_path / "out") == shards(tmp_path / "whole")
+    assert not (tmp_path / "out" / LOCK_FILE).exists()
+    # what a run leaves that was killed before it wrote anything is no reason to refuse the next
+    (tmp_path / "killed").mkdir()
+    (tmp_path / "killed" / LOCK_FILE).touch()
+    export("killed")
+    assert shards(tmp_path / "killed") == shards(tmp_path / "whole")
 
 
 def test_a_missing_shard_in_the_middle_comes_back(export, tmp_path):
