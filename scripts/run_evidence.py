@@ -40,6 +40,11 @@ HEADS: dict[str, tuple[str, dict[str, Any]]] = {
     "lcam-img-removal": ("lcam", {"variant": "img", "removal_weight": 1.0}),
     # black, also where the authors mask with the mean colour (ViT): what is removed is then what AUC-D removes
     "ttame-removal": ("ttame", {"removal_weight": 1.0, "mask_space": "pixel"}),
+    # the ranking term instead of everything that looks at the map's area; with one map an image, "batch" has no sense
+    "ttame-ranking": (
+        "ttame",
+        {"ranking_weight": 1.0, "ce_weight": 0.0, "area_weight": 0.0, "regularize": "own", "mask_space": "pixel"},
+    ),
 }
 # What a head's authors train with, where it is not the command's default
 TRAINING: dict[str, dict[str, Any]] = {
