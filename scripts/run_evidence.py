@@ -54,11 +54,14 @@ TRAINING: dict[str, dict[str, Any]] = {
 ATTENTION_METHODS = ("raw_attention", "rollout", "transformer_attribution", "partial_lrp", "attention_guided_cam")
 RECORD = "training_record.json"
 COMPARISON = "results.json"
-# The columns of the table: metric, number, heading
+# The columns of the tables: metric, number, heading, decimals; a comparison shows those of the metrics it measured
 COLUMNS = (
-    ("auc_d", "auc_d", "AUC-D"),
-    *(("average_drop", f"average_drop_{v}", f"AD {v}") for v in (100, 50, 15)),
-    *(("average_drop", f"increase_in_confidence_{v}", f"IC {v}") for v in (100, 50, 15)),
+    ("auc_d", "auc_d", "AUC-D", 1),
+    *(("average_drop", f"average_drop_{v}", f"AD {v}", 1) for v in (100, 50, 15)),
+    *(("average_drop", f"increase_in_confidence_{v}", f"IC {v}", 1) for v in (100, 50, 15)),
+    ("insertion_deletion", "insertion_auc", "insertion", 3),
+    ("insertion_deletion", "deletion_auc", "deletion", 3),
+    ("road", "road", "ROAD", 3),
 )
 
 
@@ -181,43 +184,48 @@ def evaluate_all(args) -> bool:
             for name in args.heads
             if (directory := args.output_dir / family / f"{name}-seed{seed}").joinpath(RECORD).is_file()
         }
-        good &= compare(classifier, found, args.output_dir / family / "comparison", args)
+        good &= compare(classifier, found, args.output_dir / family / args.comparison, args)
     return good
 
 
 def table(args) -> bool:
-    """`table.md`: per classifier, every explainer; several seeds of a head as mean ± standard deviation."""
+    """`table.md`: per comparison, every explainer; several seeds of a head as mean ± standard deviation."""
     lines = []
-    for file in sorted(args.output_dir.glob(f"*/comparison/{COMPARISON}")):
+    for file in sorted(args.output_dir.glob(f"*/{args.comparison}/{COMPARISON}")):
         comparison = json.loads(file.read_text())
         rows: dict[str, list[dict]] = {}
         for name, result in comparison["explainers"].items():
             if "error" not in result:
                 rows.setdefault(name.rpartition("-seed")[0] or name, []).append(result)
-        lines += [f"\n### {file.parent.parent.name}: {comparison['classifier']['id']}\n"]
-        headings = [heading for *_, heading in COLUMNS]
+        columns = [column for column in COLUMNS if all(column[0] in one for found in rows.values() for one in found)]
+        if not columns:
+            continue
+        lines += [f"\n### {file.parent.parent.name}, {file.parent.name}: {comparison['classifier']['id']}\n"]
+        headings = [column[2] for column in columns]
         lines += ["| explainer | images | " + " | ".join([*headings, "ms/image", "passes"]) + " |"]
         lines += ["|---" + "|---:" * (len(headings) + 3) + "|"]
-        for name, results in sorted(rows.items(), key=lambda row: -mean(one["auc_d"]["auc_d"] for one in row[1])):
+        metric, first, *_ = columns[0]
+        for name, results in sorted(rows.items(), key=lambda row: -mean(one[metric][first] for one in row[1])):
             cells = [name, str(results[0]["num_images"])]
-            cells += [spread([one[metric][key] for one in results]) for metric, key, _ in COLUMNS]
+            cells += [spread([one[metric][key] for one in results], digits) for metric, key, _, digits in columns]
             cells.append(f"{1000 * mean(one['seconds_per_image'] for one in results):.1f}")
             cells.append(f"{results[0]['forward_passes_per_image']:g}")
             lines.append(f"| {' | '.join(cells)} |")
     if not lines:
         raise SystemExit(f"error: --output_dir {str(args.output_dir)!r} has no comparison; run `evaluate` first.")
     legend = (
-        "# Every explainer on every classifier\n\nAUC-D and IC: higher is better; AD: lower is better. Several seeds: "
-        "mean ± standard deviation. ms/image and passes: of the explanation alone. Printed by "
-        "`scripts/run_evidence.py table`."
+        "# Every explainer on every classifier\n\nAUC-D, IC, insertion and ROAD: higher is better; AD and deletion: "
+        "lower is better. Several seeds: mean ± standard deviation. ms/image and passes: of the explanation alone. "
+        "Printed by `scripts/run_evidence.py table`."
     )
     write_atomically(args.output_dir / "table.md", "\n".join([legend, *lines]).encode() + b"\n")
     print((args.output_dir / "table.md").read_text())
     return True
 
 
-def spread(values: list[float]) -> str:
-    return f"{mean(values):.1f} ± {stdev(values):.1f}" if len(values) > 1 else f"{values[0]:.1f}"
+def spread(values: list[float], digits: int) -> str:
+    deviation = f" ± {stdev(values):.{digits}f}" if len(values) > 1 else ""
+    return f"{mean(values):.{digits}f}{deviation}"
 
 
 def main() -> int:
@@ -247,6 +255,12 @@ def main() -> int:
     parser.add_argument("--slow_examples", type=int, default=100)
     parser.add_argument("--method_option", nargs="*", default=[], metavar="METHOD.OPTION=VALUE")
     parser.add_argument("--metrics", default="auc_d,average_drop")
+    parser.add_argument(
+        "--comparison",
+        default="comparison",
+        metavar="NAME",
+        help="directory `evaluate` writes to, below each classifier's; table: a pattern, for several",
+    )
     parser.add_argument("--sanity", action="store_true", help="also run the sanity checks")
     parser.add_argument("--batch_size", type=int, default=8)
     args = parser.parse_args()

@@ -90,6 +90,13 @@ def test_evidence_is_trained_measured_and_tabled_once(evidence, tmp_path, capsys
     lines = {line.split(" | ")[0].strip("| "): line for line in table.splitlines()}
     assert {"lcam-img", "scan", "gradcam", "random", "centre"} <= set(lines)
     assert "±" in lines["scan"] and "±" not in lines["gradcam"]
+    more = ("--comparison", "comparison-curves", "--metrics", "insertion_deletion", "--seeds", "0")
+    assert evidence("evaluate", *heads[:3], *more)[0] == 0
+    assert evidence("table", "--comparison", "comparison*")[0] == 0
+    table = (tmp_path / "out/table.md").read_text()
+    curves = table.partition("### resnet, comparison-curves")[2]
+    assert "| insertion | deletion |" in curves and "AUC-D" not in curves
+    assert "AUC-D | AD 100" in table.partition("### resnet, comparison:")[2]
 
 
 def test_evidence_sweep_compares_every_combination(evidence, tmp_path, capsys):
