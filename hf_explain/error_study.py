@@ -17,6 +17,7 @@ from hf_explain.maps import resize_maps
 from hf_explain.metrics.localization import pointing
 from hf_explain.metrics.regions import BORDER_PLACES, border_shares, region_overlap, top_region
 from hf_explain.metrics.statistics import GroupExcess, group_excess
+from hf_explain.modeling_explainer import check_output
 from hf_explain.runtime import package_versions
 
 
@@ -285,9 +286,11 @@ def maps_of_both(
         try:
             with torch.no_grad():
                 features = head.forward_features(pixel_values)
-                output = head.forward_head(features)
+                output = check_output(head.forward_head(features))
                 wrong = output.target != labels
-                true = head.forward_head(features, labels).saliency if bool(wrong.any()) else output.saliency
+                true = output.saliency
+                if bool(wrong.any()):
+                    true = check_output(head.forward_head(features, labels)).saliency
         finally:
             head.train(training)
         return output.saliency, true[wrong], output.logits, wrong

@@ -56,6 +56,16 @@ def min_max(maps: torch.Tensor) -> torch.Tensor:
     return torch.where(span > 0, (maps - low) / torch.where(span > 0, span, torch.ones_like(span)), 0.0)
 
 
+def check_finite(values: torch.Tensor, what: str) -> None:
+    """A ValueError that names the first image whose `values` (one row per image) hold NaN or infinity."""
+    finite = torch.isfinite(values).flatten(1).all(1)
+    if not bool(finite.all()):
+        raise ValueError(
+            f"Image {int((~finite).nonzero()[0])} gets {what} not finite; look for NaN or infinity in its "
+            "`pixel_values` and the classifier's weights, or load the classifier in a wider dtype."
+        )
+
+
 def tokens_to_grid(tokens: torch.Tensor, grid_size: tuple[int, int], num_prefix_tokens: int = 1) -> torch.Tensor:
     r"""
     Lay patch tokens out as a feature map, row by row from the top-left patch.

@@ -26,7 +26,7 @@ from hf_explain.downloads import (
     whole_downloads,
 )
 from hf_explain.fingerprint import fingerprints, matches
-from hf_explain.maps import min_max
+from hf_explain.maps import check_finite, min_max
 from hf_explain.outputs import SaliencyOutput
 
 
@@ -62,6 +62,7 @@ class ExplainerPreTrainedModel(PreTrainedModel):
             if config.backbone_config is None:
                 raise ValueError("`self_contained` is true but the config has no `backbone_config` to build it from.")
             self.backbone = FrozenClassifier.from_config(config.backbone_config)
+        self.register_forward_hook(_check_call)
         self.register_state_dict_post_hook(_drop_backbone)
         self.register_load_state_dict_post_hook(_forget_backbone)
 
@@ -139,7 +140,8 @@ class ExplainerPreTrainedModel(PreTrainedModel):
             [`SaliencyOutput`].
 
         Raises:
-            ValueError: If the head has no classifier, or `target` names no class of it.
+            ValueError: If the head has no classifier, `target` names no class of it, or an image's logits or map are
+                not finite (the loss of a training pass is its caller's to check).
         """
         features = self.forward_features(pixel_values)
         if not return_loss:
@@ -482,6 +484,30 @@ class ExplainerPreTrainedModel(PreTrainedModel):
             return super().push_to_hub(repo_id, *args, **kwargs)
         finally:
             self.config.backbone = backbone
+
+
+def check_output(output: SaliencyOutput) -> SaliencyOutput:
+    """
+    `output` if its logits and maps are finite: a map that is not would be scaled to zeros and look like an answer.
+
+    Args:
+        output ([`SaliencyOutput`]): From a head's `forward_head`; calling the head itself checks already.
+
+    Raises:
+        ValueError: Names the first image whose logits or map hold NaN or infinity.
+    """
+    # one number to wait for, and none where a compiler would have to break the graph for it
+    if not torch.compiler.is_compiling():
+        logits, maps = output.logits, output.saliency_logits
+        if not bool(torch.isfinite(maps).all() & torch.isfinite(logits).all().to(maps.device)):
+            check_finite(logits, "logits that are")
+            check_finite(maps, "a map that is")
+    return output
+
+
+def _check_call(module: ExplainerPreTrainedModel, args, output: SaliencyOutput) -> None:
+    if output.loss is None:
+        check_output(output)
 
 
 def _drop_backbone(module: ExplainerPreTrainedModel, state_dict: dict, prefix: str, local_metadata) -> None:

@@ -18,7 +18,7 @@ from hf_explain.backbones import FrozenClassifier
 from hf_explain.images import load_rgb
 from hf_explain.mapping import DEFAULT_METHOD, resolve_method
 from hf_explain.maps import CropGeometry, uncrop
-from hf_explain.modeling_explainer import ExplainerPreTrainedModel
+from hf_explain.modeling_explainer import ExplainerPreTrainedModel, check_output
 
 
 class SaliencyPipeline(Pipeline):
@@ -212,7 +212,7 @@ class SaliencyPipeline(Pipeline):
             outputs = []
             for targets in asked.clamp(min=0).unbind(dim=1):
                 if method is None:
-                    outputs.append(explain(features, targets, **options))
+                    outputs.append(check_output(explain(features, targets, **options)))
                 else:
                     outputs.append(explain(self.classifier, pixel_values, targets, **options))
         target = outputs[0].target[:, None] if bool(own.all()) and len(outputs) == 1 else asked

@@ -300,6 +300,14 @@ def test_both_maps_are_those_of_separate_calls(places, name, method):
     torch.testing.assert_close(true, explainer.explain(pixel_values, labels, ids).saliency[wrong])
 
 
+def test_a_map_that_is_not_finite_is_no_study(places):
+    explainer = resolve_explainer(places / "head", None)
+    pixel_values = torch.randn(2, 3, *[SIDE] * 2, generator=torch.Generator().manual_seed(0))
+    pixel_values[1, 0, 0, 0] = float("nan")
+    with pytest.raises(ValueError, match="^Image 1 gets logits that are not finite"):
+        maps_of_both(explainer, pixel_values, torch.zeros(2, dtype=torch.long), torch.arange(2))
+
+
 def command(places, output, *more):
     return ["errors", "--model", str(places / "head"), "--dataset", str(places / "validation.parquet"),
             "-o", str(output), "--no_progress", "--permutations", "50", *more]  # fmt: skip

@@ -372,6 +372,15 @@ def test_head_options_are_checked_too(head_pipe):
         head_pipe(PICTURES[0], layer="stage1")
 
 
+def test_a_map_that_is_not_finite_is_an_error(head_dir):
+    head = LCamForSaliency.from_pretrained(head_dir)
+    for parameter in head.parameters():
+        if parameter.requires_grad:
+            torch.nn.init.constant_(parameter, float("inf"))
+    with pytest.raises(ValueError, match="^Image 0 gets a map that is not finite; look for NaN or infinity in its"):
+        pipeline("saliency", model=head)(PICTURES[0], top_k=2)
+
+
 def test_target_list_must_fit_the_images(pipe):
     with pytest.raises(ValueError, match="`target` has 2 entries for 3 images"):
         pipe(PICTURES[:3], target=[0, 1])

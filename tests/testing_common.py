@@ -741,6 +741,24 @@ class ExplainerTesterMixin:
         with pytest.raises(ValueError, match="`feature_layers` is empty"):
             self.head_class.from_classifier(tiny_classifier("vit"), feature_layers=[])
 
+    def test_what_is_not_finite_is_no_map_of_zeros(self, family, options):
+        head, pixel_values = self.make_head(family, **options), random_pixels(family, 3)
+        for value in (float("nan"), float("inf"), -float("inf")):
+            broken = pixel_values.clone()
+            broken[1, 0, 2, 2] = value
+            # SCAN's gradients notice first, and name no image
+            with pytest.raises(ValueError, match="(Image 1 gets logits that are|gradient .* is) not finite") as error:
+                head(broken, target=0)
+            assert "`pixel_values`" in str(error.value)
+        head.requires_grad_(False)
+        for parameter in head.parameters():
+            if not any(parameter is other for other in head.backbone.parameters()):
+                parameter.fill_(float("nan"))
+        with pytest.raises(ValueError, match="^Image 0 gets a map that is not finite; look for NaN or infinity in"):
+            head(pixel_values)
+        head.train()  # a training loop has its own word for it, with the step and the samples in it
+        assert head(pixel_values, return_loss=True).loss.isnan()
+
     def test_a_config_alone_is_no_head(self, tmp_path):
         with pytest.raises(ValueError, match="from_classifier"):
             self.head_class(self.head_class.config_class())

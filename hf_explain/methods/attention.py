@@ -5,7 +5,8 @@ from __future__ import annotations
 import torch
 
 from hf_explain.backbones import FrozenClassifier
-from hf_explain.methods.common import check_finite, prepare_pixels, saliency_output, target_logits
+from hf_explain.maps import check_finite
+from hf_explain.methods.common import prepare_pixels, saliency_output, target_logits
 from hf_explain.methods.relevance import attention_relevance, block_layers, record, split_heads, token_classifiers
 from hf_explain.outputs import SaliencyOutput
 

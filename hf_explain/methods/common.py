@@ -7,7 +7,7 @@ from collections.abc import Iterator
 import torch
 
 from hf_explain.backbones import FrozenClassifier, LayerFeatures
-from hf_explain.maps import grid_to_tokens, min_max, tokens_to_grid
+from hf_explain.maps import check_finite, grid_to_tokens, min_max, tokens_to_grid
 from hf_explain.outputs import SaliencyOutput
 from hf_explain.perturbation import check_pixel_values, fill_values
 
@@ -147,16 +147,6 @@ def saliency_output(maps: torch.Tensor, logits: torch.Tensor, classes: torch.Ten
     maps = maps.detach().float()
     check_finite(maps, "a map that is")
     return SaliencyOutput(saliency=min_max(maps), logits=logits.detach(), target=classes, saliency_logits=maps)
-
-
-def check_finite(values: torch.Tensor, what: str) -> None:
-    """A ValueError that names the first image whose `values` (one row per image) hold NaN or infinity."""
-    finite = torch.isfinite(values).flatten(1).all(1)
-    if not bool(finite.all()):
-        raise ValueError(
-            f"Image {int((~finite).nonzero()[0])} gets {what} not finite; look for NaN or infinity in its "
-            "`pixel_values` and the classifier's weights, or load the classifier in a wider dtype."
-        )
 
 
 def check_count(value: int, name: str, minimum: int = 1) -> int:

@@ -7,7 +7,8 @@ from collections.abc import Sequence
 import torch
 
 from hf_explain.backbones import FrozenClassifier
-from hf_explain.methods.common import check_finite, prepare_pixels, saliency_output
+from hf_explain.maps import check_finite
+from hf_explain.methods.common import prepare_pixels, saliency_output
 from hf_explain.outputs import SaliencyOutput
 from hf_explain.perturbation import centre_maps, random_maps
 
