@@ -236,23 +236,23 @@ def _solve(images: torch.Tensor, removed: torch.Tensor, tolerance: float, max_it
         [images.new_zeros(*images.shape[:2], (level.height + 2) * (level.width + 2)) for _ in range(4)]
         for level in levels
     ]
-    finest = levels[0]
+    finest, scratch = levels[0], work[0][0]
     solution = _frame(_fill_pyramid(images, known, depth) * (known + unknown))
-    zero = torch.zeros_like(solution)
-    residual = _subtract_operator(finest, zero, solution, *work[0][:2]).clone()
+    # Only what `active` holds of it means anything: the smoother takes the rest away wherever it is used
+    residual = _negative_operator(finest, solution, *work[0][:2]).clone()
     direction = change = None
     for _ in range(max_iterations):
         correction = _v_cycle(levels, work, 0, residual)
-        previous, change = change, _dot(residual, correction)
+        previous, change = change, _dot(residual, correction, scratch)
         if direction is None:
             direction = correction.clone()
         else:
-            direction.mul_(_ratio(change, previous)).add_(correction)
-        moved = _subtract_operator(finest, zero, direction, *work[0][:2])
-        length = -_ratio(change, _dot(direction, moved))  # `moved` is minus the operator's image of the direction
+            torch.addcmul(correction, direction, _ratio(change, previous), out=direction)
+        moved = _negative_operator(finest, direction, *work[0][:2])
+        length = -_ratio(change, _dot(direction, moved, scratch))
         solution.addcmul_(direction, length)
         residual.addcmul_(moved, length)
-        farthest = direction.abs().amax(dim=-1, keepdim=True)
+        farthest = torch.abs(direction, out=scratch).amax(dim=-1, keepdim=True)  # `vector_norm` is not vectorised
         if float((farthest * length.abs()).amax()) <= tolerance:
             return _inner(solution, finest)[..., :height, :width]
     raise RuntimeError(
@@ -300,26 +300,28 @@ def _dense_inverse(active: torch.Tensor, diagonal: torch.Tensor) -> torch.Tensor
 def _v_cycle(levels: list[_Level], work: list[list[torch.Tensor]], depth: int, residual: torch.Tensor) -> torch.Tensor:
     """One symmetric V-cycle from zero: Jacobi, coarse correction, Jacobi. Returns a buffer of `work[depth]`."""
     level = levels[depth]
-    first, second, rest, result = work[depth]
+    first, rest, result = work[depth][:3]
     if level.inverse is not None:
         inner = _inner(residual, level).flatten(2)
         _inner(result, level).copy_((inner @ level.inverse).view(*inner.shape[:2], level.height, level.width))
         return result
     torch.mul(residual, level.smoother, out=result)
     if depth + 1 < len(levels):
-        _subtract_operator(level, residual, result, first, rest)
-        coarse_residual = _restrict(level, levels[depth + 1], rest, first, second)
-        coarse = _inner(_v_cycle(levels, work, depth + 1, coarse_residual), levels[depth + 1])
-        _add_prolonged(_inner(result, level), coarse, _inner(level.active, level))
-    _subtract_operator(level, residual, result, first, rest)
-    return result.addcmul_(rest, level.smoother)
+        # What is left of the residual: the diagonal's part of `residual - A result` is 0 after a Jacobi step from 0
+        _binomial(result, level.width + 2, first, rest)
+        rest.sub_(result, alpha=4).mul_(level.active)
+        coarse_residual = _restrict(level, rest, first, work[depth + 1][3])
+        _add_prolonged(level, result, _v_cycle(levels, work, depth + 1, coarse_residual), first, rest)
+    # The diagonal's part of the second step cancels what it starts from
+    _binomial(result, level.width + 2, first, rest)
+    rest.sub_(result, alpha=4).add_(residual)
+    return torch.mul(rest, level.smoother, out=result)
 
 
-def _subtract_operator(level, residual, field, first, out):
-    """`residual - A field`, masked, for a masked `residual`; with the known values in `field`, their pull as well."""
+def _negative_operator(level: _Level, field: torch.Tensor, first: torch.Tensor, out: torch.Tensor) -> torch.Tensor:
+    """Minus the operator's image of `field`, right on active pixels; of known values in `field`, their pull."""
     _binomial(field, level.width + 2, first, out)
-    out.mul_(level.active).addcmul_(field, level.weight, value=-1)
-    return out.add_(residual)
+    return out.addcmul_(field, level.weight, value=-1)
 
 
 def _binomial(field: torch.Tensor, row: int, first: torch.Tensor, out: torch.Tensor) -> None:
@@ -330,20 +332,41 @@ def _binomial(field: torch.Tensor, row: int, first: torch.Tensor, out: torch.Ten
     out[..., 1:-1].add_(first[..., 1:-1], alpha=2)
 
 
-def _restrict(level: _Level, coarse: _Level, field: torch.Tensor, first: torch.Tensor, out: torch.Tensor):
-    """The transpose of bilinear interpolation: spread by [1 2 1]/4 both ways, sum blocks of four."""
-    row = level.width + 2
-    torch.add(field[..., : -2 * row], field[..., 2 * row :], out=first[..., row:-row])
-    first[..., row:-row].add_(field[..., row:-row], alpha=2)
+def _restrict(level: _Level, field: torch.Tensor, scratch: torch.Tensor, out: torch.Tensor) -> torch.Tensor:
+    """The transpose of bilinear interpolation: [1 3 3 1]/4 of the rows around each pair, then of the columns."""
+    height, width = level.height, level.width
+    field = field.view(*field.shape[:2], height + 2, width + 2)
+    rows = scratch[..., : height // 2 * (width + 2)].view(*field.shape[:2], height // 2, width + 2)
+    torch.add(field[..., 0:-2:2, :], field[..., 3::2, :], out=rows)
+    rows.add_(field[..., 1:-1:2, :], alpha=3).add_(field[..., 2::2, :], alpha=3)
     # What would leave the grid belongs to its border cells, where interpolation repeats the border value
-    first[..., row : 2 * row].add_(field[..., row : 2 * row])
-    first[..., -2 * row : -row].add_(field[..., -2 * row : -row])
-    torch.add(first[..., :-2], first[..., 2:], out=out[..., 1:-1])
-    out[..., 1:-1].add_(first[..., 1:-1], alpha=2)
-    inner, spread = _inner(out, level), _inner(first, level)
-    inner[..., 0].add_(spread[..., 0])
-    inner[..., -1].add_(spread[..., -1])
-    return _frame(_pool(inner).mul_(_inner(coarse.active, coarse)).div_(16))
+    rows[..., 0, :].add_(field[..., 1, :])
+    rows[..., -1, :].add_(field[..., -2, :])
+    spread = torch.add(rows[..., :-2], rows[..., 2:]).add_(rows[..., 1:-1], alpha=2)
+    spread[..., 0].add_(rows[..., 1])
+    spread[..., -1].add_(rows[..., -2])
+    inner = out.view(*out.shape[:2], height // 2 + 2, width // 2 + 2)[..., 1:-1, 1:-1]
+    torch.add(spread[..., ::2], spread[..., 1::2], out=inner)
+    return out.div_(16)
+
+
+def _add_prolonged(
+    level: _Level, field: torch.Tensor, coarse: torch.Tensor, first: torch.Tensor, second: torch.Tensor
+) -> None:
+    """Add `coarse`, interpolated bilinearly to twice its size, to the active places of `field`, in place."""
+    height, width = level.height, level.width
+    coarse = coarse.view(*coarse.shape[:2], height // 2 + 2, width // 2 + 2)
+    for frame, border in ((0, 1), (-1, -2)):  # interpolation repeats the border value
+        coarse[..., frame, :] = coarse[..., border, :]
+        coarse[..., frame] = coarse[..., border]
+    wide = first[..., : (height // 2 + 2) * width].view(*coarse.shape[:3], width)
+    torch.lerp(coarse[..., 1:-1], coarse[..., :-2], 0.25, out=wide[..., ::2])
+    torch.lerp(coarse[..., 1:-1], coarse[..., 2:], 0.25, out=wide[..., 1::2])
+    rows = second[..., : height // 2 * width].view(*coarse.shape[:2], height // 2, width)
+    field, active = _inner(field, level), _inner(level.active, level)
+    for start, neighbours in enumerate((wide[..., :-2, :], wide[..., 2:, :])):
+        torch.lerp(wide[..., 1:-1, :], neighbours, 0.25, out=rows)
+        field[..., start::2, :].addcmul_(rows, active[..., start::2, :])
 
 
 def _prolong(coarse: torch.Tensor, dim: int) -> tuple[torch.Tensor, torch.Tensor]:
@@ -353,14 +376,6 @@ def _prolong(coarse: torch.Tensor, dim: int) -> tuple[torch.Tensor, torch.Tensor
     even.narrow(dim, 1, length).lerp_(coarse.narrow(dim, 0, length), 0.25)
     odd.narrow(dim, 0, length).lerp_(coarse.narrow(dim, 1, length), 0.25)
     return even, odd
-
-
-def _add_prolonged(field: torch.Tensor, coarse: torch.Tensor, active: torch.Tensor) -> torch.Tensor:
-    """Add `coarse`, interpolated to twice its size, to the active places of `field`, in place."""
-    columns = torch.stack(_prolong(coarse, -1), dim=-1).flatten(-2)
-    for start, rows in enumerate(_prolong(columns, -2)):
-        field[..., start::2, :].addcmul_(rows, active[..., start::2, :])
-    return field
 
 
 def _fill_pyramid(images: torch.Tensor, known: torch.Tensor, depth: int) -> torch.Tensor:
@@ -401,8 +416,8 @@ def _inner(field: torch.Tensor, level: _Level) -> torch.Tensor:
     return field.view(*field.shape[:2], level.height + 2, level.width + 2)[..., 1:-1, 1:-1]
 
 
-def _dot(first: torch.Tensor, second: torch.Tensor) -> torch.Tensor:
-    return torch.linalg.vecdot(first, second).unsqueeze(-1)
+def _dot(first: torch.Tensor, second: torch.Tensor, scratch: torch.Tensor) -> torch.Tensor:
+    return torch.mul(first, second, out=scratch).sum(-1, keepdim=True)
 
 
 def _ratio(numerator: torch.Tensor, denominator: torch.Tensor) -> torch.Tensor:
