@@ -253,15 +253,39 @@ class TestCentre(MethodTester):
             centre(classifier, pixel_values, sigma=0)
 
 
+def _grad_cam_pp():
+    """
+    torchcam's Grad-CAM++ with the paper's weights. Its own (0.5.0) divide a copy, `alpha[mask].div_(...)`, so they
+    are powers of the gradient alone, and sum gradient times activation where the paper sums the activation.
+    """
+    import torchcam.methods
+
+    class GradCAMpp(torchcam.methods.GradCAMpp):
+        def _get_weights(self, class_idx, scores, eps=1e-8, **kwargs):
+            self._backprop(scores, class_idx, **kwargs)
+            weights = []
+            for activation, gradient in zip(self.hook_a, self.hook_g, strict=True):
+                below = 2 * gradient**2 + gradient**3 * activation.sum((2, 3), keepdim=True)
+                alpha = torch.where(gradient != 0, gradient**2 / below, 0.0)
+                weights.append((alpha * gradient.relu()).sum((2, 3)))
+            return weights
+
+    return GradCAMpp
+
+
 @pytest.mark.parametrize("family", CONVOLUTIONAL)
-@pytest.mark.parametrize("ours,theirs", [(gradcam, "GradCAM"), (xgradcam, "XGradCAM"), (layercam, "LayerCAM")])
+@pytest.mark.parametrize(
+    "ours,theirs",
+    [(gradcam, "GradCAM"), (gradcam_plus_plus, _grad_cam_pp), (xgradcam, "XGradCAM"), (layercam, "LayerCAM")],
+)
 def test_against_torchcam(family, ours, theirs):
     import torchcam.methods
 
     classifier, pixel_values = tiny_classifier(family), random_pixels(family)
     output = ours(classifier, pixel_values, [0, 3])
     layer = classifier._body.get_submodule("encoder.stages")[-1]
-    with getattr(torchcam.methods, theirs)(classifier.model, target_layer=layer) as extractor:
+    theirs = getattr(torchcam.methods, theirs) if isinstance(theirs, str) else theirs()
+    with theirs(classifier.model, target_layer=layer) as extractor:
         logits = classifier.model(pixel_values.clone().requires_grad_()).logits
         (maps,) = extractor([0, 3], logits, normalized=True)
     keep = maps.flatten(1).amax(1) > 0  # theirs is all zeros where no position speaks for the target
