@@ -249,7 +249,7 @@ def _solve(images: torch.Tensor, removed: torch.Tensor, tolerance: float, max_it
         else:
             torch.addcmul(correction, direction, _ratio(change, previous), out=direction)
         moved = _negative_operator(finest, direction, *work[0][:2])
-        length = -_ratio(change, _dot(direction, moved, scratch))
+        length = -_ratio(change, _dot(direction, moved, scratch))  # `moved` is minus the operator's image
         solution.addcmul_(direction, length)
         residual.addcmul_(moved, length)
         farthest = torch.abs(direction, out=scratch).amax(dim=-1, keepdim=True)  # `vector_norm` is not vectorised
@@ -300,7 +300,7 @@ def _dense_inverse(active: torch.Tensor, diagonal: torch.Tensor) -> torch.Tensor
 def _v_cycle(levels: list[_Level], work: list[list[torch.Tensor]], depth: int, residual: torch.Tensor) -> torch.Tensor:
     """One symmetric V-cycle from zero: Jacobi, coarse correction, Jacobi. Returns a buffer of `work[depth]`."""
     level = levels[depth]
-    first, rest, result = work[depth][:3]
+    first, rest, result = work[depth][:3]  # the fourth may be `residual`, handed down from the finer grid
     if level.inverse is not None:
         inner = _inner(residual, level).flatten(2)
         _inner(result, level).copy_((inner @ level.inverse).view(*inner.shape[:2], level.height, level.width))
