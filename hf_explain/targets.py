@@ -29,6 +29,8 @@ def resolve_target(
             raise ValueError("`target` is None, which means the top class, but no `logits` were given.")
         return logits.argmax(dim=-1)
     device = logits.device if logits is not None else device
+    if getattr(target, "ndim", None) == 0 and not isinstance(target, torch.Tensor):
+        target = target.item()  # of NumPy
     if isinstance(target, torch.Tensor) and (target.dtype.is_floating_point or target.dtype == torch.bool):
         raise TypeError(f"`target` must hold class indices (integers), got a tensor of {target.dtype}.")
     if isinstance(target, torch.Tensor) and target.ndim == 0 or isinstance(target, (int, str)):

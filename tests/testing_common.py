@@ -17,6 +17,7 @@ import os
 import pickle
 import shutil
 
+import numpy as np
 import pytest
 import safetensors.torch
 import torch
@@ -336,7 +337,8 @@ class ExplainerTesterMixin:
             by_index = head(pixel_values, target=index)
             maps[index] = by_index.saliency
             assert by_index.target.tolist() == [index, index]
-            for same in (label, [label, index], torch.tensor(index), torch.tensor([index, index])):
+            numpy = (np.int64(index), np.array(index), np.array(label), np.array([index, index]))
+            for same in (label, [label, index], torch.tensor(index), torch.tensor([index, index]), *numpy):
                 again = head(pixel_values, target=same)
                 assert torch.equal(again.saliency, by_index.saliency)
                 assert again.target.tolist() == [index, index]
@@ -727,6 +729,8 @@ class ExplainerTesterMixin:
             (torch.tensor([0.0, 1.0]), TypeError, "`target` must hold class indices"),
             (True, TypeError, "`target` must be a class index"),
             (1.0, TypeError, "`target` must be a class index"),
+            (np.array(1.0), TypeError, "`target` must be a class index"),
+            (np.array("dgo"), ValueError, "`target` 'dgo' is no label of this classifier; the nearest are"),
         ):
             with pytest.raises(error, match=message):
                 head(pixel_values, target=target)
