@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from numbers import Integral
 
 import torch
 import torch.nn.functional as F
@@ -47,8 +48,9 @@ def image_keys(
         `torch.LongTensor` of shape `(batch_size,)`.
 
     Raises:
-        ValueError: If `image_ids` does not hold one integer per image.
+        ValueError: If `image_ids` does not hold one integer per image, or `seed` is none.
     """
+    check_seed(seed)
     if image_ids is None:
         bits = pixel_values.detach().float().flatten(1).contiguous().view(torch.int32).long()
         places = _mix(torch.arange(bits.shape[1], device=bits.device)) | 1
@@ -63,6 +65,13 @@ def image_keys(
         content = content.long()
     # The seed as a tensor: its product has to wrap at 64 bits, which a Python integer's does not
     return _mix(_mix(content + _GOLDEN) + torch.tensor(int(seed), device=content.device) * _GOLDEN)
+
+
+def check_seed(seed: int, name: str = "seed") -> int:
+    """`seed` if it is a whole number of 64 bits, else a ValueError that names it."""
+    if isinstance(seed, bool) or not isinstance(seed, Integral) or not -(2**63) <= seed < 2**63:
+        raise ValueError(f"`{name}` must be a whole number of at most 64 bits, such as 0, got {seed!r}.")
+    return int(seed)
 
 
 def random_bits(keys: torch.Tensor, count: int) -> torch.Tensor:

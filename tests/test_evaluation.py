@@ -359,7 +359,7 @@ def test_nothing_half_computed_is_kept(data, classifier, tmp_path):
     single = tiny_classifier("resnet", num_labels=1)
     single.image_processor = classifier.image_processor
     for metric in ("auc_d", "average_drop", "insertion_deletion", "road"):
-        with pytest.raises(ValueError, match="gives 1 numbers per image; class probabilities need logits of at least"):
+        with pytest.raises(ValueError, match="gives 1 number per image; class probabilities need logits of at least"):
             compute(single, data, metric, method="centre", output_dir=tmp_path / "out")
         assert not list((tmp_path / "out").iterdir())
     with pytest.raises(ValueError, match="`steps` must be a whole number of at least 1, got 0"):

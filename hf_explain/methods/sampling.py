@@ -22,7 +22,7 @@ from hf_explain.methods.common import (
     target_logits,
 )
 from hf_explain.outputs import SaliencyOutput
-from hf_explain.perturbation import image_keys, mask_space_fill, random_uniform
+from hf_explain.perturbation import check_seed, image_keys, mask_space_fill, random_uniform
 
 
 @torch.inference_mode(False)
@@ -328,7 +328,7 @@ def _captum(
     # captum fits one model per image and draws from torch's global state: seeded anew for each, and put back
     with torch.no_grad(), torch.random.fork_rng():
         for index in range(len(pixel_values)):
-            torch.manual_seed(seed)
+            torch.manual_seed(check_seed(seed))
             coefficients.append(
                 explainer.attribute(
                     pixel_values[index : index + 1],

@@ -40,7 +40,8 @@ def check_logits(logits: torch.Tensor, batch_size: int, name: str = "`logits`") 
         raise ValueError(f"{name} must give logits of shape ({batch_size}, num_labels), got {got}.")
     if logits.shape[1] < 2:
         raise ValueError(
-            f"{name} gives {logits.shape[1]} numbers per image; class probabilities need logits of at least 2 classes."
+            f"{name} gives {logits.shape[1]} number{'s' * (logits.shape[1] != 1)} per image; class probabilities need "
+            "logits of at least 2 classes."
         )
     if not bool(torch.isfinite(logits).all()):
         raise ValueError(f"{name} gives logits that are NaN or infinite.")
@@ -58,7 +59,13 @@ def base_logits(
 
 def resolve_classes(classes, batch_size: int, num_labels: int, device: torch.device, name: str) -> torch.Tensor:
     """Class indices as a LongTensor of shape `(batch_size,)` on `device`; ValueError if they are not that."""
-    classes = torch.as_tensor(classes, device=device)
+    try:
+        classes = torch.as_tensor(classes, device=device)
+    except (TypeError, ValueError, RuntimeError):
+        raise TypeError(
+            f"`{name}` must hold class indices, got {classes!r}; a FrozenClassifier's `resolve_target` makes them of "
+            "label names."
+        ) from None
     if classes.ndim == 0:
         classes = classes.expand(batch_size)
     if classes.shape != (batch_size,) or classes.is_floating_point() or classes.dtype == torch.bool:

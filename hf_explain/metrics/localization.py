@@ -10,6 +10,7 @@ import torch
 import torch.nn.functional as F
 
 from hf_explain.maps import resize_maps
+from hf_explain.methods.common import check_count
 from hf_explain.perturbation import check_saliency
 
 
@@ -63,12 +64,11 @@ def pointing(
 
     Raises:
         ValueError: If masks (or boxes) are missing, do not fit the maps or mark nothing in an image, or maps are not
-            finite and non-negative.
+            finite and non-negative, or `margin` is no whole number of at least 0.
     """
     if (masks is None) == (boxes is None):
         raise ValueError("`pointing` needs either `masks` or `boxes` of the objects, and not both.")
-    if margin < 0:
-        raise ValueError(f"`margin` must not be negative, got {margin}.")
+    check_count(margin, "margin", minimum=0)
     if masks is None:
         if image_size is None:
             raise ValueError("`image_size` (height, width) is needed with `boxes`.")

@@ -15,6 +15,7 @@ import evaluate
 import torch
 
 from hf_explain.metrics.statistics import bootstrap_interval
+from hf_explain.perturbation import check_seed
 
 
 # How a measurement runs, not what it measures: no part of its protocol
@@ -198,6 +199,7 @@ class ColumnMetric(evaluate.Metric, ABC):
         bootstrap_seed: int = 0,
         **columns,
     ) -> dict[str, Any]:
+        check_seed(bootstrap_seed, "bootstrap_seed")
         numbers = {name: self._numbers(name, column) for name, column in columns.items()}
         scalars, curves, stated = self._summarize(numbers, protocol)
         table = torch.stack(list(scalars.values()), dim=1)

@@ -8,6 +8,8 @@ from typing import Any
 
 import torch
 
+from hf_explain.perturbation import check_seed
+
 
 # Numbers drawn at once while resampling: 128 MiB of indices, whatever the size of the data set
 _RESAMPLE_BLOCK = 2**24
@@ -91,7 +93,7 @@ def bootstrap_interval(
         raise ValueError(f"`resamples` must be at least 1, got {resamples}.")
     num_images = len(values)
     flat = values.reshape(num_images, -1)
-    generator = torch.Generator().manual_seed(seed)
+    generator = torch.Generator().manual_seed(check_seed(seed))
     block = max(1, _RESAMPLE_BLOCK // num_images)
     means = []
     for start in range(0, resamples, block):
@@ -190,7 +192,7 @@ def group_excess(
     sums = values.new_zeros(num_groups, values.shape[1]).index_add_(0, groups, values)
     observed = statistic(sums)
     at_least = torch.ones_like(observed)  # the observed assignment
-    generator = torch.Generator().manual_seed(seed)
+    generator = torch.Generator().manual_seed(check_seed(seed))
     block = max(1, _RESAMPLE_BLOCK // (8 * max(num_images, num_groups) * values.shape[1]))
     for start in range(0, permutations if bool(tested.any()) else 0, block):
         drawn = min(block, permutations - start)

@@ -403,6 +403,8 @@ def test_bad_columns_are_one_clear_sentence(batch, tmp_path):
         metric.compute(**columns, sed=3)
     with pytest.raises(ValueError, match=r"`confidence` must lie in \(0, 1\), got 2"):
         metric.compute(**columns, confidence=2)
+    with pytest.raises(ValueError, match="`bootstrap_seed` must be a whole number of at most 64 bits, .* got 'x'"):
+        metric.compute(**columns, bootstrap_seed="x")
     assert len(metric) == 0 and not list(tmp_path.rglob("*.arrow"))
     assert metric.compute(**columns)["num_images"] == 7
 

@@ -408,7 +408,10 @@ def test_grid_size_averages_maps_first(setting):
         ({"max_batch": 0}, "`max_batch` must be a whole number of at least 1, got 0"),
         ({"max_bytes": 0}, "`max_bytes` must be at least 1, got 0"),
         ({"logits": torch.rand(3, 4)}, r"`logits` must give logits of shape \(8, num_labels\), got \(3, 4\)"),
-        ({"predict": lambda images: images.mean((1, 2, 3))[:, None]}, "class probabilities need logits of at least 2"),
+        ({"predict": lambda images: images.mean((1, 2, 3))[:, None]}, "gives 1 number per image; class .* at least 2"),
+        ({"seed": "x"}, "`seed` must be a whole number of at most 64 bits, such as 0, got 'x'"),
+        ({"seed": 2**63}, "`seed` must be a whole number of at most 64 bits, such as 0, got 9223372036854775808"),
+        ({"seed": 1.5}, "`seed` must be a whole number"),
         ({"predict": lambda images: images.flatten(1)[:, :0]}, "`predict` gives 0 numbers per image"),
         ({"predict": lambda images: None}, r"`predict` must give logits of shape \(8, num_labels\), got NoneType"),
         ({"predict": lambda images: images.flatten(1) * float("nan")}, "`predict` gives logits that are NaN"),
@@ -419,6 +422,15 @@ def test_bad_curves(setting, options, message):
     arguments = {"predict": predict, "pixel_values": pixel_values, "saliency": saliency, "fill": "mean", **options}
     with pytest.raises(ValueError, match=message):
         perturbation_curves(**arguments)
+
+
+@pytest.mark.parametrize("name", ["target", "labels"])
+def test_label_names_are_no_indices(setting, name):
+    predict, pixel_values, saliency = setting
+    for given in ("cat", ["cat"] * 8):
+        score = "probability" if name == "target" else "accuracy"
+        with pytest.raises(TypeError, match=f"^`{name}` must hold class indices, got .*'cat'.*resolve_target"):
+            perturbation_curves(predict, pixel_values, saliency, fill="mean", score=score, **{name: given})
 
 
 @pytest.mark.parametrize(
