@@ -69,7 +69,7 @@ def _quickstart(args: argparse.Namespace) -> None:
 
 
 def _add_train(commands) -> None:
-    from hf_explain.train_command import add_training_arguments
+    from hf_explain.train_command import add_training_arguments, main_from_args
 
     parser = commands.add_parser(
         "train",
@@ -77,13 +77,7 @@ def _add_train(commands) -> None:
         description="Train a head on a frozen classifier; under `accelerate launch` use scripts/train_explainer.py.",
     )
     add_training_arguments(parser)
-    parser.set_defaults(run=_train)
-
-
-def _train(args: argparse.Namespace) -> None:
-    from hf_explain.train_command import main_from_args
-
-    main_from_args(args)
+    parser.set_defaults(run=main_from_args)
 
 
 # ------------------------------------------------------------------------------------------------------------- explain
@@ -192,7 +186,7 @@ def _demo(args: argparse.Namespace) -> None:
 
 
 def _add_export(commands) -> None:
-    from hf_explain.export import add_export_arguments
+    from hf_explain.export import add_export_arguments, main_from_args
 
     parser = commands.add_parser(
         "export",
@@ -201,20 +195,14 @@ def _add_export(commands) -> None:
         "again, it goes on where it stopped. Under `torchrun` or `accelerate launch` use scripts/export_saliency.py.",
     )
     add_export_arguments(parser)
-    parser.set_defaults(run=_export)
-
-
-def _export(args: argparse.Namespace) -> None:
-    from hf_explain.export import main_from_args
-
-    main_from_args(args)
+    parser.set_defaults(run=main_from_args)
 
 
 # ------------------------------------------------------------------------------------------------------------ evaluate
 
 
 def _add_evaluate(commands) -> None:
-    from hf_explain.evaluate_command import add_evaluate_arguments
+    from hf_explain.evaluate_command import add_evaluate_arguments, main_from_args
 
     parser = commands.add_parser(
         "evaluate",
@@ -223,20 +211,14 @@ def _add_evaluate(commands) -> None:
         "map, and write tables, charts and pictures; under `accelerate launch` use scripts/evaluate_explainers.py.",
     )
     add_evaluate_arguments(parser)
-    parser.set_defaults(run=_evaluate)
-
-
-def _evaluate(args: argparse.Namespace) -> None:
-    from hf_explain.evaluate_command import main_from_args
-
-    main_from_args(args)
+    parser.set_defaults(run=main_from_args)
 
 
 # -------------------------------------------------------------------------------------------------------------- errors
 
 
 def _add_errors(commands) -> None:
-    from hf_explain.errors_command import add_errors_arguments
+    from hf_explain.errors_command import add_errors_arguments, main_from_args
 
     parser = commands.add_parser(
         "errors",
@@ -245,13 +227,7 @@ def _add_errors(commands) -> None:
         "wrong, look for classes whose maps lie off the object, and write a page with the pictures.",
     )
     add_errors_arguments(parser)
-    parser.set_defaults(run=_errors)
-
-
-def _errors(args: argparse.Namespace) -> None:
-    from hf_explain.errors_command import main_from_args
-
-    main_from_args(args)
+    parser.set_defaults(run=main_from_args)
 
 
 if __name__ == "__main__":

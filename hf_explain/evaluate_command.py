@@ -185,11 +185,6 @@ def _arguments(args: argparse.Namespace) -> list[str]:
     return words
 
 
-def run(args: argparse.Namespace) -> None:
-    """The command of the terminal."""
-    main_from_args(args)
-
-
 def main(argv: list[str] | None = None) -> int:
     """
     The script under `accelerate launch`.
