@@ -76,7 +76,8 @@ def whole_downloads(name: str, revision: str | None = None, **options) -> Iterat
     and errors of the Hub client become one sentence.
 
     The client compares lengths only. A file that arrived with the right length and the wrong bytes is removed from the
-    cache, so that loading again downloads it again.
+    cache, so that loading again downloads it again. The client waits for a server as long as it sends something every
+    `HF_HUB_DOWNLOAD_TIMEOUT` seconds (10 by default), however little: it knows no least speed.
 
     Args:
         name (`str`): Directory or Hub id.
