@@ -32,6 +32,7 @@ from transformers import pipeline
 
 from hf_explain.checkpointing import LOCK_FILE, check_writable, lock_directory, remove_leftovers, write_atomically
 from hf_explain.data import LabelReader
+from hf_explain.evaluation_inputs import public_name
 from hf_explain.export_inputs import (
     ExportArguments,
     ExportChunk,
@@ -43,7 +44,7 @@ from hf_explain.export_inputs import (
 from hf_explain.fingerprint import fingerprint
 from hf_explain.mapping import DEFAULT_METHOD
 from hf_explain.pipeline import SaliencyPipeline
-from hf_explain.runtime import on_main_process, package_versions
+from hf_explain.runtime import check_launched, on_main_process, package_versions
 from hf_explain.training_arguments import add_dataclass_arguments
 
 
@@ -108,12 +109,7 @@ def export_saliency(output_dir: str | os.PathLike, args: ExportArguments) -> dic
         # processes wait for the slowest one at the end, which may have a shard more to do
         kwargs_handlers=[InitProcessGroupKwargs(timeout=timedelta(days=7))],
     )
-    launched = int(os.environ.get("WORLD_SIZE", 1))
-    if launched != accelerator.num_processes:
-        raise ValueError(
-            f"{launched} processes were launched but Accelerate sees {accelerator.num_processes}: on the CPU set "
-            "ACCELERATE_USE_CPU=true and start with torchrun, or pass use_cpu=True."
-        )
+    check_launched(accelerator)
     with accelerator.local_main_process_first():
         source = ExportSource.load(args)
         pipe = _load_pipeline(args, accelerator.device)
@@ -269,10 +265,10 @@ def _settings(args: ExportArguments, source: ExportSource, pipe: _ExportPipeline
     method = args.method or (DEFAULT_METHOD if pipe.head is None else pipe.head.config.model_type)
     names = ("dataset_config", "dataset_revision", "split", "target", "top_k", "shard_size", "max_examples")
     return {
-        "model": _public_name(args.model),
+        "model": public_name(args.model),
         "revision": args.revision,
         "weights": weights,
-        "dataset": _public_name(args.dataset),
+        "dataset": public_name(args.dataset),
         **{name: getattr(args, name) for name in names},
         "method": method,
         "streaming": source.streaming,
@@ -282,12 +278,6 @@ def _settings(args: ExportArguments, source: ExportSource, pipe: _ExportPipeline
         "num_examples": None if source.streaming else len(source.dataset),
         "first_image": source.first_image(),
     }
-
-
-def _public_name(source: str) -> str:
-    # a directory without its path: the export may be published
-    path = Path(source).expanduser()
-    return path.resolve().name if path.exists() else source
 
 
 def _readme(settings: dict[str, Any], split: str) -> str:

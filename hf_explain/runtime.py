@@ -32,13 +32,7 @@ def make_accelerator(args: ExplainerTrainingArguments) -> Accelerator:
         project_dir=args.output_dir,
         cpu=args.use_cpu,
     )
-    launched = int(os.environ.get("WORLD_SIZE", 1))
-    if launched != accelerator.num_processes:
-        # Without a GPU Accelerate quietly makes each of them a run of its own, all writing to one directory.
-        raise ValueError(
-            f"{launched} processes were launched but Accelerate sees {accelerator.num_processes}: on the CPU set "
-            "ACCELERATE_USE_CPU=true and start with torchrun, or pass use_cpu=True."
-        )
+    check_launched(accelerator)
     # The loop accumulates itself; a value left in the environment by a launcher must not divide the loss again.
     accelerator.gradient_accumulation_steps = 1
     if str(accelerator.mixed_precision) == "fp16" and accelerator.device.type == "cpu":
@@ -46,6 +40,17 @@ def make_accelerator(args: ExplainerTrainingArguments) -> Accelerator:
             "mixed_precision 'fp16' does not exist on the CPU (it would run as float32): use 'bf16' or 'no'."
         )
     return accelerator
+
+
+def check_launched(accelerator: Accelerator) -> None:
+    """A ValueError where a launcher started several processes that Accelerate does not join."""
+    launched = int(os.environ.get("WORLD_SIZE", 1))
+    if launched != accelerator.num_processes:
+        # Without a GPU Accelerate quietly makes each of them a run of its own, all writing to one directory.
+        raise ValueError(
+            f"{launched} processes were launched but Accelerate sees {accelerator.num_processes}: on the CPU set "
+            "ACCELERATE_USE_CPU=true and start with torchrun, or pass use_cpu=True."
+        )
 
 
 @contextlib.contextmanager

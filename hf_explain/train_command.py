@@ -8,11 +8,11 @@ import argparse
 import dataclasses
 import json
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any
 
 from hf_explain.backbones import FrozenClassifier
 from hf_explain.data import load_image_dataset
+from hf_explain.evaluation_inputs import public_name
 from hf_explain.mapping import resolve_head
 from hf_explain.training import train
 from hf_explain.training_arguments import ExplainerTrainingArguments, add_dataclass_arguments
@@ -108,19 +108,14 @@ def main_from_args(args: argparse.Namespace) -> dict[str, Any]:
     head = head_class.from_classifier(classifier, **fields)
     description = {
         # Directories are named without their path: the record is published with the head.
-        "classifier": _public_name(what.classifier),
+        "classifier": public_name(what.classifier),
         "classifier_revision": what.classifier_revision,
         "head": what.head,
         "head_options": fields,
-        "dataset": _public_name(what.dataset),
+        "dataset": public_name(what.dataset),
         "dataset_config": what.dataset_config,
         "dataset_revision": what.dataset_revision,
         "train_split": what.train_split,
         "eval_split": what.eval_split,
     }
     return train(head, train_dataset, eval_dataset, classifier.image_processor, settings, description)
-
-
-def _public_name(source: str) -> str:
-    path = Path(source).expanduser()
-    return path.resolve().name if path.exists() else source
