@@ -19,5 +19,10 @@ common=(--classifiers "${classifiers[@]}" --dataset "${DATASET:?name the data se
 "$python" scripts/run_evidence.py train "${common[@]}" --training "${training[@]}"
 "$python" scripts/run_evidence.py evaluate "${common[@]}" --examples 500 --batch_size 32 \
   --methods gradcam gradcam++ xgradcam layercam hirescam eigencam raw_attention rollout transformer_attribution partial_lrp \
-  attention_guided_cam integrated_gradients smoothgrad input_x_gradient scorecam rise lime fgvis
-"$python" scripts/run_evidence.py table --output_dir "$output"
+  attention_guided_cam integrated_gradients smoothgrad input_x_gradient scorecam rise lime fgvis \
+  --method_option rise.num_masks=500 lime.num_samples=300
+# insertion, deletion and ROAD, and the sanity checks: more passes an image, so fewer images and explainers
+"$python" scripts/run_evidence.py evaluate "${common[@]}" --examples 100 --batch_size 32 --comparison comparison-curves \
+  --heads ttame-ranking ttame-removal ttame --methods gradcam transformer_attribution \
+  --metrics auc_d,average_drop,insertion_deletion,road --sanity
+"$python" scripts/run_evidence.py table --output_dir "$output" --comparison "comparison*"
