@@ -178,12 +178,12 @@ def compare(classifier: str, trained: dict[str, Path], directory: Path, args) ->
 def evaluate_all(args) -> bool:
     good = True
     for family, classifier in args.classifiers.items():
-        found = {
-            f"{name}-seed{seed}" if len(args.seeds) > 1 else name: directory
-            for seed in args.seeds
-            for name in args.heads
-            if (directory := args.output_dir / family / f"{name}-seed{seed}").joinpath(RECORD).is_file()
-        }
+        found: dict[str, Path] = {}
+        for name, seed in product(args.heads, args.seeds):
+            directory = args.output_dir / family / f"{name}-seed{seed}"
+            if (directory / RECORD).is_file():
+                # the first one stands for the head, on its card too
+                found[f"{name}-seed{seed}" if name in found else name] = directory
         good &= compare(classifier, found, args.output_dir / family / args.comparison, args)
     return good
 
