@@ -22,8 +22,8 @@ PAPERS: dict[str, Method] = {
     "lcam": Method(
         name="L-CAM",
         variants={"img": "L-CAM-Img", "fm": "L-CAM-Fm"},
-        summary="One 1×1 convolution on one layer of the frozen classifier, one row of weights per class, trained so "
-        "that what the map keeps is small and still recognised.",
+        summary="One 1×1 convolution on one layer of the frozen classifier, one row of weights per class, trained by "
+        "masking with the map what the classifier sees.",
         paper="Learning Visual Explanations for DCNN-Based Image Classifiers Using an Attention Mechanism",
         url="https://arxiv.org/abs/2209.11189",
         bibtex="""@inproceedings{gkartzonika2022lcam,
@@ -38,7 +38,7 @@ PAPERS: dict[str, Method] = {
     "ttame": Method(
         name="T-TAME",
         summary="A small branch on each of several layers of the frozen classifier, fused into one map per class, "
-        "trained so that what the map keeps is small and still recognised.",
+        "trained by masking with the map what the classifier sees.",
         paper="T-TAME: Trainable Attention Mechanism for Explaining Convolutional Networks and Vision Transformers",
         url="https://arxiv.org/abs/2403.04523",
         bibtex="""@article{ntrougkas2024ttame,

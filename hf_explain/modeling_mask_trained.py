@@ -117,19 +117,17 @@ class MaskTrainedExplainer(ExplainerPreTrainedModel):
         self, pixel_values: torch.Tensor, features: ClassifierFeatures, target: torch.Tensor
     ) -> SaliencyOutput:
         config = self.config
-        regularizes = config.area_weight or config.variation_weight
-        if config.regularize == "batch" and regularizes:
+        if config.regularize == "batch" and (config.area_weight or config.variation_weight):
             # of the batch of all processes while training; validation batches may differ in length between processes
             targets, first = gather_targets(target) if self.training else (target, 0)
             pairs = self.pairwise_saliency_logits(features, targets)
             maps = pairs[:, first : first + len(target)].diagonal(dim1=0, dim2=1).permute(2, 0, 1)
-            regularized = pairs.sigmoid()
+            attention, regularized = maps.sigmoid(), pairs.sigmoid()
         else:
             maps = self.saliency_logits(features, target)
-            regularized = maps.sigmoid()
+            attention = regularized = maps.sigmoid()
 
-        # what the classifier is asked about, all in one pass
-        attention, asked = maps.sigmoid(), {}
+        asked = {}  # what the classifier is asked about, all in one pass
         if config.ce_weight:
             asked["cross_entropy"] = attention
         if config.removal_weight:
