@@ -37,6 +37,21 @@ HEADS: dict[str, tuple[str, dict[str, Any]]] = {
     "ttame": ("ttame", {}),
     # two doublings, then a bilinear resize: full resolution costs many times more and the target has no fine detail
     "scan": ("scan", {"levels": 2}),
+    # ours: whole positions, by their contribution
+    "scan-contribution": (
+        "scan",
+        {
+            "mask_by": "contribution",
+            "percentile_range": [20.0, 90.0],
+            "percentile": 0.0,
+            "activation": "sigmoid",
+            "levels": 1,
+        },
+    ),
+    "lcam-img-ranking": (
+        "lcam",
+        {"variant": "img", "ranking_weight": 1.0, "ce_weight": 0.0, "area_weight": 0.0, "regularize": "own"},
+    ),
     "lcam-img-removal": ("lcam", {"variant": "img", "removal_weight": 1.0}),
     # black, also where the authors mask with the mean colour (ViT): what is removed is then what AUC-D removes
     "ttame-removal": ("ttame", {"removal_weight": 1.0, "mask_space": "pixel"}),
@@ -117,10 +132,11 @@ def train(directory: Path, kind: str, fields: dict[str, Any], training: dict[str
 
 def heads(args) -> Iterator[tuple[str, str, dict[str, Any], dict[str, Any]]]:
     """Name, kind, config fields and training settings of the heads asked for."""
+    fields_for_all = {name: parse(value) for name, value in pairs(args.head_option, "head_option").items()}
     common = {name: parse(value) for name, value in pairs(args.training, "training").items()}
     for name in args.heads:
         kind, fields = HEADS[name]
-        yield name, kind, dict(fields), {**TRAINING.get(name, {}), **common}
+        yield name, kind, {**fields, **fields_for_all}, {**TRAINING.get(name, {}), **common}
 
 
 def train_all(args) -> bool:
@@ -240,6 +256,9 @@ def main() -> int:
     parser.add_argument("--seeds", nargs="+", type=int, default=[0])
     parser.add_argument(
         "--training", nargs="+", default=[], metavar="NAME=VALUE", help="settings of `hf-explain train`, for all heads"
+    )
+    parser.add_argument(
+        "--head_option", nargs="+", default=[], metavar="NAME=VALUE", help="config fields, for all heads asked for"
     )
     parser.add_argument(
         "--vary",

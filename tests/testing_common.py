@@ -750,8 +750,10 @@ class ExplainerTesterMixin:
         for value in (float("nan"), float("inf"), -float("inf")):
             broken = pixel_values.clone()
             broken[1, 0, 2, 2] = value
-            # SCAN's gradients notice first, and name no image
-            with pytest.raises(ValueError, match="(Image 1 gets logits that are|gradient .* is) not finite") as error:
+            # SCAN's gradients notice first
+            with pytest.raises(
+                ValueError, match="^Image 1 gets (logits that are|a gradient that is) not fin"
+            ) as error:
                 head(broken, target=0)
             assert "`pixel_values`" in str(error.value)
         head.requires_grad_(False)

@@ -30,6 +30,7 @@ class TestScan(ExplainerTesterMixin):
     head_class = ScanForSaliency
     variants = {
         "paper": SMALL,
+        "contribution": {**SMALL, "mask_by": "contribution", "percentile_range": (0.0, 60.0), "percentile": 25.0},
         "released": {**SMALL, "blur": "released", "confidence_channel": "first", "num_residual_modules": 0},
     }
     max_kilobytes = 96
@@ -128,6 +129,34 @@ def test_masked_features_equal_a_loop_over_images(family, layer):
             own = torch.cat([found.prefix_tokens[index], found.feature_map[index].flatten(1).T])
         # one entry on the edge of the percentile may fall either way with float rounding
         assert (own - masked).abs().gt(1e-4).sum() <= 1
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_features_masked_by_contribution_equal_a_loop_over_positions(family):
+    head = make_head(family, feature_layers=[1], mask_by="contribution")
+    head.backbone.double()  # the shares are sums that cancel
+    pixel_values, targets, percents = random_pixels(family, 3).double(), [0, 4, 2], [80.0, 10.0, 31.3]
+    features = head.forward_features(pixel_values)
+    found = head.masked_features(features, torch.tensor(targets), percents)
+    assert found.prefix_tokens is None or not found.prefix_tokens.any()
+    prefix = 0 if found.prefix_tokens is None else found.prefix_tokens.shape[1]
+    for index, (target, percent) in enumerate(zip(targets, percents)):
+        output = head.backbone.model(pixel_values[index : index + 1].requires_grad_(True), output_hidden_states=True)
+        state = output.hidden_states[1]
+        (gradient,) = torch.autograd.grad(output.logits[0, target], state)
+        tokens = state[0, prefix:].T if state.ndim == 3 else state[0].flatten(1)
+        gradients = gradient[0, prefix:].T if state.ndim == 3 else gradient[0].flatten(1)
+        shares = [float(tokens[:, place].detach() @ gradients[:, place]) for place in range(tokens.shape[1])]
+        threshold = torch.quantile(torch.tensor([share for share in shares if share > 0]), percent / 100)
+        own = found.feature_map[index].flatten(1)
+        kept = [place for place, share in enumerate(shares) if share >= threshold]
+        assert 0 < len(kept) < len(shares)
+        wrong = 0
+        for place in range(len(shares)):
+            expected = tokens[:, place] if place in kept else torch.zeros_like(tokens[:, place])
+            wrong += not torch.allclose(own[:, place], expected, atol=1e-4)
+        # the percentile itself is taken in float32: one position at its edge may fall either way
+        assert wrong <= 1
 
 
 def test_an_image_without_positive_gradients_keeps_nothing():
@@ -332,6 +361,7 @@ def test_attention_block_equals_pytorchs_post_norm_layer():
         {"lam": 0.0, "blur": "none"},
         {"gradient_mask": False},
         {"activation": "sigmoid"},
+        {"mask_by": "contribution", "percentile": 50.0},
         {"percentile_range": (0.0, 0.0), "percentile": 0.0},
         {"decoder_widths": [4, 3, 2], "decoder": "transformer"},
         {"decoder_widths": [5, 4, 3, 2], "decoder": "cnn", "confidence_channel": "first"},
@@ -376,6 +406,7 @@ def test_defaults():
         ("vit", {"percentile": float("nan")}, r"`percentile` must lie in \[0, 100\], got nan"),
         ("vit", {"percentile_range": (80.0, 70.0)}, r"`percentile_range` must be \(low, high\)"),
         ("vit", {"percentile_range": (80.0, 170.0)}, r"`percentile_range` must be \(low, high\)"),
+        ("vit", {"mask_by": "sum"}, "`mask_by` must be 'gradient' or 'contribution', got 'sum'"),
         ("vit", {"blur": "soft"}, "`blur` must be 'paper' or 'released' or 'none', got 'soft'"),
         ("vit", {"activation": "relu"}, "`activation` must be 'sine' or 'sigmoid', got 'relu'"),
         ("vit", {"confidence_channel": "2"}, "`confidence_channel` must be 'last' or 'first', got '2'"),
@@ -419,7 +450,7 @@ def test_bad_calls_are_one_clear_sentence():
     with pytest.raises(TypeError, match="`percentile` must be one number or one per image, got 'high'"):
         head(pixel_values, percentile="high")
     pixel_values[1, 0, 0, 0] = float("nan")
-    with pytest.raises(ValueError, match="gradient of the class score at layer 'layer1' is not finite"):
+    with pytest.raises(ValueError, match="^Image 1 gets a gradient that is not finite; look for NaN"):
         head(pixel_values)
     head.backbone = None
     with pytest.raises(ValueError, match="has no classifier; build it with from_classifier"):

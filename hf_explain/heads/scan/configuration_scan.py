@@ -10,12 +10,17 @@ class ScanConfig(ExplainerConfig):
 
     Args:
         feature_layers (`list[str]`, *optional*): The one tapped layer. By default the last stage of ConvNeXt and
-            ResNet, and the block in the middle of ViT and DeiT (the 6th of 12).
+            ResNet, and the block in the middle of ViT and DeiT (the 6th of 12), the first with
+            `mask_by="contribution"`.
         alpha (`float`, *optional*, defaults to 4.0): How much more an error costs where the decoder is confident; the
             mean confidence wanted is `1 / (1 + alpha)`.
         lam (`float`, *optional*, defaults to 0.1): λ of the confidence loss.
         gradient_mask (`bool`, *optional*, defaults to `True`): Keep only the features whose gradient of the class
             score is in the top percentiles; off is an ablation, whose map is of no class in particular.
+        mask_by (`str`, *optional*, defaults to `"gradient"`): What the percentile is taken of: `"gradient"`, of every
+            single feature's gradient, as published; or `"contribution"` (ours), of every position's gradient times
+            feature, summed over the channels, so that whole positions are kept. Single gradients hardly say where the
+            evidence is, their sums do. It wants many kept, `percentile=0` to 50 and a `percentile_range` about them.
         percentile (`float`, *optional*, defaults to 95.0): P at inference, in [0, 100]: features below this percentile
             of the image's positive gradients are set to 0.
         percentile_range (`list[float]`, *optional*, defaults to `(70.0, 100.0)`): P is drawn uniformly from it for
@@ -47,6 +52,7 @@ class ScanConfig(ExplainerConfig):
     alpha: float = 4.0
     lam: float = 0.1
     gradient_mask: bool = True
+    mask_by: str = "gradient"
     percentile: float = 95.0
     percentile_range: list[float] | tuple[float, ...] = (70.0, 100.0)
     blur: str = "paper"
@@ -63,6 +69,7 @@ class ScanConfig(ExplainerConfig):
     def validate_explainer(self) -> None:
         super().validate_explainer()
         for name, choices in (
+            ("mask_by", ("gradient", "contribution")),
             ("blur", ("paper", "released", "none")),
             ("activation", ("sine", "sigmoid")),
             ("confidence_channel", ("last", "first")),

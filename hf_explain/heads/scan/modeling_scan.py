@@ -11,7 +11,7 @@ from hf_explain.distributed import batch_uniform
 from hf_explain.heads.scan.configuration_scan import ScanConfig
 from hf_explain.heads.scan.decoders import CnnDecoder, TransformerDecoder, default_widths
 from hf_explain.losses import confidence_loss, confident_reconstruction_loss
-from hf_explain.maps import min_max, resize_maps
+from hf_explain.maps import check_finite, min_max, resize_maps
 from hf_explain.modeling_explainer import ExplainerPreTrainedModel
 from hf_explain.outputs import SaliencyOutput
 
@@ -74,6 +74,8 @@ class ScanForSaliency(ExplainerPreTrainedModel):
     @classmethod
     def default_feature_layers(cls, classifier: FrozenClassifier, config: ScanConfig) -> list[str]:
         if classifier.is_transformer:
+            if config.mask_by == "contribution":
+                return [classifier.layer_names[1]]  # deeper, what a position holds is less and less of that place
             return [classifier.layer_names[(len(classifier.layer_names) - 1) // 2]]
         return [classifier.default_layer]
 
@@ -243,8 +245,8 @@ class ScanForSaliency(ExplainerPreTrainedModel):
         keep_graph: bool = True,
     ) -> LayerFeatures:
         """
-        The tapped features with those below the percentile of the image's positive gradients set to 0, without a
-        graph.
+        The tapped features with those below the percentile of the image's positive gradients (or positions below that
+        of its positive contributions: the config's `mask_by`) set to 0, without a graph.
 
         Args:
             features ([`ScanFeatures`]): From [`~ScanForSaliency.forward_features`].
@@ -264,16 +266,17 @@ class ScanForSaliency(ExplainerPreTrainedModel):
                 score = features.scores.gather(1, target[:, None].clone()).sum()
                 gradients = torch.autograd.grad(score, parts, retain_graph=keep_graph, allow_unused=True)
             gradients = [torch.zeros_like(p) if g is None else g for p, g in zip(parts, gradients)]
-            gradient = torch.cat([g.flatten(1) for g in gradients], dim=1)
-            if not bool(torch.isfinite(gradient).all()):
-                raise ValueError(
-                    f"The gradient of the class score at layer {tap.layer!r} is not finite; run the classifier in "
-                    "float32 or bfloat16, and check `pixel_values` for NaN."
-                )
-            threshold = positive_percentile(gradient, percentile)
-            parts = [
-                part.detach() * (g >= threshold.view(-1, *[1] * (g.ndim - 1))) for part, g in zip(parts, gradients)
-            ]
+            check_finite(torch.cat([g.flatten(1) for g in gradients], dim=1), "a gradient that is")
+            parts = [part.detach() for part in parts]
+            if self.config.mask_by == "contribution":
+                # what a prefix token knows is of no place
+                parts[:-1] = [torch.zeros_like(part) for part in parts[:-1]]
+                judged = [(parts[-1] * gradients[-1]).sum(dim=1, keepdim=True)]
+            else:
+                judged = gradients
+            threshold = positive_percentile(torch.cat([values.flatten(1) for values in judged], dim=1), percentile)
+            for index, values in enumerate(judged, len(parts) - len(judged)):
+                parts[index] = parts[index] * (values >= threshold.view(-1, *[1] * (values.ndim - 1)))
         else:
             parts = [part.detach() for part in parts]
         return tap.replace(feature_map=parts[-1], prefix_tokens=None if tap.prefix_tokens is None else parts[0])
