@@ -64,6 +64,8 @@ HEADS: dict[str, tuple[str, dict[str, Any]]] = {
 # What a head's authors train with, where it is not the command's default
 TRAINING: dict[str, dict[str, Any]] = {
     "scan": {"optimizer": "adam", "learning_rate": 1e-3, "lr_scheduler": "constant", "weight_decay": 0.0},
+    # ours: the same, warmed up and annealed
+    "scan-contribution": {"optimizer": "adam", "learning_rate": 1e-3, "weight_decay": 0.0},
 }
 # Methods that read attention: for classifiers that have some
 ATTENTION_METHODS = ("raw_attention", "rollout", "transformer_attribution", "partial_lrp", "attention_guided_cam")
