@@ -16,6 +16,18 @@ read -ra training <<< "${TRAINING:-mixed_precision=bf16 augmentation=flip num_tr
 output=${OUTPUT:-evidence}
 common=(--classifiers "${classifiers[@]}" --dataset "${DATASET:?name the data set}" --output_dir "$output" --seeds "${seeds[@]}")
 
+# what depends on the classifier: the layer whose grid says where, and how far a decoder goes beyond that grid
+for classifier in "${classifiers[@]}"; do
+  case ${classifier%%=*} in
+    convnext) layer=stage2 options=('feature_layers=["stage2"]') ;;
+    vit | deit) layer=layer1 options=(levels=0 percentile=50) ;;
+    *) layer=stage4 options=(levels=1) ;;
+  esac
+  one=(--classifiers "$classifier" --dataset "$DATASET" --output_dir "$output" --seeds "${seeds[@]}" --heads scan-contribution)
+  "$python" scripts/run_evidence.py train "${one[@]}" --training "${training[@]}" --head_option "${options[@]}"
+  "$python" scripts/run_evidence.py evaluate "${one[@]}" --examples 500 --batch_size 32 --comparison comparison-layers \
+    --methods hirescam layercam --method_option hirescam.layer=$layer layercam.layer=$layer
+done
 "$python" scripts/run_evidence.py train "${common[@]}" --training "${training[@]}"
 "$python" scripts/run_evidence.py evaluate "${common[@]}" --examples 500 --batch_size 32 \
   --methods gradcam gradcam++ xgradcam layercam hirescam eigencam raw_attention rollout transformer_attribution partial_lrp \
@@ -25,4 +37,7 @@ common=(--classifiers "${classifiers[@]}" --dataset "${DATASET:?name the data se
 "$python" scripts/run_evidence.py evaluate "${common[@]}" --examples 100 --batch_size 32 --comparison comparison-curves \
   --heads ttame-ranking ttame-removal ttame --methods gradcam transformer_attribution \
   --metrics auc_d,average_drop,insertion_deletion,road --sanity
+# RISE with as many masks as its authors use: minutes an image on a CPU
+"$python" scripts/run_evidence.py evaluate "${common[@]}" --examples 100 --batch_size 32 --comparison comparison-passes \
+  --heads ttame-ranking ttame-removal --methods rise --method_option rise.num_masks=2000
 "$python" scripts/run_evidence.py table --output_dir "$output" --comparison "comparison*"

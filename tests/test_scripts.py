@@ -99,6 +99,13 @@ def test_evidence_is_trained_measured_and_tabled_once(evidence, tmp_path, capsys
     assert "AUC-D | AD 100" in table.partition("### resnet, comparison:")[2]
 
 
+def test_evidence_takes_config_fields_for_a_classifier(evidence, tmp_path):
+    own = ("--head_option", 'feature_layers=["stage3"]', "levels=0")
+    assert evidence("train", "--heads", "scan-contribution", *own)[0] == 0
+    config = json.loads((tmp_path / "out/resnet/scan-contribution-seed0/config.json").read_text())
+    assert (config["feature_layers"], config["levels"], config["mask_by"]) == (["stage3"], 0, "contribution")
+
+
 def test_evidence_sweep_compares_every_combination(evidence, tmp_path, capsys):
     status, started = evidence("sweep", "--heads", "ttame", "--vary", "head.regularize=own,batch", "learning_rate=0.1")
     assert status == 0 and len(started) == 3
