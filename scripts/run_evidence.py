@@ -48,10 +48,6 @@ HEADS: dict[str, tuple[str, dict[str, Any]]] = {
             "levels": 1,
         },
     ),
-    "lcam-img-ranking": (
-        "lcam",
-        {"variant": "img", "ranking_weight": 1.0, "ce_weight": 0.0, "area_weight": 0.0, "regularize": "own"},
-    ),
     "lcam-img-removal": ("lcam", {"variant": "img", "removal_weight": 1.0}),
     # black, also where the authors mask with the mean colour (ViT): what is removed is then what AUC-D removes
     "ttame-removal": ("ttame", {"removal_weight": 1.0, "mask_space": "pixel"}),
@@ -189,6 +185,8 @@ def compare(classifier: str, trained: dict[str, Path], directory: Path, args) ->
     for option in args.method_option:
         if option.partition(".")[0] in methods:
             words += ["--method_option", option]
+    for option in args.metric_option:
+        words += ["--metric_option", option]
     words += ["--sanity"] * args.sanity + ["--batch_size", str(args.batch_size), "--output_dir", str(directory)]
     return run("evaluate", [*words, "--no_progress"], directory, COMPARISON)
 
@@ -276,6 +274,7 @@ def main() -> int:
     parser.add_argument("--slow_examples", type=int, default=100)
     parser.add_argument("--method_option", nargs="*", default=[], metavar="METHOD.OPTION=VALUE")
     parser.add_argument("--metrics", default="auc_d,average_drop")
+    parser.add_argument("--metric_option", nargs="*", default=[], metavar="METRIC.OPTION=VALUE")
     parser.add_argument(
         "--comparison",
         default="comparison",

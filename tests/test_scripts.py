@@ -90,6 +90,10 @@ def test_evidence_is_trained_measured_and_tabled_once(evidence, tmp_path, capsys
     lines = {line.split(" | ")[0].strip("| "): line for line in table.splitlines()}
     assert {"lcam-img", "scan", "gradcam", "random", "centre"} <= set(lines)
     assert "±" in lines["scan"] and "±" not in lines["gradcam"]
+    blurred = ("--metrics", "auc_d", "--metric_option", "auc_d.fill=blur", "--seeds", "0")
+    assert evidence("evaluate", *heads[:3], "--comparison", "comparison-blur", *blurred)[0] == 0
+    results = json.loads((tmp_path / "out/resnet/comparison-blur/results.json").read_text())
+    assert results["explainers"]["random"]["auc_d"]["protocol"]["fill"] == "blur"
     more = ("--comparison", "comparison-curves", "--metrics", "insertion_deletion", "--seeds", "0")
     assert evidence("evaluate", *heads[:3], *more)[0] == 0
     assert evidence("table", "--comparison", "comparison*")[0] == 0
