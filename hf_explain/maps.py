@@ -66,6 +66,31 @@ def check_finite(values: torch.Tensor, what: str) -> None:
         )
 
 
+def position_contributions(activation: torch.Tensor, gradient: torch.Tensor, layer: str) -> torch.Tensor:
+    """
+    Gradient times activation summed over the channels: what each position adds to the score, to first order.
+
+    Args:
+        activation (`torch.Tensor` of shape `(batch_size, channels, height, width)`): The layer's features.
+        gradient (`torch.Tensor` of the same shape): Of the class score.
+        layer (`str`): The layer's name, for the message.
+
+    Returns:
+        `torch.Tensor` of shape `(batch_size, height, width)`.
+
+    Raises:
+        ValueError: If the products cancel at every position, as before a normalisation, to which scale is nothing.
+    """
+    products = gradient * activation
+    sums = products.sum(1)
+    if bool(sums.abs().amax() < 1e-5 * products.abs().sum(1).amax()):  # float32 rounding and nothing else
+        raise ValueError(
+            f"`layer` {layer!r} is followed by a normalisation that makes gradient times activation sum to 0 "
+            "at every position; choose another layer, or a method that does not sum them, such as gradcam."
+        )
+    return sums
+
+
 def tokens_to_grid(tokens: torch.Tensor, grid_size: tuple[int, int], num_prefix_tokens: int = 1) -> torch.Tensor:
     r"""
     Lay patch tokens out as a feature map, row by row from the top-left patch.

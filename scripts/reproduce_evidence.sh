@@ -16,17 +16,15 @@ read -ra training <<< "${TRAINING:-mixed_precision=bf16 augmentation=flip num_tr
 output=${OUTPUT:-evidence}
 common=(--classifiers "${classifiers[@]}" --dataset "${DATASET:?name the data set}" --output_dir "$output" --seeds "${seeds[@]}")
 
-# what depends on the classifier: the layer whose grid says where, and how far a decoder goes beyond that grid
+# what depends on the classifier: the layer, and how far the decoder goes beyond its grid; on a ConvNeXt a normalisation
+# follows every stage but the last, and contributions cancel
 for classifier in "${classifiers[@]}"; do
   case ${classifier%%=*} in
-    convnext) layer=stage2 options=('feature_layers=["stage2"]') ;;
-    vit | deit) layer=layer1 options=(levels=0 percentile=50) ;;
-    *) layer=stage4 options=(levels=1) ;;
+    vit | deit) options=(levels=0 percentile=50) ;;
+    *) options=(levels=1) ;;
   esac
   one=(--classifiers "$classifier" --dataset "$DATASET" --output_dir "$output" --seeds "${seeds[@]}" --heads scan-contribution)
   "$python" scripts/run_evidence.py train "${one[@]}" --training "${training[@]}" --head_option "${options[@]}"
-  "$python" scripts/run_evidence.py evaluate "${one[@]}" --examples 500 --batch_size 32 --comparison comparison-layers \
-    --methods hirescam layercam --method_option hirescam.layer=$layer layercam.layer=$layer
 done
 "$python" scripts/run_evidence.py train "${common[@]}" --training "${training[@]}"
 "$python" scripts/run_evidence.py evaluate "${common[@]}" --examples 500 --batch_size 32 \
@@ -37,6 +35,16 @@ done
 "$python" scripts/run_evidence.py evaluate "${common[@]}" --examples 100 --batch_size 32 --comparison comparison-curves \
   --heads ttame-ranking ttame-removal ttame --methods gradcam transformer_attribution \
   --metrics auc_d,average_drop,insertion_deletion,road --sanity
+# most heads learn and are measured by what black pixels do: the same with two other fills
+for classifier in "${classifiers[@]}"; do
+  case ${classifier%%=*} in vit | deit) layer=layer1 ;; *) layer=stage4 ;; esac
+  for fill in black mean blur; do
+    "$python" scripts/run_evidence.py evaluate --classifiers "$classifier" --dataset "$DATASET" --output_dir "$output" \
+      --heads ttame-ranking ttame-removal ttame lcam-img scan scan-contribution --examples 100 --batch_size 32 \
+      --comparison "comparison-$fill" --metrics auc_d --metric_option auc_d.fill=$fill \
+      --methods gradcam hirescam transformer_attribution --method_option hirescam.layer=$layer
+  done
+done
 # RISE with as many masks as its authors use: minutes an image on a CPU
 "$python" scripts/run_evidence.py evaluate "${common[@]}" --examples 100 --batch_size 32 --comparison comparison-passes \
   --heads ttame-ranking ttame-removal --methods rise --method_option rise.num_masks=2000

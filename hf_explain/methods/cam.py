@@ -5,6 +5,7 @@ from __future__ import annotations
 import torch
 
 from hf_explain.backbones import FrozenClassifier
+from hf_explain.maps import position_contributions
 from hf_explain.methods.common import (
     attention_input_gradient,
     check_count,
@@ -143,13 +144,7 @@ def hirescam(
         activation, gradient = attention_input_gradient(classifier, features, classes)
     else:
         activation, gradient = features.feature_map.float(), tail_gradient(classifier, features, classes)
-    products = gradient * activation
-    maps = products.sum(1)
-    if bool(maps.abs().amax() < 1e-5 * products.abs().sum(1).amax()):  # float32 rounding and nothing else
-        raise ValueError(
-            f"`layer` {features.layer!r} is followed by a normalisation that makes gradient times activation sum to 0 "
-            "at every position; choose another layer, or gradcam."
-        )
+    maps = position_contributions(activation, gradient, features.layer)
     return saliency_output(positive_part(maps), logits, classes)
 
 

@@ -133,7 +133,8 @@ def test_masked_features_equal_a_loop_over_images(family, layer):
 
 @pytest.mark.parametrize("family", FAMILIES)
 def test_features_masked_by_contribution_equal_a_loop_over_positions(family):
-    head = make_head(family, feature_layers=[1], mask_by="contribution")
+    layer = 4 if family == "convnext" else 1  # a LayerNorm follows ConvNeXt's other stages
+    head = make_head(family, feature_layers=[layer], mask_by="contribution")
     head.backbone.double()  # the shares are sums that cancel
     pixel_values, targets, percents = random_pixels(family, 3).double(), [0, 4, 2], [80.0, 10.0, 31.3]
     features = head.forward_features(pixel_values)
@@ -142,7 +143,7 @@ def test_features_masked_by_contribution_equal_a_loop_over_positions(family):
     prefix = 0 if found.prefix_tokens is None else found.prefix_tokens.shape[1]
     for index, (target, percent) in enumerate(zip(targets, percents)):
         output = head.backbone.model(pixel_values[index : index + 1].requires_grad_(True), output_hidden_states=True)
-        state = output.hidden_states[1]
+        state = output.hidden_states[layer]
         (gradient,) = torch.autograd.grad(output.logits[0, target], state)
         tokens = state[0, prefix:].T if state.ndim == 3 else state[0].flatten(1)
         gradients = gradient[0, prefix:].T if state.ndim == 3 else gradient[0].flatten(1)
@@ -157,6 +158,12 @@ def test_features_masked_by_contribution_equal_a_loop_over_positions(family):
             wrong += not torch.allclose(own[:, place], expected, atol=1e-4)
         # the percentile itself is taken in float32: one position at its edge may fall either way
         assert wrong <= 1
+
+
+def test_contributions_that_cancel_are_one_clear_sentence():
+    head = make_head("convnext", feature_layers=["stage2"], mask_by="contribution")
+    with pytest.raises(ValueError, match="`layer` 'stage2' is followed by a normalisation that makes gradient times"):
+        head(random_pixels("convnext"))
 
 
 def test_an_image_without_positive_gradients_keeps_nothing():

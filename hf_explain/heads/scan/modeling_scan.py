@@ -11,7 +11,7 @@ from hf_explain.distributed import batch_uniform
 from hf_explain.heads.scan.configuration_scan import ScanConfig
 from hf_explain.heads.scan.decoders import CnnDecoder, TransformerDecoder, default_widths
 from hf_explain.losses import confidence_loss, confident_reconstruction_loss
-from hf_explain.maps import check_finite, min_max, resize_maps
+from hf_explain.maps import check_finite, min_max, position_contributions, resize_maps
 from hf_explain.modeling_explainer import ExplainerPreTrainedModel
 from hf_explain.outputs import SaliencyOutput
 
@@ -256,7 +256,8 @@ class ScanForSaliency(ExplainerPreTrainedModel):
                 asked for; otherwise the tail's activations are freed before the decoder runs.
 
         Raises:
-            ValueError: If `percentile` is outside [0, 100] or a gradient is not finite.
+            ValueError: If `percentile` is outside [0, 100], a gradient is not finite, or the layer is one whose
+                contributions cancel at every position.
         """
         tap = features.tap
         percentile = self._percentiles(percentile, len(target))
@@ -271,7 +272,7 @@ class ScanForSaliency(ExplainerPreTrainedModel):
             if self.config.mask_by == "contribution":
                 # what a prefix token knows is of no place
                 parts[:-1] = [torch.zeros_like(part) for part in parts[:-1]]
-                judged = [(parts[-1] * gradients[-1]).sum(dim=1, keepdim=True)]
+                judged = [position_contributions(parts[-1], gradients[-1], tap.layer)[:, None]]
             else:
                 judged = gradients
             threshold = positive_percentile(torch.cat([values.flatten(1) for values in judged], dim=1), percentile)
