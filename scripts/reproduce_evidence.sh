@@ -17,7 +17,7 @@ output=${OUTPUT:-evidence}
 common=(--classifiers "${classifiers[@]}" --dataset "${DATASET:?name the data set}" --output_dir "$output" --seeds "${seeds[@]}")
 
 # what depends on the classifier: the layer, and how far the decoder goes beyond its grid; on a ConvNeXt a normalisation
-# follows every stage but the last, and contributions cancel
+# follows every stage but the last, and contributions cancel: it gets its last stage here, and no row in README.md
 for classifier in "${classifiers[@]}"; do
   case ${classifier%%=*} in
     vit | deit) options=(levels=0 percentile=50) ;;

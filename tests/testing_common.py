@@ -752,7 +752,7 @@ class ExplainerTesterMixin:
             broken[1, 0, 2, 2] = value
             # SCAN's gradients notice first
             with pytest.raises(
-                ValueError, match="^Image 1 gets (logits that are|a gradient that is) not fin"
+                ValueError, match="^Image 1 gets (logits that are|a gradient that is) not finite"
             ) as error:
                 head(broken, target=0)
             assert "`pixel_values`" in str(error.value)

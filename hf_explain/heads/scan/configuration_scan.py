@@ -21,6 +21,8 @@ class ScanConfig(ExplainerConfig):
             single feature's gradient, as published; or `"contribution"` (ours), of every position's gradient times
             feature, summed over the channels, so that whole positions are kept. Single gradients hardly say where the
             evidence is, their sums do. It wants many kept, `percentile=0` to 50 and a `percentile_range` about them.
+            Layers before a normalisation, where these sums cancel, are refused; in bfloat16 rounding hides that, so a
+            head trained in it on such a layer is refused only when it is used in float32: ask it for one map first.
         percentile (`float`, *optional*, defaults to 95.0): P at inference, in [0, 100]: features below this percentile
             of the image's positive gradients are set to 0.
         percentile_range (`list[float]`, *optional*, defaults to `(70.0, 100.0)`): P is drawn uniformly from it for
