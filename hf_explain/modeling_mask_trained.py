@@ -13,7 +13,7 @@ from hf_explain.losses import area_loss, cross_entropy, ranked_masks, removal_lo
 from hf_explain.maps import resize_maps
 from hf_explain.modeling_explainer import ExplainerPreTrainedModel
 from hf_explain.outputs import SaliencyOutput
-from hf_explain.perturbation import MASK_SPACES, blend, fill_values, mask_space_fill
+from hf_explain.perturbation import FILLS, MASK_SPACES, blend, fill_values, mask_space_fill
 
 
 class MaskTrainedConfig(ExplainerConfig):
@@ -42,6 +42,10 @@ class MaskTrainedConfig(ExplainerConfig):
             standard deviations of the map.
         mask_space (`str`, *optional*): `"pixel"` multiplies the [0, 1] image (masked pixels go black),
             `"normalized"` multiplies `pixel_values` (masked pixels go to the mean colour). `"pixel"` when not given.
+        mask_fills (`list[str]`, *optional*): What masked pixels become instead (ours): every image of every step draws
+            one of these [`~hf_explain.perturbation.fill_values`], so that a map has to hold whatever its pixels are
+            replaced by. With one fill the head learns what that fill does to the classifier, too. By default the one
+            fill of `mask_space`, as published.
     """
 
     ce_weight: float = 1.5
@@ -55,6 +59,7 @@ class MaskTrainedConfig(ExplainerConfig):
     ranking_weight: float = 0.0
     ranking_temperature: float = 0.3
     mask_space: str = "pixel"
+    mask_fills: list[str] | tuple[str, ...] | None = None
 
     def validate_explainer(self) -> None:
         super().validate_explainer()
@@ -78,6 +83,9 @@ class MaskTrainedConfig(ExplainerConfig):
         # None: a head whose default depends on the classifier, not attached yet
         if self.mask_space is not None and self.mask_space not in MASK_SPACES:
             raise ValueError(f"`mask_space` must be one of {', '.join(MASK_SPACES)}, got {self.mask_space!r}.")
+        fills = self.mask_fills
+        if fills is not None and (not fills or any(fill not in FILLS or fills.count(fill) > 1 for fill in fills)):
+            raise ValueError(f"`mask_fills` must be one or several of {', '.join(FILLS)}, each once, got {fills!r}.")
 
 
 class MaskTrainedExplainer(ExplainerPreTrainedModel):
@@ -107,11 +115,29 @@ class MaskTrainedExplainer(ExplainerPreTrainedModel):
         Returns:
             `torch.FloatTensor` of shape `(copies * batch_size, num_labels)`.
         """
-        config = self.config
         kept = resize_maps(attention, tuple(pixel_values.shape[-2:]))
-        pixel_values = pixel_values.repeat(len(kept) // len(pixel_values), 1, 1, 1)
-        fill = fill_values(pixel_values, mask_space_fill(config.mask_space), config.image_mean, config.image_std)
-        return self.backbone(blend(pixel_values, kept, fill))
+        copies = len(kept) // len(pixel_values)
+        filled = self._filled(pixel_values)
+        if len(filled) > 1:
+            filled = filled.repeat(copies, 1, 1, 1)
+        return self.backbone(blend(pixel_values.repeat(copies, 1, 1, 1), kept, filled))
+
+    def _filled(self, pixel_values: torch.Tensor) -> torch.Tensor:
+        """What masked pixels become: one colour for all images, or every image's own drawn fill."""
+        config = self.config
+        fills = config.mask_fills or [mask_space_fill(config.mask_space)]
+        values = [fill_values(pixel_values, fill, config.image_mean, config.image_std) for fill in fills]
+        if len(values) == 1:
+            return values[0]
+        size, device = len(pixel_values), pixel_values.device
+        # as the parts of the ranking term: training draws, validation takes them in turn and is always alike
+        drawn = batch_uniform(size, device) * len(values) if self.training else torch.arange(size, device=device)
+        choice = (drawn.long() % len(values))[:, None, None, None]
+        # every fill of every image, then a choice: a blur costs next to nothing, an index would wait for the GPU
+        filled = values[0].expand_as(pixel_values)
+        for place, value in enumerate(values[1:], 1):
+            filled = torch.where(choice == place, value, filled)
+        return filled
 
     def compute_loss(
         self, pixel_values: torch.Tensor, features: ClassifierFeatures, target: torch.Tensor

@@ -56,6 +56,18 @@ HEADS: dict[str, tuple[str, dict[str, Any]]] = {
         "ttame",
         {"ranking_weight": 1.0, "ce_weight": 0.0, "area_weight": 0.0, "regularize": "own", "mask_space": "pixel"},
     ),
+    # the same two, whatever removed pixels become
+    "ttame-removal-fills": ("ttame", {"removal_weight": 1.0, "mask_fills": ["black", "mean", "blur"]}),
+    "ttame-ranking-fills": (
+        "ttame",
+        {
+            "ranking_weight": 1.0,
+            "ce_weight": 0.0,
+            "area_weight": 0.0,
+            "regularize": "own",
+            "mask_fills": ["black", "mean", "blur"],
+        },
+    ),
 }
 # What a head's authors train with, where it is not the command's default
 TRAINING: dict[str, dict[str, Any]] = {

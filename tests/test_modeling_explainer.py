@@ -295,6 +295,7 @@ def test_kernel_that_refuses_to_write(tmp_path):
         (LCamConfig, {"self_contained": "yes"}, "`self_contained` must be true or false, got 'yes'"),
         (TTameConfig, {"max_map_size": 7.5}, "`max_map_size` must be a whole number, got 7.5"),
         (TTameConfig, {"mask_space": 1}, "`mask_space` must be a string or None, got 1"),
+        (TTameConfig, {"mask_fills": "blur"}, "`mask_fills` must be a list or None, got 'blur'"),
         (TTameConfig, {"skip": None}, "`skip` must be true or false, got None"),
         (ScanConfig, {"levels": True}, "`levels` must be a whole number or None, got True"),
         (ScanConfig, {"decoder_widths": "8"}, "`decoder_widths` must be a list or None, got '8'"),

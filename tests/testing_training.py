@@ -106,7 +106,10 @@ def processor(size: int = 16):
 # every head whose training step mixes the images of a batch
 HEADS = {
     "lcam": ("lcam", {"regularize": "batch"}),
-    "ttame": ("ttame", {"regularize": "batch", "removal_weight": 0.5, "ranking_weight": 0.5}),
+    "ttame": (
+        "ttame",
+        {"regularize": "batch", "removal_weight": 0.5, "ranking_weight": 0.5, "mask_fills": ["black", "mean", "blur"]},
+    ),
     "scan": ("scan", {"feature_layers": ["stage2"], "decoder_width": 2}),
 }
 

@@ -3,10 +3,12 @@
 import types
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
 from safetensors.torch import load_file
+from scipy.ndimage import gaussian_filter
 from testing_common import (
     FAMILIES,
     IMAGENET_MEAN,
@@ -89,6 +91,14 @@ def literal_loss(family, head, pixel_values, target, own_tap):
     def ask(attention):
         if config.variant == "img":
             upsampled = F.interpolate(attention[:, None], pixel_values.shape[-2:], mode="bilinear")
+            if config.mask_fills:
+                # in eval mode the images of a batch take the fills in turn
+                masked = pixel_values.clone()
+                for i in range(batch_size):
+                    fill = config.mask_fills[i % len(config.mask_fills)]
+                    filled = {"black": -mean / std, "mean": 0 * mean, "blur": rise_blur(pixel_values[i : i + 1])}[fill]
+                    masked[i] = upsampled[i] * pixel_values[i] + (1 - upsampled[i]) * filled[0]
+                return model(masked, **options).logits
             if config.mask_space == "pixel":
                 picture = pixel_values * std + mean
                 return model((picture * upsampled - mean) / std, **options).logits
@@ -129,6 +139,14 @@ def literal_loss(family, head, pixel_values, target, own_tap):
     return loss, own
 
 
+def rise_blur(image):
+    """SciPy's Gaussian of the unit impulse in the middle of an 11×11 window, as RISE makes its kernel."""
+    impulse = np.zeros((11, 11))
+    impulse[5, 5] = 1
+    kernel = torch.tensor(gaussian_filter(impulse, 5), dtype=torch.float32)
+    return torch.cat([F.conv2d(channel[:, None], kernel[None, None], padding=5) for channel in image.unbind(1)], dim=1)
+
+
 def ranked_mask(scores, area, config):
     """One map, one threshold: the value below which `1 - area` of the positions lie."""
     threshold = scores.flatten().quantile(1 - area)
@@ -141,6 +159,9 @@ CASES = {
     "img-normalized": {"mask_space": "normalized", "regularize": "own"},
     "img-removal": {"removal_weight": 0.7, "regularize": "own"},
     "img-ranking": {"ranking_weight": 0.8, "regularize": "own"},
+    "img-fills": {"mask_fills": ["blur", "black"], "mask_space": "normalized", "removal_weight": 0.7},
+    "ranking-fills": {"mask_fills": ["mean", "black", "blur"], "ranking_weight": 0.8},
+    "one-fill": {"mask_fills": ["blur"]},
     "fm-ranking": {"variant": "fm", "ranking_weight": 0.8, "ranking_temperature": 0.7},
     "ranking-alone": {"ranking_weight": 1.0, "ce_weight": 0.0, "area_weight": 0.0, "variation_weight": 0.0},
     "img-star": {"area_weight": 0.0, "variation_weight": 0.0},
@@ -182,7 +203,7 @@ def test_loss_and_gradient_against_the_literal_form(family, case):
     names = {"cross_entropy", "area", "variation"}
     if case.endswith("star"):
         names = {"cross_entropy"}
-    elif "removal" in case:
+    elif "removal" in case or case == "img-fills":
         names |= {"removal"}
     elif case == "ranking-alone":
         names = {"ranking"}
@@ -270,12 +291,48 @@ def test_mask_spaces_differ_where_they_should():
         torch.testing.assert_close(kept, features.logits, rtol=1e-4, atol=1e-5)
 
 
+def test_training_draws_the_fill_per_image_and_step():
+    """Everything hidden: what is left is the fill, the same for all copies of an image in one pass."""
+    head = LCamForSaliency.from_classifier(tiny_classifier("resnet"), mask_fills=["black", "mean", "blur"]).train()
+    pixel_values = random_pixels("resnet", 40)
+    black = (-torch.tensor(IMAGENET_MEAN) / torch.tensor(IMAGENET_STD)).view(1, 3, 1, 1)
+    fills = torch.stack([black.expand_as(pixel_values), torch.zeros_like(pixel_values), rise_blur(pixel_values)])
+    seen = []
+    head.backbone.register_forward_pre_hook(lambda module, inputs: seen.append(inputs[0]))
+
+    def steps(seed):
+        torch.manual_seed(seed)
+        for _ in range(2):
+            head.masked_logits(pixel_values, None, torch.zeros(80, 2, 2))
+        drawn = []
+        for images in (seen.pop(0), seen.pop(0)):
+            assert torch.equal(images[:40], images[40:])
+            near = (images[:40] - fills).abs().amax(dim=(2, 3, 4)) < 1e-5  # (fills, images)
+            assert (near.sum(0) == 1).all()
+            drawn.append(near.int().argmax(0).tolist())
+        return drawn
+
+    first, second = steps(0)
+    assert first != second and {*first} == {*second} == {0, 1, 2}
+    assert steps(0) == [first, second] != steps(1)
+    head.eval()
+    assert steps(0) == steps(1) == [[i % 3 for i in range(40)]] * 2
+
+
+def test_fills_belong_to_pixels():
+    with pytest.raises(ValueError, match="`mask_fills` fills pixels, but variant='fm' masks features"):
+        LCamConfig(variant="fm", mask_fills=["blur"])
+
+
 @pytest.mark.parametrize(
     ("field", "value", "message"),
     [
         ("variant", "both", "`variant` must be 'img' .* or 'fm' .*got 'both'"),
         ("regularize", "none", "`regularize` must be 'own' or 'batch', got 'none'"),
         ("mask_space", "lab", "`mask_space` must be one of pixel, normalized, got 'lab'"),
+        ("mask_fills", [], r"`mask_fills` must be one or several of black, mean, blur, each once, got \[\]"),
+        ("mask_fills", ["black", "noise"], r"`mask_fills` must be one or .*got \['black', 'noise'\]"),
+        ("mask_fills", ["blur", "blur"], r"`mask_fills` .*each once, got \['blur', 'blur'\]"),
         ("ce_weight", -1.0, "`ce_weight` must be at least 0 and finite, got -1.0"),
         ("removal_weight", -0.5, "`removal_weight` must be at least 0"),
         ("removal_weight", float("nan"), "`removal_weight` must be at least 0 and finite, got nan"),

@@ -26,3 +26,5 @@ class LCamConfig(MaskTrainedConfig):
             raise ValueError(f"`variant` must be 'img' (L-CAM-Img) or 'fm' (L-CAM-Fm), got {self.variant!r}.")
         if self.feature_layers is not None and len(self.feature_layers) != 1:
             raise ValueError(f"L-CAM taps one layer; `feature_layers` has {len(self.feature_layers)}.")
+        if self.variant == "fm" and self.mask_fills is not None:
+            raise ValueError("`mask_fills` fills pixels, but variant='fm' masks features; use variant='img'.")
