@@ -46,6 +46,7 @@ class Architecture:
     pooler: str | None = None
     num_prefix_tokens: int = 0
     pre_attention_norm: str | None = None
+    stage_norm: str | None = None  # of a stage: the list whose first module normalises what the stage before put out
     attention: str | None = None
     # of the architecture's own image processor, for a classifier that comes without one
     image_mean: tuple[float, ...] = IMAGENET_MEAN
@@ -85,6 +86,7 @@ ARCHITECTURES: dict[str, Architecture] = {
         layer_name="stage",
         pool="mean",
         norm="layernorm",
+        stage_norm="downsampling_layer",
     ),
     "ResNetForImageClassification": Architecture(
         body="resnet",
@@ -279,6 +281,16 @@ class FrozenClassifier(nn.Module):
         return ("stem",) + tuple(f"{arch.layer_name}{i + 1}" for i in range(len(self._blocks)))
 
     @property
+    def normed_layers(self) -> tuple[str, ...]:
+        """
+        Layers whose positions are read through the LayerNorm behind them alone: all stages of ConvNeXt but the last,
+        and the layer before the last block of ViT and DeiT, after which the prefix tokens alone are read.
+        """
+        if self._architecture is None:
+            return ()
+        return tuple(name for name in self.layer_names if self._norm_behind(name) is not None)
+
+    @property
     def default_layer(self) -> str:
         """
         The deepest layer whose positions still reach the logits: the last one, or for ViT and DeiT the one before it,
@@ -372,13 +384,17 @@ class FrozenClassifier(nn.Module):
             state = self._run_block(index, state)
         return self._to_features(layer, state, pixel_values)
 
-    def forward_from_features(self, features: LayerFeatures | ClassifierFeatures) -> torch.Tensor:
+    def forward_from_features(
+        self, features: LayerFeatures | ClassifierFeatures, normed: LayerFeatures | None = None
+    ) -> torch.Tensor:
         """
         Continue the classifier from one layer's output: bit-identical to the full logits on unchanged features.
 
         Args:
             features ([`LayerFeatures`] or [`ClassifierFeatures`]): The output of one layer, changed or not (see
                 [`LayerFeatures.replace`]); of several layers, the deepest is used.
+            normed ([`LayerFeatures`], *optional*): From [`~FrozenClassifier.behind_norm`] of that layer, changed or
+                not: read instead of what the norm gives.
 
         Returns:
             `torch.FloatTensor` of shape `(batch_size, num_labels)`.
@@ -388,12 +404,34 @@ class FrozenClassifier(nn.Module):
         layer = self.resolve_layer(features.layer)
         if self._architecture is None:
             return self._hooked.logits_from(features)
-        state = features.feature_map
+        state = self._to_state(features)
+        with contextlib.ExitStack() as stack:
+            if normed is not None:
+                read = self._to_state(normed)
+                handle = self._norm_behind(layer).register_forward_hook(lambda module, inputs, output: read)
+                stack.callback(handle.remove)
+            for index in range(self.layer_names.index(layer), len(self._blocks)):
+                state = self._run_block(index, state)
+            return self._tail(state)
+
+    def behind_norm(self, features: LayerFeatures) -> LayerFeatures | None:
+        """
+        These features behind the LayerNorm through which alone the positions are read from here on, or `None` where
+        none is known.
+
+        To such a reader the scale of a position means nothing, so gradient times feature sums to 0 over the channels
+        before it.
+
+        Args:
+            features ([`LayerFeatures`]): Of one layer.
+        """
+        layer = self.resolve_layer(features.layer)
+        norm = self._norm_behind(layer)
+        if norm is None:
+            return None
         if self.is_transformer:
-            state = grid_to_tokens(state, features.prefix_tokens)
-        for index in range(self.layer_names.index(layer), len(self._blocks)):
-            state = self._run_block(index, state)
-        return self._tail(state)
+            return self.pre_attention_norm(features)
+        return features.replace(feature_map=norm(features.feature_map))
 
     def pre_attention_norm(self, features: LayerFeatures) -> LayerFeatures:
         """
@@ -526,6 +564,24 @@ class FrozenClassifier(nn.Module):
         if arch.pool == "mean":
             return heads[0](getattr(body, arch.norm)(state.mean([-2, -1])))
         return heads[0](getattr(body, arch.pooler)(state))
+
+    def _norm_behind(self, layer: str) -> nn.Module | None:
+        arch = self._architecture
+        index = self.layer_names.index(layer)
+        if arch is None or index >= len(self._blocks):
+            return None
+        following = self._blocks[index]
+        if self.is_transformer:
+            return getattr(following, arch.pre_attention_norm) if index == len(self._blocks) - 1 else None
+        # the stem of ConvNeXt ends with its own norm: its first stage starts without one
+        start = list(getattr(following, arch.stage_norm)) if arch.stage_norm else []
+        return start[0] if start else None
+
+    def _to_state(self, features: LayerFeatures) -> torch.Tensor:
+        """The inverse of `_to_features`."""
+        if not self.is_transformer:
+            return features.feature_map
+        return grid_to_tokens(features.feature_map, features.prefix_tokens)
 
     def _to_features(self, layer: str, state: torch.Tensor, pixel_values: torch.Tensor) -> LayerFeatures:
         if not self.is_transformer:

@@ -175,6 +175,26 @@ def test_pre_attention_norm(family):
         resnet.pre_attention_norm(resnet.forward_to_features(random_pixels("resnet"), "stage1"))
 
 
+@pytest.mark.parametrize("family", FAMILIES)
+def test_layers_read_through_a_norm(family):
+    classifier, pixel_values = tiny_classifier(family), random_pixels(family)
+    known = {"convnext": ("stage1", "stage2", "stage3"), "resnet": ()}.get(family, ("layer2",))
+    assert classifier.normed_layers == known
+    for name, features in classifier.features(pixel_values).items():
+        normed = classifier.behind_norm(features)
+        assert (normed is None) == (name not in known)
+        if normed is None:
+            continue
+        logits = classifier.forward_from_features(features)
+        assert torch.equal(classifier.forward_from_features(features, normed), logits)
+        other = normed.replace(feature_map=torch.zeros_like(normed.feature_map))
+        assert not torch.allclose(classifier.forward_from_features(features, other), logits)
+        # nothing stays on the classifier, and the positions are read in no other way
+        assert torch.equal(classifier.forward_from_features(features), logits)
+        blank = features.replace(feature_map=torch.zeros_like(features.feature_map))
+        torch.testing.assert_close(classifier.forward_from_features(blank, normed), logits)
+
+
 @pytest.mark.parametrize("family", TRANSFORMERS)
 def test_attentions_whatever_the_implementation(family):
     model = tiny_model(family)

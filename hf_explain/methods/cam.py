@@ -5,12 +5,11 @@ from __future__ import annotations
 import torch
 
 from hf_explain.backbones import FrozenClassifier
-from hf_explain.maps import position_contributions
 from hf_explain.methods.common import (
-    attention_input_gradient,
     check_count,
     check_reaches_logits,
     chunks,
+    contributions,
     features_and_target,
     positive_part,
     repeat_features,
@@ -128,8 +127,9 @@ def hirescam(
     r"""
     HiResCAM: gradient times activation at every position, summed over channels; then ReLU.
 
-    The last block of a ViT or DeiT sees the patch tokens through its LayerNorm alone and so whatever their scale:
-    before it, gradient times activation sums to 0 at every position. There the tokens behind that LayerNorm are used.
+    The last block of a ViT or DeiT sees the patch tokens through its LayerNorm alone and so whatever their scale, as
+    each stage of a ConvNeXt sees the one before: there gradient times activation sums to 0 at every position. Both are
+    taken behind that LayerNorm.
 
     Source: Draelos and Carin, 2020 (https://huggingface.co/papers/2011.08891).
 
@@ -140,12 +140,7 @@ def hirescam(
         ValueError: As for [`gradcam`], or if the products cancel at every position of another classifier's layer.
     """
     features, logits, classes = features_and_target(classifier, pixel_values, target, layer)
-    if classifier.is_transformer and features.layer == classifier.layer_names[-2]:
-        activation, gradient = attention_input_gradient(classifier, features, classes)
-    else:
-        activation, gradient = features.feature_map.float(), tail_gradient(classifier, features, classes)
-    maps = position_contributions(activation, gradient, features.layer)
-    return saliency_output(positive_part(maps), logits, classes)
+    return saliency_output(positive_part(contributions(classifier, features, classes)), logits, classes)
 
 
 @torch.inference_mode(False)

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 import torch
 
 from hf_explain.backbones import FrozenClassifier, LayerFeatures
-from hf_explain.maps import check_finite, grid_to_tokens, min_max, tokens_to_grid
+from hf_explain.maps import check_finite, min_max, position_contributions
 from hf_explain.outputs import SaliencyOutput
 from hf_explain.perturbation import check_pixel_values, fill_values
 
@@ -79,36 +79,30 @@ def tail_gradient(classifier: FrozenClassifier, features: LayerFeatures, classes
     return gradient.float()
 
 
-def attention_input_gradient(
-    classifier: FrozenClassifier, features: LayerFeatures, classes: torch.Tensor
-) -> tuple[torch.Tensor, torch.Tensor]:
+def contributions(classifier: FrozenClassifier, features: LayerFeatures, classes: torch.Tensor) -> torch.Tensor:
     """
-    What the last block's attention reads, and the target logit's gradient there, as two float32 feature maps.
-
-    After the last block the patch tokens are not read, so attention, behind its LayerNorm, is their only way to the
-    logits.
+    [`~hf_explain.maps.position_contributions`] of a layer, taken behind the LayerNorm that follows where one does
+    ([`~FrozenClassifier.behind_norm`]): before it they are 0.
 
     Args:
-        classifier ([`FrozenClassifier`]): A ViT or DeiT.
-        features ([`LayerFeatures`]): Of the layer before the last block.
-        classes (`torch.LongTensor` of shape `(batch_size,)`): Classes explained.
+        classifier, features, classes: As for [`tail_gradient`].
+
+    Returns:
+        `torch.FloatTensor` of shape `(batch_size, height, width)`, float32.
+
+    Raises:
+        ValueError: As for [`tail_gradient`], or if the products cancel at every position all the same.
     """
     with torch.no_grad():
-        normed = classifier.pre_attention_norm(features)
-    tokens = grid_to_tokens(normed.feature_map, normed.prefix_tokens).detach().requires_grad_()
-
-    def substitute(module, args, kwargs):
-        return ((tokens, *args[1:]), kwargs) if args else (args, {**kwargs, "hidden_states": tokens})
-
-    handle = classifier.attention_modules()[-1].register_forward_pre_hook(substitute, with_kwargs=True)
-    try:
+        normed = classifier.behind_norm(features)
+    if normed is None:
+        activation, gradient = features.feature_map, tail_gradient(classifier, features, classes)
+    else:
+        activation = normed.feature_map.detach().requires_grad_()
         with torch.enable_grad():
-            logits = classifier.forward_from_features(features)
-            (gradient,) = torch.autograd.grad(target_logits(logits, classes).sum(), tokens)
-    finally:
-        handle.remove()
-    grid = tuple(normed.feature_map.shape[-2:])
-    return normed.feature_map.float(), tokens_to_grid(gradient, grid, classifier.num_prefix_tokens).float()
+            logits = classifier.forward_from_features(features, normed.replace(feature_map=activation))
+            (gradient,) = torch.autograd.grad(target_logits(logits, classes).sum(), activation)
+    return position_contributions(activation.detach().float(), gradient.float(), features.layer)
 
 
 def check_reaches_logits(classifier: FrozenClassifier, layer: str, effect: torch.Tensor | None) -> None:

@@ -5,6 +5,7 @@ from pathlib import Path
 
 import pytest
 import torch
+import torch.nn.functional as F
 from safetensors.torch import load_file
 from testing_common import (
     FAMILIES,
@@ -13,6 +14,7 @@ from testing_common import (
     tiny_classifier,
     train_steps,
 )
+from torch import nn
 from transformers import ViTConfig, ViTForImageClassification
 
 from hf_explain.backbones import FrozenClassifier
@@ -133,7 +135,7 @@ def test_masked_features_equal_a_loop_over_images(family, layer):
 
 @pytest.mark.parametrize("family", FAMILIES)
 def test_features_masked_by_contribution_equal_a_loop_over_positions(family):
-    layer = 4 if family == "convnext" else 1  # a LayerNorm follows ConvNeXt's other stages
+    layer = 4 if family == "convnext" else 1  # a LayerNorm follows ConvNeXt's other stages: below
     head = make_head(family, feature_layers=[layer], mask_by="contribution")
     head.backbone.double()  # the shares are sums that cancel
     pixel_values, targets, percents = random_pixels(family, 3).double(), [0, 4, 2], [80.0, 10.0, 31.3]
@@ -160,10 +162,46 @@ def test_features_masked_by_contribution_equal_a_loop_over_positions(family):
         assert wrong <= 1
 
 
+@pytest.mark.parametrize("family", [family for family in FAMILIES if family != "resnet"])
+def test_contributions_are_taken_behind_the_norm_that_follows(family):
+    """The oracle reads them from a hook on that norm; what is kept are the features before it."""
+    convnext = family == "convnext"
+    head = make_head(family, feature_layers=["stage2" if convnext else -2], mask_by="contribution", percentile=40.0)
+    model = head.backbone.double().model
+    blocks = model.convnext.encoder.stages if convnext else getattr(model, family.partition("-")[0]).layers
+    norm = blocks[2].downsampling_layer[0] if convnext else blocks[-1].layernorm_before
+    pixel_values, targets = random_pixels(family, 3).double(), [0, 4, 2]
+    found = head.masked_features(head.forward_features(pixel_values), torch.tensor(targets)).feature_map
+    for index, target in enumerate(targets):
+        seen = []
+        handle = norm.register_forward_hook(lambda module, args, output, seen=seen: seen.extend((args[0], output)))
+        logits = model(pixel_values[index : index + 1].requires_grad_(True)).logits
+        handle.remove()
+        before, behind = seen
+        (gradient,) = torch.autograd.grad(logits[0, target], behind)
+        shares = (gradient * behind).sum(1 if convnext else 2)[0]
+        if not convnext:
+            prefix = head.backbone.num_prefix_tokens
+            shares, before = shares[prefix:].view(4, 4), before[:, prefix:].transpose(1, 2).reshape(1, -1, 4, 4)
+        kept = shares >= torch.quantile(shares[shares > 0].float(), 0.4)
+        assert 0 < kept.sum() < kept.numel()
+        wrong = ~torch.isclose(found[index], before[0].detach() * kept, atol=1e-4).all(0)
+        assert wrong.sum() <= 1  # as above
+
+
+class PositionNorm(nn.Module):
+    def forward(self, state):
+        return F.layer_norm(state.movedim(1, -1), state.shape[1:2], eps=1e-9).movedim(-1, 1)
+
+
 def test_contributions_that_cancel_are_one_clear_sentence():
-    head = make_head("convnext", feature_layers=["stage2"], mask_by="contribution")
-    with pytest.raises(ValueError, match="`layer` 'stage2' is followed by a normalisation that makes gradient times"):
-        head(random_pixels("convnext"))
+    """Of a classifier whose norms are not known, when the head is built; not after it was trained on rounding."""
+    layers = (nn.Conv2d(3, 8, 4, 4), PositionNorm(), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(8, 5))
+    classifier = FrozenClassifier(nn.Sequential(*layers), image_size=(32, 32))
+    options = {**SMALL, "mask_by": "contribution"}
+    with pytest.raises(ValueError, match="`layer` '0' is followed by a normalisation that makes gradient times"):
+        ScanForSaliency.from_classifier(classifier, **options, feature_layers=["0"])
+    assert ScanForSaliency.from_classifier(classifier, **options, feature_layers=["1"])(random_pixels("vit"))
 
 
 def test_an_image_without_positive_gradients_keeps_nothing():

@@ -106,10 +106,23 @@ class TestHiResCam(OracleTester):
     def literal(self, activation, gradient):
         return relu_unless_all_negative(sum(g * a for a, g in zip(activation, gradient)))
 
-    def test_convnext_normalises_between_stages(self):
-        for layer in ("stage1", "stage3"):
-            with pytest.raises(ValueError, match=f"`layer` '{layer}' is followed by a normalisation that makes"):
-                self.call(tiny_classifier("convnext"), random_pixels("convnext"), layer=layer)
+    def test_convnext_is_read_behind_the_norm_between_stages(self):
+        """Before it the products cancel; the oracle catches what the norm gives in the whole classifier."""
+        classifier, pixel_values = tiny_classifier("convnext"), random_pixels("convnext")
+        for index, layer in enumerate(("stage1", "stage2", "stage3"), 1):
+            output = self.call(classifier, pixel_values, [0, 3], layer=layer)
+            caught = []
+            norm = classifier.model.convnext.encoder.stages[index].downsampling_layer[0]
+            handle = norm.register_forward_hook(lambda module, inputs, found, caught=caught: caught.append(found))
+            logits = classifier.model(pixel_values.clone().requires_grad_()).logits
+            handle.remove()
+            (gradient,) = torch.autograd.grad(logits[0, 0] + logits[1, 3], caught[0])
+            for image, (activation, own) in enumerate(zip(caught[0].detach(), gradient)):
+                expected = self.literal(activation, own)
+                atol = 1e-5 * expected.abs().max().item()
+                torch.testing.assert_close(output.saliency_logits[image], expected, atol=atol, rtol=1e-3)
+            (activation, _), (gradient, _) = hidden_state_gradients(classifier, pixel_values, output.target, index)
+            assert (gradient * activation).sum(0).abs().max() < 1e-5 * (gradient * activation).abs().sum(0).max()
 
     def test_scale_of_a_patch_token_means_nothing_to_the_last_block(self):
         classifier, pixel_values = tiny_classifier("vit"), random_pixels("vit")

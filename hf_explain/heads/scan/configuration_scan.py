@@ -10,8 +10,8 @@ class ScanConfig(ExplainerConfig):
 
     Args:
         feature_layers (`list[str]`, *optional*): The one tapped layer. By default the last stage of ConvNeXt and
-            ResNet, and the block in the middle of ViT and DeiT (the 6th of 12), the first with
-            `mask_by="contribution"`.
+            ResNet, and the block in the middle of ViT and DeiT (the 6th of 12); with `mask_by="contribution"` the
+            second stage of ConvNeXt and the first block of ViT and DeiT.
         alpha (`float`, *optional*, defaults to 4.0): How much more an error costs where the decoder is confident; the
             mean confidence wanted is `1 / (1 + alpha)`.
         lam (`float`, *optional*, defaults to 0.1): λ of the confidence loss.
@@ -21,8 +21,8 @@ class ScanConfig(ExplainerConfig):
             single feature's gradient, as published; or `"contribution"` (ours), of every position's gradient times
             feature, summed over the channels, so that whole positions are kept. Single gradients hardly say where the
             evidence is, their sums do. It wants many kept, `percentile=0` to 50 and a `percentile_range` about them.
-            Layers before a normalisation, where these sums cancel, are refused; in bfloat16 rounding hides that, so a
-            head trained in it on such a layer is refused only when it is used in float32: ask it for one map first.
+            Before a normalisation these sums cancel: they are taken behind it where it is known (ViT, DeiT, ConvNeXt),
+            and a head of another classifier's layer where they cancel is refused.
         percentile (`float`, *optional*, defaults to 95.0): P at inference, in [0, 100]: features below this percentile
             of the image's positive gradients are set to 0.
         percentile_range (`list[float]`, *optional*, defaults to `(70.0, 100.0)`): P is drawn uniformly from it for

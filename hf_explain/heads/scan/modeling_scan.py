@@ -22,14 +22,23 @@ class ScanFeatures(ClassifierFeatures):
 
     Args:
         scores (`torch.FloatTensor` of shape `(batch_size, num_labels)`): The logits, with their graph.
-        tap ([`LayerFeatures`]): The tapped layer; leaves of the graph.
+        tap ([`LayerFeatures`]): The tapped layer.
+        read ([`LayerFeatures`]): Where gradients are taken, the leaves of the graph: the tap, or for contributions
+            what lies behind the norm that follows it.
         layer_names (`tuple[str, ...]`): The classifier's layers.
         image_size (`tuple[int, int]`): Height and width of the images, in pixels.
     """
 
-    def __init__(self, scores: torch.Tensor, tap: LayerFeatures, layer_names, image_size: tuple[int, int]):
+    def __init__(
+        self,
+        scores: torch.Tensor,
+        tap: LayerFeatures,
+        read: LayerFeatures,
+        layer_names: tuple[str, ...],
+        image_size: tuple[int, int],
+    ):
         super().__init__(scores.detach(), {tap.layer: tap}, layer_names)
-        self.scores, self.tap, self.image_size = scores, tap, image_size
+        self.scores, self.tap, self.read, self.image_size = scores, tap, read, image_size
 
 
 class ScanForSaliency(ExplainerPreTrainedModel):
@@ -77,6 +86,8 @@ class ScanForSaliency(ExplainerPreTrainedModel):
             if config.mask_by == "contribution":
                 return [classifier.layer_names[1]]  # deeper, what a position holds is less and less of that place
             return [classifier.layer_names[(len(classifier.layer_names) - 1) // 2]]
+        if config.mask_by == "contribution" and classifier.normed_layers:
+            return [classifier.normed_layers[len(classifier.normed_layers) // 2]]
         return [classifier.default_layer]
 
     @classmethod
@@ -89,7 +100,7 @@ class ScanForSaliency(ExplainerPreTrainedModel):
             )
         if config.decoder is None:
             config.decoder = "transformer" if classifier.is_transformer else "cnn"
-        image, grid = _probe_grid(classifier, layer)
+        image, grid = _probe(classifier, config)
         ratio = math.sqrt(image[0] * image[1] / (grid[0] * grid[1]))
         if min(grid) < 2 or ratio < 1:
             raise ValueError(
@@ -122,16 +133,7 @@ class ScanForSaliency(ExplainerPreTrainedModel):
         """
         if self.backbone is None:
             return super().forward_features(pixel_values)  # says how to get one
-        classifier = self.backbone
-        with torch.no_grad():
-            tap = classifier.forward_to_features(pixel_values, self.config.feature_layers[0])
-        with torch.inference_mode(False), torch.set_grad_enabled(self.config.gradient_mask):
-            prefix = tap.prefix_tokens
-            tap = tap.replace(
-                feature_map=_leaf(tap.feature_map), prefix_tokens=None if prefix is None else _leaf(prefix)
-            )
-            scores = classifier.forward_from_features(tap)
-        return ScanFeatures(scores, tap, classifier.layer_names, tuple(pixel_values.shape[-2:]))
+        return _split(self.backbone, pixel_values, self.config)
 
     def forward_head(
         self, features: ScanFeatures, target=None, percentile: float | Sequence[float] | None = None
@@ -261,25 +263,23 @@ class ScanForSaliency(ExplainerPreTrainedModel):
         """
         tap = features.tap
         percentile = self._percentiles(percentile, len(target))
-        parts = [part for part in (tap.prefix_tokens, tap.feature_map) if part is not None]
+        parts = [part.detach() for part in _tensors(tap)]
         if self.config.gradient_mask:
+            leaves = _tensors(features.read)
             with torch.inference_mode(False), torch.enable_grad():
                 score = features.scores.gather(1, target[:, None].clone()).sum()
-                gradients = torch.autograd.grad(score, parts, retain_graph=keep_graph, allow_unused=True)
-            gradients = [torch.zeros_like(p) if g is None else g for p, g in zip(parts, gradients)]
+                gradients = torch.autograd.grad(score, leaves, retain_graph=keep_graph, allow_unused=True)
+            gradients = [torch.zeros_like(leaf) if g is None else g for leaf, g in zip(leaves, gradients)]
             check_finite(torch.cat([g.flatten(1) for g in gradients], dim=1), "a gradient that is")
-            parts = [part.detach() for part in parts]
             if self.config.mask_by == "contribution":
                 # what a prefix token knows is of no place
                 parts[:-1] = [torch.zeros_like(part) for part in parts[:-1]]
-                judged = [position_contributions(parts[-1], gradients[-1], tap.layer)[:, None]]
+                judged = [position_contributions(leaves[-1].detach(), gradients[-1], tap.layer)[:, None]]
             else:
                 judged = gradients
             threshold = positive_percentile(torch.cat([values.flatten(1) for values in judged], dim=1), percentile)
             for index, values in enumerate(judged, len(parts) - len(judged)):
                 parts[index] = parts[index] * (values >= threshold.view(-1, *[1] * (values.ndim - 1)))
-        else:
-            parts = [part.detach() for part in parts]
         return tap.replace(feature_map=parts[-1], prefix_tokens=None if tap.prefix_tokens is None else parts[0])
 
     def blurred_image(self, pixel_values: torch.Tensor, grid_size: tuple[int, int]) -> torch.Tensor:
@@ -397,15 +397,49 @@ def _output(
     )
 
 
-def _leaf(tensor: torch.Tensor) -> torch.Tensor:
-    """The start of a graph; a copy where inference mode made a tensor that can be none."""
-    tensor = tensor.clone() if tensor.is_inference() else tensor.detach()
-    return tensor.requires_grad_(torch.is_grad_enabled())
+def _leaves(features: LayerFeatures) -> LayerFeatures:
+    """The start of a graph; a copy where inference mode made tensors that can be none."""
+
+    def leaf(tensor: torch.Tensor) -> torch.Tensor:
+        tensor = tensor.clone() if tensor.is_inference() else tensor.detach()
+        return tensor.requires_grad_(torch.is_grad_enabled())
+
+    prefix = features.prefix_tokens
+    return features.replace(
+        feature_map=leaf(features.feature_map), prefix_tokens=None if prefix is None else leaf(prefix)
+    )
 
 
-def _probe_grid(classifier: FrozenClassifier, layer: str) -> tuple[tuple[int, int], tuple[int, int]]:
-    """The classifier's image size and the layer's grid, both `(height, width)`."""
-    size = classifier.image_size
-    blank = torch.zeros(1, len(classifier.image_mean), *size, device=classifier.device, dtype=classifier.dtype)
+def _tensors(features: LayerFeatures) -> list[torch.Tensor]:
+    return [part for part in (features.prefix_tokens, features.feature_map) if part is not None]
+
+
+def _split(classifier: FrozenClassifier, pixel_values: torch.Tensor, config: ScanConfig) -> ScanFeatures:
+    """See [`~ScanForSaliency.forward_features`]."""
     with torch.no_grad():
-        return size, tuple(classifier.forward_to_features(blank, layer).feature_map.shape[-2:])
+        tap = classifier.forward_to_features(pixel_values, config.feature_layers[0])
+        normed = classifier.behind_norm(tap) if config.mask_by == "contribution" else None
+    with torch.inference_mode(False), torch.set_grad_enabled(config.gradient_mask):
+        read = _leaves(tap if normed is None else normed)
+        scores = (
+            classifier.forward_from_features(read) if normed is None else classifier.forward_from_features(tap, read)
+        )
+    tap = read if normed is None else tap
+    return ScanFeatures(scores, tap, read, classifier.layer_names, tuple(pixel_values.shape[-2:]))
+
+
+def _probe(classifier: FrozenClassifier, config: ScanConfig) -> tuple[tuple[int, int], tuple[int, int]]:
+    """
+    The classifier's image size and the layer's grid, both `(height, width)`; an error, rather than a head trained on
+    rounding, where contributions cancel.
+    """
+    size, channels = classifier.image_size, len(classifier.image_mean)
+    noise = torch.randn(1, channels, *size, generator=torch.Generator().manual_seed(0))
+    features = _split(classifier, noise.to(classifier.device, classifier.dtype), config)
+    if config.mask_by == "contribution" and config.gradient_mask:
+        leaf = features.read.feature_map
+        with torch.inference_mode(False), torch.enable_grad():
+            (gradient,) = torch.autograd.grad(features.scores.amax(), leaf, allow_unused=True)
+        if gradient is not None:
+            position_contributions(leaf.detach(), gradient, features.tap.layer)
+    return size, tuple(features.tap.feature_map.shape[-2:])
