@@ -398,10 +398,16 @@ class FrozenClassifier(nn.Module):
 
         Returns:
             `torch.FloatTensor` of shape `(batch_size, num_labels)`.
+
+        Raises:
+            ValueError: If `normed` is given for a layer that is not one of `normed_layers`.
         """
         if isinstance(features, ClassifierFeatures):
             features = features[next(reversed(features))]
         layer = self.resolve_layer(features.layer)
+        if normed is not None and layer not in self.normed_layers:
+            known = ", ".join(self.normed_layers) or "none"
+            raise ValueError(f"`normed` is given for layer {layer!r}; layers read through a norm alone: {known}.")
         if self._architecture is None:
             return self._hooked.logits_from(features)
         state = self._to_state(features)

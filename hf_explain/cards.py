@@ -102,9 +102,11 @@ def build_model_card(
     unknown: list[str] = []
     method = PAPERS[config["model_type"]]
     title = method.variants.get(config.get("variant"), method.name)
-    terms = [term for term in ("removal", "ranking") if config.get(f"{term}_weight")]
-    if terms:
-        title += f" (with this package's {' and '.join(terms)} term, which is not in the paper)"
+    additions = [f"{term} term" for term in ("removal", "ranking") if config.get(f"{term}_weight")]
+    additions += ["drawn fills"] * bool(config.get("mask_fills"))
+    additions += ["mask by contribution"] * (config.get("mask_by") == "contribution")
+    if additions:
+        title += f" (with this package's {' and '.join(additions)}; not in the paper)"
     classifier = _classifier(config, training, unknown)
     dataset = dataset or _data_name(look_up(training, TRAINING_KEYS["dataset"]), "training data", unknown)
     license = license or look_up(training, TRAINING_KEYS["license"])

@@ -184,6 +184,8 @@ def test_layers_read_through_a_norm(family):
         normed = classifier.behind_norm(features)
         assert (normed is None) == (name not in known)
         if normed is None:
+            with pytest.raises(ValueError, match=f"`normed` is given for layer '{name}'; layers read through a norm"):
+                classifier.forward_from_features(features, features)
             continue
         logits = classifier.forward_from_features(features)
         assert torch.equal(classifier.forward_from_features(features, normed), logits)

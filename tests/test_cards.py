@@ -107,9 +107,10 @@ def test_the_card_names_what_it_does_not_know(saved):
     assert all(thing in unknown for thing in things)
     head = tiny_head()
     head.config.removal_weight = 1.0
-    assert "this package's removal term, which is not in the paper" in build_model_card(head).text
-    head.config.ranking_weight = 1.0
-    assert "this package's removal and ranking term, which is not in" in build_model_card(head).text
+    assert "(with this package's removal term; not in the paper)" in build_model_card(head).text
+    head.config.ranking_weight, head.config.mask_fills = 1.0, ["black", "blur"]
+    ours = "(with this package's removal term and ranking term and drawn fills; not in the paper)"
+    assert ours in build_model_card(head).text
     head.config.backbone = str(saved)
     card = build_model_card(head)
     assert not [field for field in card.data.to_dict() if field.startswith("base_model")]
