@@ -36,7 +36,8 @@ from transformers import (
     SwinForImageClassification,
 )
 
-from hf_explain.backbones import ARCHITECTURES, FrozenClassifier
+from hf_explain.architectures import ARCHITECTURES
+from hf_explain.backbones import FrozenClassifier
 from hf_explain.maps import grid_to_tokens
 
 
