@@ -82,6 +82,8 @@ COMPARISON = "results.json"
 # The columns of the tables: metric, number, heading, decimals; a comparison shows those of the metrics it measured
 COLUMNS = (
     ("auc_d", "auc_d", "AUC-D", 1),
+    ("auc_d_fills", "auc_d_fills", "AUC-D, three fills", 1),
+    *(("auc_d_fills", f"auc_d_fill_{fill}", fill, 1) for fill in ("black", "mean", "blur")),
     *(("average_drop", f"average_drop_{v}", f"AD {v}", 1) for v in (100, 50, 15)),
     *(("average_drop", f"increase_in_confidence_{v}", f"IC {v}", 1) for v in (100, 50, 15)),
     ("insertion_deletion", "insertion_auc", "insertion", 3),

@@ -29,6 +29,7 @@ from hf_explain.metrics.localization import Pointing, boxes_to_masks, pointing
 from hf_explain.metrics.presets import PRESETS, step_fractions
 from hf_explain.metrics.statistics import WinRate, bootstrap_interval, win_rate
 from hf_explain.perturbation import (
+    FILLS,
     blend,
     check_numbers,
     check_percent,
@@ -55,6 +56,7 @@ __all__ = [
     "WinRate",
     "auc",
     "auc_d",
+    "auc_d_fills",
     "average_drop",
     "bootstrap_interval",
     "boxes_to_masks",
@@ -265,6 +267,50 @@ def auc_d(
         100 * auc(curve, curves.fractions, normalize) for curve in (curves.positive, curves.negative)
     )
     return AucD(negative - positive, positive, negative, curves, {**curves.protocol, "normalize": normalize})
+
+
+@dataclass
+class AucDFills:
+    """
+    AUC-D with each fill, one per image.
+
+    Args:
+        auc_d_fills (`torch.DoubleTensor` of shape `(batch_size,)`): Mean over the fills; higher is better.
+        by_fill (`dict[str, AucD]`): With each of them.
+        protocol (`dict`): How it was measured.
+    """
+
+    auc_d_fills: torch.Tensor
+    by_fill: dict[str, AucD]
+    protocol: dict[str, Any]
+
+
+def auc_d_fills(predict: Predict, pixel_values: torch.Tensor, saliency: torch.Tensor, **options) -> AucDFills:
+    """
+    AUC-D with black, with the mean colour and with a blur for what is removed, and the mean of the three.
+
+    What pixels are replaced by decides much of which map wins, and an explainer that was trained by masking with one
+    fill has learned what that fill does to the classifier. A map that is right holds with all of them.
+
+    Args:
+        predict, pixel_values, saliency: As for [`auc_d`].
+        **options: Those of [`auc_d`], except `fill`.
+
+    Returns:
+        [`AucDFills`].
+
+    Raises:
+        TypeError: If `fill` is given.
+    """
+    if "fill" in options:
+        raise TypeError(f"`auc_d_fills` measures with {', '.join(FILLS)}; for one `fill` there is `auc_d`.")
+    if options.get("logits") is None:  # of the images themselves: one pass for all fills
+        limit = batch_limit(pixel_values, options.get("max_batch", 64), options.get("max_bytes"))
+        options["logits"] = base_logits(predict, check_pixel_values(pixel_values), None, limit)
+    by_fill = {fill: auc_d(predict, pixel_values, saliency, fill=fill, **options) for fill in FILLS}
+    protocol = {name: value for name, value in by_fill[FILLS[0]].protocol.items() if name != "fill"}
+    mean = torch.stack([result.auc_d for result in by_fill.values()]).mean(0)
+    return AucDFills(mean, by_fill, {**protocol, "fills": list(FILLS)})
 
 
 @dataclass

@@ -44,6 +44,8 @@ PRESETS: dict[str, dict[str, dict[str, Any]]] = {
         # RISE 2018: softmax of the top-1, 28 steps (1,792 pixels at 224²), the mean colour
         "rise": {"fractions": step_fractions(28), "score": "probability", "fill": "mean"},
     },
+    # The default of AUC-D with every fill
+    "auc_d_fills": {"default": {"fractions": step_fractions(10), "score": "agreement"}},
     "average_drop": {
         "default": {"percents": (100, 50, 15), "rule": "ceil", "mask_space": "pixel"},
         "lcam": {"percents": (100, 50, 15), "rule": "ceil", "mask_space": "pixel"},

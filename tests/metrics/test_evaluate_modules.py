@@ -188,6 +188,30 @@ def test_auc_d_is_the_function(batch):
     assert result["protocol"] == {**result["protocol"], **expected.protocol}
 
 
+def test_auc_d_fills_is_auc_d_three_times(batch):
+    result = load("auc_d_fills").compute(**load("auc_d_fills").measure(**batch, steps=5))
+    auc_d = load("auc_d")
+    found = [
+        auc_d.compute(**auc_d.measure(**batch, steps=5, fill=fill))["auc_d"] for fill in ("black", "mean", "blur")
+    ]
+    assert [result[f"auc_d_fill_{fill}"] for fill in ("black", "mean", "blur")] == pytest.approx(found)
+    assert result["auc_d_fills"] == pytest.approx(sum(found) / 3) and len({*found}) == 3
+    with pytest.raises(TypeError, match="auc_d_fills has no option `fill`"):
+        load("auc_d_fills").measure(**batch, fill="black")
+    inputs = {name: value for name, value in batch.items() if name != "masks"}
+    with pytest.raises(TypeError, match="measures with black, mean, blur; for one `fill` there is `auc_d`"):
+        functional.auc_d_fills(**inputs, fill="black")
+    images = []
+
+    def predict(pixel_values):
+        images.append(len(pixel_values))
+        return batch["predict"](pixel_values)
+
+    functional.auc_d_fills(**{**inputs, "predict": predict}, fractions=(0, 0.5, 1))
+    # the images once; per fill, half removed in both orders, and all: a plain colour is one image for the batch
+    assert sum(images) == 7 + 3 * 14 + 1 + 1 + 7
+
+
 def test_average_drop_is_the_function(batch):
     metric = load("average_drop", "ttame")
     result = metric.compute(**metric.measure(**batch, percents=(50, 12.5)))
@@ -342,7 +366,9 @@ def test_intervals_are_the_callers_choice(batch):
 
 
 def test_unknown_metrics_and_presets_are_listed():
-    with pytest.raises(ValueError, match="Unknown metric 'auc'; hf_explain has: auc_d, average_drop, insertion_del"):
+    with pytest.raises(
+        ValueError, match="Unknown metric 'auc'; hf_explain has: auc_d, auc_d_fills, average_drop, ins"
+    ):
         hf_explain.metrics.path("auc")
     with pytest.raises(ValueError, match="'cam' is no preset of auc_d; it has: default, chefer, scan, rise"):
         load("auc_d", "cam")
