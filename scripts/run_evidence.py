@@ -56,8 +56,7 @@ HEADS: dict[str, tuple[str, dict[str, Any]]] = {
         "ttame",
         {"ranking_weight": 1.0, "ce_weight": 0.0, "area_weight": 0.0, "regularize": "own", "mask_space": "pixel"},
     ),
-    # the same two, whatever removed pixels become
-    "ttame-removal-fills": ("ttame", {"removal_weight": 1.0, "mask_fills": ["black", "mean", "blur"]}),
+    # the same, whatever removed pixels become
     "ttame-ranking-fills": (
         "ttame",
         {
