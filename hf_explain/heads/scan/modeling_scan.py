@@ -420,11 +420,12 @@ def _split(classifier: FrozenClassifier, pixel_values: torch.Tensor, config: Sca
         tap = classifier.forward_to_features(pixel_values, config.feature_layers[0])
         normed = classifier.behind_norm(tap) if config.mask_by == "contribution" else None
     with torch.inference_mode(False), torch.set_grad_enabled(config.gradient_mask):
-        read = _leaves(tap if normed is None else normed)
-        scores = (
-            classifier.forward_from_features(read) if normed is None else classifier.forward_from_features(tap, read)
-        )
-    tap = read if normed is None else tap
+        if normed is None:
+            tap = read = _leaves(tap)
+            scores = classifier.forward_from_features(tap)
+        else:
+            read = _leaves(normed)
+            scores = classifier.forward_from_features(tap, read)
     return ScanFeatures(scores, tap, read, classifier.layer_names, tuple(pixel_values.shape[-2:]))
 
 
