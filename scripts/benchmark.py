@@ -257,12 +257,13 @@ def ttame(bench: Bench) -> None:
     bench.compare(
         "T-TAME step, own, removal", "the same floor with removal", bench.step(removal), bench.removal_step, 1.25
     )
-    ranking = TTameForSaliency.from_classifier(
-        bench.classifier, regularize="own", ranking_weight=1.0, ce_weight=0.0, area_weight=0.0
-    )
+    fields = {"regularize": "own", "ranking_weight": 1.0, "ce_weight": 0.0, "area_weight": 0.0}
+    ranking = TTameForSaliency.from_classifier(bench.classifier, **fields)
     bench.compare(
         "T-TAME step, own, ranking", "the same floor with removal", bench.step(ranking), bench.removal_step, 1.25
     )
+    fills = TTameForSaliency.from_classifier(bench.classifier, **fields, mask_fills=["black", "mean", "blur"])
+    bench.compare("the same, drawn fills", "T-TAME step, own, ranking", bench.step(fills), bench.step(ranking), 1.05)
 
 
 def scan(bench: Bench) -> None:
