@@ -45,7 +45,8 @@ for classifier in "${classifiers[@]}"; do
   "$python" scripts/run_evidence.py evaluate --classifiers "$classifier" --dataset "$DATASET" --output_dir "$output" \
     --heads ttame-ranking-fills ttame-ranking ttame-removal ttame lcam-img scan scan-contribution --examples 100 \
     --comparison comparison-fills --metrics auc_d_fills --batch_size 32 \
-    --methods gradcam hirescam transformer_attribution integrated_gradients --method_option hirescam.layer=$layer
+    --methods gradcam hirescam transformer_attribution integrated_gradients rise lime \
+    --method_option hirescam.layer=$layer rise.num_masks=500 lime.num_samples=300
 done
 # RISE with as many masks as its authors use: minutes an image on a CPU
 "$python" scripts/run_evidence.py evaluate "${common[@]}" --examples 100 --batch_size 32 --comparison comparison-passes \

@@ -315,7 +315,7 @@ def test_bad_input_is_one_sentence(classifier, data, tmp_path):
     empty = datasets.Dataset.from_dict({"image": [], "label": []}, features=data.features)
     (tmp_path / "file").write_text("")
     for change, error, message in (
-        ({"metric": "auc"}, ValueError, "Unknown metric 'auc'; hf_explain has: auc_d, average_drop"),
+        ({"metric": "auc"}, ValueError, "Unknown metric 'auc'; hf_explain has: auc_d, auc_d_fills, average_drop"),
         ({"metric": []}, ValueError, "`metric` is an empty list"),
         ({"metric": ["auc_d", "auc_d"]}, ValueError, "`metric` names 'auc_d' twice"),
         ({"metric": "win_rate"}, ValueError, "'win_rate' compares two explainers"),
