@@ -14,6 +14,9 @@ python=${PYTHON:-python3}
 read -ra classifiers <<< "${CLASSIFIERS:?name the classifiers, for example CLASSIFIERS=\"resnet=DIR vit=DIR\"}"
 read -ra seeds <<< "${SEEDS:-0}"
 read -ra training <<< "${TRAINING:-mixed_precision=bf16 augmentation=flip num_train_epochs=2}"
+# these heads gain from more epochs than the published losses do
+long=("num_train_epochs=${LONG:-8}")
+for setting in "${training[@]}"; do [[ $setting == num_train_epochs=* ]] || long+=("$setting"); done
 output=${OUTPUT:-evidence}
 common=(--classifiers "${classifiers[@]}" --dataset "${DATASET:?name the data set}" --output_dir "$output" --seeds "${seeds[@]}")
 
@@ -26,9 +29,8 @@ for classifier in "${classifiers[@]}"; do
   esac
   "$python" scripts/run_evidence.py train "${one[@]}" --heads scan-contribution --training "${training[@]}" \
     --head_option "${scan[@]}"
-  # these gain from more epochs than the published losses do
   "$python" scripts/run_evidence.py train "${one[@]}" --heads ttame-ranking-fills ${fills:+--head_option "${fills[@]}"} \
-    --training "${training[@]/#num_train_epochs=*/num_train_epochs=${LONG:-8}}"
+    --training "${long[@]}"
 done
 "$python" scripts/run_evidence.py train "${common[@]}" --training "${training[@]}"
 "$python" scripts/run_evidence.py evaluate "${common[@]}" --examples 500 --batch_size 32 \

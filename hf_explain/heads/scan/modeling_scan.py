@@ -436,11 +436,14 @@ def _probe(classifier: FrozenClassifier, config: ScanConfig) -> tuple[tuple[int,
     """
     size, channels = classifier.image_size, len(classifier.image_mean)
     noise = torch.randn(1, channels, *size, generator=torch.Generator().manual_seed(0))
-    features = _split(classifier, noise.to(classifier.device, classifier.dtype), config)
+    noise = noise.to(classifier.device, classifier.dtype)
+    with torch.no_grad():
+        tap = classifier.forward_to_features(noise, config.feature_layers[0])
     if config.mask_by == "contribution" and config.gradient_mask:
+        features = _split(classifier, noise, config)
         leaf = features.read.feature_map
         with torch.inference_mode(False), torch.enable_grad():
             (gradient,) = torch.autograd.grad(features.scores.amax(), leaf, allow_unused=True)
         if gradient is not None:
-            position_contributions(leaf.detach(), gradient, features.tap.layer)
-    return size, tuple(features.tap.feature_map.shape[-2:])
+            position_contributions(leaf.detach(), gradient, tap.layer)
+    return size, tuple(tap.feature_map.shape[-2:])
