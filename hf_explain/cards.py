@@ -104,6 +104,7 @@ def build_model_card(
     title = method.variants.get(config.get("variant"), method.name)
     additions = [f"{term} term" for term in ("removal", "ranking") if config.get(f"{term}_weight")]
     additions += ["drawn fills"] * bool(config.get("mask_fills"))
+    additions += ["contrast of its own"] * bool(config.get("contrast"))
     additions += ["mask by contribution"] * (config.get("mask_by") == "contribution")
     if additions:
         title += f" (with this package's {' and '.join(additions)}; not in the paper)"

@@ -5,6 +5,8 @@ from __future__ import annotations
 import torch
 import torch.nn.functional as F
 
+from hf_explain.maps import standardize
+
 
 def area_loss(maps: torch.Tensor, power: float = 0.3, epsilon: float = 5e-4) -> torch.Tensor:
     """
@@ -83,10 +85,7 @@ def ranked_masks(maps: torch.Tensor, area: torch.Tensor, temperature: float = 0.
     Returns:
         `torch.FloatTensor` of shape `(batch_size, height, width)`, in [0, 1].
     """
-    values = maps.flatten(1)
-    values = values - values.mean(dim=1, keepdim=True)
-    # the constant keeps the gradient of a map without any contrast finite; half of every pixel is kept there
-    values = values * (values.square().mean(dim=1, keepdim=True) + 1e-8).rsqrt()
+    values = standardize(maps).flatten(1)  # of a map without any contrast half of every pixel is kept
     ordered = values.sort(dim=1).values
     # between the values of two ranks the threshold is interpolated: the kept area grows smoothly
     place = ((1 - area.to(values)) * (values.shape[1] - 1))[:, None]

@@ -56,6 +56,22 @@ def min_max(maps: torch.Tensor) -> torch.Tensor:
     return torch.where(span > 0, (maps - low) / torch.where(span > 0, span, torch.ones_like(span)), 0.0)
 
 
+def standardize(maps: torch.Tensor) -> torch.Tensor:
+    """
+    Bring every map to mean 0 and standard deviation 1, so that only the order and the relative distances of its values
+    count.
+
+    Args:
+        maps (`torch.FloatTensor` of shape `(..., height, width)`): Maps; each is scaled over its last two dimensions.
+
+    Returns:
+        `torch.FloatTensor` of the same shape; all zeros where a map is constant.
+    """
+    maps = maps - maps.mean(dim=(-2, -1), keepdim=True)
+    # the constant keeps the gradient of a map without any contrast finite
+    return maps * (maps.square().mean(dim=(-2, -1), keepdim=True) + 1e-8).rsqrt()
+
+
 def check_finite(values: torch.Tensor, what: str) -> None:
     """A ValueError that names the first image whose `values` (one row per image) hold NaN or infinity."""
     finite = torch.isfinite(values).flatten(1).all(1)

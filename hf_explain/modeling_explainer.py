@@ -81,6 +81,10 @@ class ExplainerPreTrainedModel(PreTrainedModel):
         """The raw maps of `target` from the tapped features, `(batch_size, height, width)`, unbounded."""
         raise TypeError(f"{type(self).__name__} does not define `saliency_logits`.")
 
+    def scale_maps(self, maps: torch.Tensor) -> torch.Tensor:
+        """Raw maps, `(batch_size, height, width)`, as they are given out: float32, from 0 to 1 each."""
+        return min_max(maps.float())
+
     def compute_loss(
         self, pixel_values: torch.Tensor, features: ClassifierFeatures, target: torch.Tensor
     ) -> SaliencyOutput:
@@ -121,7 +125,7 @@ class ExplainerPreTrainedModel(PreTrainedModel):
         target = self.backbone.resolve_target(target, len(features.logits), features.logits)
         maps = self.saliency_logits(features, target)
         return SaliencyOutput(
-            saliency=min_max(maps.detach().float()), logits=features.logits, target=target, saliency_logits=maps
+            saliency=self.scale_maps(maps.detach()), logits=features.logits, target=target, saliency_logits=maps
         )
 
     def forward(self, pixel_values: torch.Tensor, target=None, return_loss: bool = False) -> SaliencyOutput:
@@ -152,7 +156,7 @@ class ExplainerPreTrainedModel(PreTrainedModel):
         output = self.compute_loss(pixel_values, features, target)
         output.logits, output.target = features.logits, target
         if output.saliency is None:
-            output.saliency = min_max(output.saliency_logits.detach().float())
+            output.saliency = self.scale_maps(output.saliency_logits.detach())
         return output
 
     # ------------------------------------------------------------------ the classifier stays as it is

@@ -10,7 +10,7 @@ from hf_explain.backbones import ClassifierFeatures
 from hf_explain.configuration_explainer import ExplainerConfig
 from hf_explain.distributed import batch_uniform, gather_targets
 from hf_explain.losses import area_loss, cross_entropy, ranked_masks, removal_loss, variation_loss
-from hf_explain.maps import resize_maps
+from hf_explain.maps import resize_maps, standardize
 from hf_explain.modeling_explainer import ExplainerPreTrainedModel
 from hf_explain.outputs import SaliencyOutput
 from hf_explain.perturbation import FILLS, MASK_SPACES, blend, fill_values, mask_space_fill
@@ -40,6 +40,10 @@ class MaskTrainedConfig(ExplainerConfig):
             `area_weight=0` and `regularize="own"`. 0 is the loss as published.
         ranking_temperature (`float`, *optional*, defaults to 0.3): Softness of the threshold at the drawn area, in
             standard deviations of the map.
+        contrast (`float`, *optional*): Give every map the same contrast (ours): in the loss and as it is given out, a
+            map is `sigmoid(contrast * z)`, z the raw map brought to mean 0 and standard deviation 1. It goes with the
+            ranking term, which leaves the contrast open, and it changes no ranking. By default the sigmoid of the raw
+            map in the loss and the raw map given out, as published.
         mask_space (`str`, *optional*): `"pixel"` multiplies the [0, 1] image (masked pixels go black),
             `"normalized"` multiplies `pixel_values` (masked pixels go to the mean colour). `"pixel"` when not given.
         mask_fills (`list[str]`, *optional*): What masked pixels become instead (ours): every image of every step draws
@@ -58,6 +62,7 @@ class MaskTrainedConfig(ExplainerConfig):
     removal_weight: float = 0.0
     ranking_weight: float = 0.0
     ranking_temperature: float = 0.3
+    contrast: float | None = None
     mask_space: str = "pixel"
     mask_fills: list[str] | tuple[str, ...] | None = None
 
@@ -71,6 +76,8 @@ class MaskTrainedConfig(ExplainerConfig):
             raise ValueError(f"`area_power` must lie in (0, 1], got {self.area_power}.")
         if not 0 < self.ranking_temperature < math.inf:
             raise ValueError(f"`ranking_temperature` must be above 0 and finite, got {self.ranking_temperature}.")
+        if self.contrast is not None and not 0 < self.contrast < math.inf:
+            raise ValueError(f"`contrast` must be above 0 and finite, or None, got {self.contrast}.")
         if not (self.ce_weight or self.removal_weight or self.ranking_weight):
             raise ValueError(
                 "`ce_weight`, `removal_weight` and `ranking_weight` are all 0, so nothing would ask the classifier; "
@@ -139,6 +146,14 @@ class MaskTrainedExplainer(ExplainerPreTrainedModel):
             filled = torch.where(choice == place, value, filled)
         return filled
 
+    def masks(self, maps: torch.Tensor) -> torch.Tensor:
+        """What of each pixel raw maps, `(..., height, width)`, keep: as many masks, in [0, 1]."""
+        contrast = self.config.contrast
+        return maps.sigmoid() if contrast is None else (contrast * standardize(maps.float())).sigmoid()
+
+    def scale_maps(self, maps: torch.Tensor) -> torch.Tensor:
+        return super().scale_maps(maps if self.config.contrast is None else self.masks(maps))
+
     def compute_loss(
         self, pixel_values: torch.Tensor, features: ClassifierFeatures, target: torch.Tensor
     ) -> SaliencyOutput:
@@ -148,10 +163,10 @@ class MaskTrainedExplainer(ExplainerPreTrainedModel):
             targets, first = gather_targets(target) if self.training else (target, 0)
             pairs = self.pairwise_saliency_logits(features, targets)
             maps = pairs[:, first : first + len(target)].diagonal(dim1=0, dim2=1).permute(2, 0, 1)
-            attention, regularized = maps.sigmoid(), pairs.sigmoid()
+            attention, regularized = self.masks(maps), self.masks(pairs)
         else:
             maps = self.saliency_logits(features, target)
-            attention = regularized = maps.sigmoid()
+            attention = regularized = self.masks(maps)
 
         asked = {}  # what the classifier is asked about, all in one pass
         if config.ce_weight:

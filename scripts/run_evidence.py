@@ -30,6 +30,10 @@ from hf_explain.checkpointing import write_atomically
 from hf_explain.comparison import CONTROLS, SLOW_METHODS
 
 
+# The ranking term instead of everything that looks at the map's area; with one map an image, "batch" has no sense
+RANKING = {"ranking_weight": 1.0, "ce_weight": 0.0, "area_weight": 0.0, "regularize": "own"}
+CONTRAST = {"contrast": 2.0, "ce_weight": 1.0}
+DRAWN_FILLS = {"mask_fills": ["black", "mean", "blur"]}
 # Name to kind of head and fields of its config; "as published" apart from what a name says
 HEADS: dict[str, tuple[str, dict[str, Any]]] = {
     "lcam-fm": ("lcam", {"variant": "fm"}),
@@ -51,22 +55,12 @@ HEADS: dict[str, tuple[str, dict[str, Any]]] = {
     "lcam-img-removal": ("lcam", {"variant": "img", "removal_weight": 1.0}),
     # black, also where the authors mask with the mean colour (ViT): what is removed is then what AUC-D removes
     "ttame-removal": ("ttame", {"removal_weight": 1.0, "mask_space": "pixel"}),
-    # the ranking term instead of everything that looks at the map's area; with one map an image, "batch" has no sense
-    "ttame-ranking": (
-        "ttame",
-        {"ranking_weight": 1.0, "ce_weight": 0.0, "area_weight": 0.0, "regularize": "own", "mask_space": "pixel"},
-    ),
+    "ttame-ranking": ("ttame", RANKING | {"mask_space": "pixel"}),
     # the same, whatever removed pixels become
-    "ttame-ranking-fills": (
-        "ttame",
-        {
-            "ranking_weight": 1.0,
-            "ce_weight": 0.0,
-            "area_weight": 0.0,
-            "regularize": "own",
-            "mask_fills": ["black", "mean", "blur"],
-        },
-    ),
+    "ttame-ranking-fills": ("ttame", RANKING | DRAWN_FILLS),
+    # and the map itself, at a contrast of its own, has to keep the class, too: what average drop asks
+    "ttame-ranking-contrast": ("ttame", RANKING | CONTRAST | {"mask_space": "pixel"}),
+    "ttame-ranking-contrast-fills": ("ttame", RANKING | CONTRAST | DRAWN_FILLS),
 }
 # What a head's authors train with, where it is not the command's default
 TRAINING: dict[str, dict[str, Any]] = {

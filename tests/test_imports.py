@@ -15,7 +15,7 @@ PACKAGE = Path(hf_explain.__file__).parent
 ROWS = {
     "outputs.py": (0,),
     "maps.py": (0,),
-    "losses.py": (0,),
+    "losses.py": (0, 1),
     "fingerprint.py": (0,),
     "downloads.py": (0,),
     "distributed.py": (0,),

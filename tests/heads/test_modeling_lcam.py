@@ -84,6 +84,9 @@ def literal_loss(family, head, pixel_values, target, own_tap):
         feature_map = feature_map[:, prefix:].transpose(1, 2).reshape(batch_size, -1, *grid)
     scores = F.conv2d(feature_map, head.attention.weight, head.attention.bias)  # (B, K, h, w)
     all_maps = torch.sigmoid(scores)
+    if config.contrast:
+        flat = [(one - one.mean()) / one.std(correction=0) for one in scores.flatten(0, 1)]
+        all_maps = torch.sigmoid(config.contrast * torch.stack(flat)).view_as(scores)
     own = all_maps[torch.arange(batch_size), target]
 
     mean, std = (torch.tensor(values).view(1, 3, 1, 1) for values in (config.image_mean, config.image_std))
@@ -163,6 +166,8 @@ CASES = {
     "ranking-fills": {"mask_fills": ["mean", "black", "blur"], "ranking_weight": 0.8},
     "one-fill": {"mask_fills": ["blur"]},
     "fm-ranking": {"variant": "fm", "ranking_weight": 0.8, "ranking_temperature": 0.7},
+    "contrast-batch": {"contrast": 2.0},
+    "ranking-contrast": {"contrast": 0.7, "ranking_weight": 0.8, "regularize": "own", "mask_space": "normalized"},
     "ranking-alone": {"ranking_weight": 1.0, "ce_weight": 0.0, "area_weight": 0.0, "variation_weight": 0.0},
     "img-star": {"area_weight": 0.0, "variation_weight": 0.0},
     "fm-batch": {"variant": "fm"},
@@ -195,7 +200,13 @@ def test_loss_and_gradient_against_the_literal_form(family, case):
 
     output = head(pixel_values, target=target, return_loss=True)
     torch.testing.assert_close(output.loss, expected, rtol=1e-5, atol=1e-6)
-    torch.testing.assert_close(output.saliency_logits.sigmoid(), own, rtol=1e-4, atol=1e-5)
+    # with a contrast of its own the map masked with is the map given out; without, the raw map is, as released
+    given = own if head.config.contrast else output.saliency_logits
+    if not head.config.contrast:
+        torch.testing.assert_close(output.saliency_logits.sigmoid(), own, rtol=1e-4, atol=1e-5)
+    for i in range(len(target)):
+        scaled = (given[i] - given[i].min()) / (given[i].max() - given[i].min())
+        torch.testing.assert_close(output.saliency[i], scaled.detach(), rtol=1e-3, atol=1e-4)
     output.loss.backward()
     for parameter, gradient in zip(head.attention.parameters(), expected_gradients):
         torch.testing.assert_close(parameter.grad, gradient, rtol=1e-3, atol=1e-6)
@@ -338,6 +349,7 @@ def test_fills_belong_to_pixels():
         ("removal_weight", float("nan"), "`removal_weight` must be at least 0 and finite, got nan"),
         ("ranking_weight", -1.0, "`ranking_weight` must be at least 0 and finite, got -1.0"),
         ("ranking_temperature", 0.0, "`ranking_temperature` must be above 0 and finite, got 0.0"),
+        ("contrast", 0.0, "`contrast` must be above 0 and finite, or None, got 0.0"),
         ("ce_weight", 0.0, "`ce_weight`, `removal_weight` and `ranking_weight` are all 0"),
         ("area_power", 0.0, r"`area_power` must lie in \(0, 1\], got 0.0"),
         ("area_power", 1.5, r"`area_power` must lie in \(0, 1\]"),
