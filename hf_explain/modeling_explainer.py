@@ -8,6 +8,7 @@ import shutil
 import stat
 import tempfile
 from dataclasses import fields
+from typing import Any
 
 import torch
 from safetensors import SafetensorError
@@ -72,6 +73,11 @@ class ExplainerPreTrainedModel(PreTrainedModel):
     def default_feature_layers(cls, classifier: FrozenClassifier, config: ExplainerConfig) -> list[str]:
         """Layers to tap where the config names none."""
         return [classifier.default_layer]
+
+    @classmethod
+    def preset_fields(cls, preset: str, classifier: FrozenClassifier) -> dict[str, Any]:
+        """The fields a preset of this head stands for, on this classifier."""
+        raise ValueError(f"`preset` {preset!r} does not exist; {cls.__name__} has none, so leave it out.")
 
     @classmethod
     def complete_config(cls, classifier: FrozenClassifier, config: ExplainerConfig) -> None:
@@ -230,13 +236,15 @@ class ExplainerPreTrainedModel(PreTrainedModel):
         return self
 
     @classmethod
-    def from_classifier(cls, classifier, *, revision: str | None = None, **kwargs):
+    def from_classifier(cls, classifier, *, preset: str | None = None, revision: str | None = None, **kwargs):
         """
         A new, untrained head for a classifier.
 
         Args:
             classifier (`str`, `os.PathLike`, `torch.nn.Module` or [`FrozenClassifier`]): Directory, Hub id or
                 instance.
+            preset (`str`, *optional*): Fields that go together, by the name the head knows them under (see its class);
+                a field given beside it wins. By default every field is as published.
             revision (`str`, *optional*): Branch, tag or commit of a Hub id.
             kwargs: Fields of the head's configuration; and, for a directory or Hub id, what
                 `AutoModelForImageClassification.from_pretrained` takes (dtype, device_map, attn_implementation,
@@ -248,7 +256,7 @@ class ExplainerPreTrainedModel(PreTrainedModel):
         Raises:
             TypeError: If a keyword is neither a field of the configuration nor a loading option, or is one for
                 loading while the classifier is loaded already.
-            ValueError: If a field's value does not fit; the message names it.
+            ValueError: If a field's value does not fit, or there is no such preset; the message names it.
         """
         known = {field.name for field in fields(cls.config_class)}
         own = {field.name for field in fields(ExplainerConfig)} - {"feature_layers", "self_contained"}
@@ -277,6 +285,8 @@ class ExplainerPreTrainedModel(PreTrainedModel):
                 f"`self_contained` needs a Transformers classifier; {type(classifier.model).__name__} has no config "
                 "to rebuild it from."
             )
+        if preset is not None:
+            kwargs = cls.preset_fields(preset, classifier) | kwargs
         config = cls.config_class(**kwargs)
         config.backbone = _portable_name(classifier.name_or_path)
         config.backbone_revision = classifier.revision

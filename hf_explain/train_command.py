@@ -29,6 +29,7 @@ class TrainCommandArguments:
     classifier: str = field(metadata={"help": "Hub id or directory of the image classifier to explain"})
     dataset: str = field(metadata={"help": "Hub id, imagefolder, parquet file or directory, save_to_disk directory"})
     head: str = _option("lcam", "kind of head")
+    preset: str | None = _option(None, "fields of the head's config that go together: ttame has 'ranking'")
     classifier_revision: str | None = _option(None, "branch, tag or commit of the classifier")
     dataset_config: str | None = _option(None, "configuration of a Hub data set")
     dataset_revision: str | None = _option(None, "branch, tag or commit of a Hub data set")
@@ -105,12 +106,13 @@ def main_from_args(args: argparse.Namespace) -> dict[str, Any]:
             what.dataset, what.eval_split, what.dataset_config, what.dataset_revision, **options
         )
     classifier = FrozenClassifier.from_pretrained(what.classifier, revision=what.classifier_revision)
-    head = head_class.from_classifier(classifier, **fields)
+    head = head_class.from_classifier(classifier, preset=what.preset, **fields)
     description = {
         # Directories are named without their path: the record is published with the head.
         "classifier": public_name(what.classifier),
         "classifier_revision": what.classifier_revision,
         "head": what.head,
+        "preset": what.preset,
         "head_options": fields,
         "dataset": public_name(what.dataset),
         "dataset_config": what.dataset_config,

@@ -5,7 +5,7 @@
 #
 # OUTPUT=DIR (default: evidence)     where every run goes; killed, the same command goes on
 # TRAINING="mixed_precision=bf16"    settings of `hf-explain train` for all heads; SEEDS="0 1 2" for three of each
-# LONG=8                             epochs of the heads with drawn fills
+# LONG=8                             epochs of the heads with drawn fills or a contrast of their own
 # On two CPU cores this takes hours; on a GPU raise the epochs: TRAINING="mixed_precision=bf16 num_train_epochs=8".
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
@@ -24,13 +24,13 @@ common=(--classifiers "${classifiers[@]}" --dataset "${DATASET:?name the data se
 for classifier in "${classifiers[@]}"; do
   one=(--classifiers "$classifier" --dataset "$DATASET" --output_dir "$output" --seeds "${seeds[@]}")
   case ${classifier%%=*} in
-    vit | deit) scan=(levels=0 percentile=50) fills=("feature_layers=[1,3,-4,-2]") ;;
-    *) scan=(levels=1) fills=() ;;
+    vit | deit) scan=(levels=0 percentile=50) taps=("feature_layers=[1,3,-4,-2]") ;;
+    *) scan=(levels=1) taps=() ;;
   esac
   "$python" scripts/run_evidence.py train "${one[@]}" --heads scan-contribution --training "${training[@]}" \
     --head_option "${scan[@]}"
-  "$python" scripts/run_evidence.py train "${one[@]}" --heads ttame-ranking-fills ${fills:+--head_option "${fills[@]}"} \
-    --training "${long[@]}"
+  "$python" scripts/run_evidence.py train "${one[@]}" --training "${long[@]}" \
+    --heads ttame-ranking-contrast-fills ttame-ranking-contrast ttame-ranking-fills ${taps:+--head_option "${taps[@]}"}
 done
 "$python" scripts/run_evidence.py train "${common[@]}" --training "${training[@]}"
 "$python" scripts/run_evidence.py evaluate "${common[@]}" --examples 500 --batch_size 32 \
@@ -39,18 +39,19 @@ done
   --method_option rise.num_masks=500 lime.num_samples=300
 # insertion, deletion and ROAD, and the sanity checks: more passes an image, so fewer images and explainers
 "$python" scripts/run_evidence.py evaluate "${common[@]}" --examples 100 --batch_size 32 --comparison comparison-curves \
-  --heads ttame-ranking-fills ttame-ranking ttame-removal ttame --methods gradcam transformer_attribution \
+  --heads ttame-ranking-contrast-fills ttame-ranking-contrast ttame-ranking-fills ttame-ranking ttame-removal ttame \
+  --methods gradcam transformer_attribution \
   --metrics auc_d,average_drop,insertion_deletion,road --sanity
 # what removed pixels become decides much of which map wins: black, the mean colour, a blur
 for classifier in "${classifiers[@]}"; do
   case ${classifier%%=*} in vit | deit) layer=layer1 ;; convnext) layer=stage2 ;; *) layer=stage4 ;; esac
   "$python" scripts/run_evidence.py evaluate --classifiers "$classifier" --dataset "$DATASET" --output_dir "$output" \
-    --heads ttame-ranking-fills ttame-ranking ttame-removal ttame lcam-img scan scan-contribution --examples 100 \
-    --comparison comparison-fills --metrics auc_d_fills --batch_size 32 \
+    --heads ttame-ranking-contrast-fills ttame-ranking-contrast ttame-ranking-fills ttame-ranking ttame-removal ttame \
+    lcam-img scan scan-contribution --examples 100 --comparison comparison-fills --metrics auc_d_fills --batch_size 32 \
     --methods gradcam hirescam transformer_attribution integrated_gradients rise lime \
     --method_option hirescam.layer=$layer rise.num_masks=500 lime.num_samples=300
 done
 # RISE with as many masks as its authors use: minutes an image on a CPU
 "$python" scripts/run_evidence.py evaluate "${common[@]}" --examples 100 --batch_size 32 --comparison comparison-passes \
-  --heads ttame-ranking-fills ttame-ranking ttame-removal --methods rise --method_option rise.num_masks=2000
+  --heads ttame-ranking-contrast-fills ttame-ranking-contrast ttame-ranking-fills ttame-ranking --methods rise --method_option rise.num_masks=2000
 "$python" scripts/run_evidence.py table --output_dir "$output" --comparison "comparison*"

@@ -12,6 +12,8 @@ import pytest
 from testing_common import save_classifier
 from testing_training import picture_dataset
 
+from hf_explain.heads.ttame.modeling_ttame import RANKING_PRESET
+
 
 ROOT = Path(__file__).parent.parent
 
@@ -42,13 +44,22 @@ def test_every_setting_of_every_paper_is_a_complete_command():
             assert f'"{classifier}" "$imagenet" {head}' in text
 
 
-@pytest.fixture
-def evidence(monkeypatch, tmp_path):
-    """`scripts/run_evidence.py` as a function of its arguments; what it starts runs in this process."""
+def evidence_script():
+    """`scripts/run_evidence.py` as a module."""
     spec = importlib.util.spec_from_file_location("run_evidence", ROOT / "scripts" / "run_evidence.py")
     script = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(script)
-    started = []
+    return script
+
+
+def test_the_preset_is_the_setting_that_was_measured():
+    assert evidence_script().HEADS["ttame-ranking-contrast-fills"] == ("ttame", RANKING_PRESET)
+
+
+@pytest.fixture
+def evidence(monkeypatch, tmp_path):
+    """`scripts/run_evidence.py` as a function of its arguments; what it starts runs in this process."""
+    script, started = evidence_script(), []
 
     def run(command, stdout, stderr):
         started.append(command[-1])

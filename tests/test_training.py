@@ -435,8 +435,12 @@ def test_command_trains_a_head_that_loads(tmp_path, monkeypatch, capsys):
     assert train_explainer.main() == 0
     record = json.loads((tmp_path / "out/training_record.json").read_text())
     assert record["classifier"] == "classifier" and record["dataset"] == "shards" and record["steps"] == 2
+    assert record["preset"] is None
     head = LCamForSaliency.from_pretrained(tmp_path / "out")
     assert head(torch.rand(1, 3, 16, 16)).saliency.shape[0] == 1
+    monkeypatch.setattr(sys, "argv", [*command, "--preset", "ranking"])  # L-CAM has no presets
+    assert train_explainer.main() == 1
+    assert "`preset` 'ranking' does not exist" in capsys.readouterr().err
     monkeypatch.setattr(sys, "argv", [*command, "--head", "no_such_head"])
     assert train_explainer.main() == 1
     assert capsys.readouterr().err.splitlines()[-1].startswith("error: ")

@@ -17,10 +17,13 @@ from testing_common import (
     randomize,
     snapshot,
     tiny_classifier,
+    tiny_model,
     train_steps,
 )
+from transformers import ViTForImageClassification
 
 from hf_explain.backbones import ClassifierFeatures, LayerFeatures
+from hf_explain.heads.lcam import LCamForSaliency
 from hf_explain.heads.ttame import TTameConfig, TTameForSaliency
 from hf_explain.maps import tokens_to_grid
 
@@ -38,7 +41,11 @@ VARIANTS = {
 
 class TestTTame(ExplainerTesterMixin):
     head_class = TTameForSaliency
-    variants = {"default": VARIANTS["default"], "own-removal": VARIANTS["hidden"]}
+    variants = {
+        "default": VARIANTS["default"],
+        "own-removal": VARIANTS["hidden"],
+        "preset-ranking": {"preset": "ranking"},
+    }
 
 
 def literal_maps(head, features, training=False):
@@ -234,6 +241,25 @@ def test_defaults_follow_the_classifier():
         "hidden_state",
         "pixel",
     )
+
+
+def test_the_ranking_preset():
+    head = TTameForSaliency.from_classifier(tiny_classifier("convnext"), preset="ranking", contrast=1.5)
+    assert head.config.ranking_weight == head.config.ce_weight == 1 and head.config.area_weight == 0
+    assert head.config.mask_fills == ["black", "mean", "blur"] and head.config.regularize == "own"
+    assert head.config.contrast == 1.5  # a field given beside the preset wins
+    assert head.config.feature_layers == TTameForSaliency.from_classifier(head.backbone).config.feature_layers
+
+    config = copy.deepcopy(tiny_model("vit").config)
+    config.num_hidden_layers = 12
+    deep = ViTForImageClassification(config)
+    head = TTameForSaliency.from_classifier(deep, preset="ranking")
+    assert head.config.feature_layers == ["layer1", "layer4", "layer8", "layer11"]
+    assert TTameForSaliency.from_classifier(tiny_classifier("vit"), preset="ranking").config.feature_layers
+    with pytest.raises(ValueError, match="`preset` 'best' does not exist; TTameForSaliency has 'ranking'"):
+        TTameForSaliency.from_classifier(deep, preset="best")
+    with pytest.raises(ValueError, match="`preset` 'ranking' does not exist; LCamForSaliency has none"):
+        LCamForSaliency.from_classifier(deep, preset="ranking")
 
 
 def test_the_map_is_at_most_max_map_size():
