@@ -58,8 +58,8 @@ HEADS: dict[str, tuple[str, dict[str, Any]]] = {
     "ttame-ranking": ("ttame", RANKING | {"mask_space": "pixel"}),
     # the same, whatever removed pixels become
     "ttame-ranking-fills": ("ttame", RANKING | DRAWN_FILLS),
-    # and the map itself, at a contrast of its own, has to keep the class, too: what average drop asks; with drawn fills
-    # it is what `--preset ranking` stands for
+    # and the map itself, at a contrast of its own, has to keep the class, too: what average drop asks; with drawn
+    # fills it is what `--preset ranking` stands for
     "ttame-ranking-contrast": ("ttame", RANKING | CONTRAST | {"mask_space": "pixel"}),
     "ttame-ranking-contrast-fills": ("ttame", RANKING | CONTRAST | DRAWN_FILLS),
 }
