@@ -107,7 +107,8 @@ def build_model_card(
     additions += ["contrast of its own"] * bool(config.get("contrast"))
     additions += ["mask by contribution"] * (config.get("mask_by") == "contribution")
     if additions:
-        title += f" (with this package's {' and '.join(additions)}; not in the paper)"
+        listed = " and ".join(filter(None, [", ".join(additions[:-1]), additions[-1]]))
+        title += f" (with this package's {listed}; not in the paper)"
     classifier = _classifier(config, training, unknown)
     dataset = dataset or _data_name(look_up(training, TRAINING_KEYS["dataset"]), "training data", unknown)
     license = license or look_up(training, TRAINING_KEYS["license"])

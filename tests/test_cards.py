@@ -108,8 +108,8 @@ def test_the_card_names_what_it_does_not_know(saved):
     head = tiny_head()
     head.config.removal_weight = 1.0
     assert "(with this package's removal term; not in the paper)" in build_model_card(head).text
-    head.config.ranking_weight, head.config.mask_fills = 1.0, ["black", "blur"]
-    ours = "(with this package's removal term and ranking term and drawn fills; not in the paper)"
+    head.config.ranking_weight, head.config.mask_fills, head.config.contrast = 1.0, ["black", "blur"], 2.0
+    ours = "(with this package's removal term, ranking term, drawn fills and contrast of its own; not in the paper)"
     assert ours in build_model_card(head).text
     head.config.backbone = str(saved)
     card = build_model_card(head)
@@ -273,6 +273,6 @@ def test_released_cards_are_whole(hub, saved, measured, tmp_path, monkeypatch):
     made = sorted((tmp_path / "made").glob("*.md"))
     assert len(made) == 3
     for path in [*made, *sorted(MODEL_CARDS.glob("*.md"))]:
-        if path.name not in ("README.md", "evidence.md"):  # those are about the cards
+        if path.name not in ("README.md", "evidence.md", "findings.md"):  # those are about the cards
             check_released(path, hub, tmp_path, monkeypatch, ran)
     assert len(ran) >= 3
