@@ -29,9 +29,9 @@ from hf_explain.card_facts import (
     read_json,
     read_measurements,
 )
-from hf_explain.checkpointing import write_atomically
 from hf_explain.citations import PAPERS
 from hf_explain.configuration_explainer import ExplainerConfig
+from hf_explain.files import write_atomically
 from hf_explain.fingerprint import FINGERPRINT_DTYPES
 
 

@@ -17,9 +17,9 @@ import numpy as np
 import torch
 
 from hf_explain.backbones import FrozenClassifier
-from hf_explain.checkpointing import check_writable, lock_directory, write_atomically
 from hf_explain.evaluation import SaliencyEvaluator
 from hf_explain.evaluation_inputs import ExampleReader, Explainer, resolve_explainer, seen_image
+from hf_explain.files import check_writable, lock_directory, write_atomically
 from hf_explain.mapping import METHODS, AutoModelForSaliency
 from hf_explain.maps import resize_maps
 from hf_explain.metrics import path as metric_path

@@ -16,7 +16,6 @@ from pathlib import Path
 from typing import Any
 
 from hf_explain.card_facts import is_local_path
-from hf_explain.checkpointing import write_atomically
 from hf_explain.demo_explainers import (
     MAX_COMPARED,
     Demo,
@@ -26,6 +25,7 @@ from hf_explain.demo_explainers import (
     download_files,
     example_files,
 )
+from hf_explain.files import write_atomically
 from hf_explain.hub import check_repo_id
 
 

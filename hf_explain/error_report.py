@@ -10,9 +10,9 @@ from typing import Any
 
 import torch
 
-from hf_explain.checkpointing import write_atomically
 from hf_explain.error_study import GROUPS, OFF_OBJECT, ErrorStudy, maps_of_both
 from hf_explain.evaluation_inputs import seen_image
+from hf_explain.files import write_atomically
 from hf_explain.maps import resize_maps
 from hf_explain.page import page, picture_source, table
 from hf_explain.visualization import colorize, overlay, saliency_grid

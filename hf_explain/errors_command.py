@@ -9,12 +9,12 @@ from typing import Any
 import torch
 from transformers import pipeline
 
-from hf_explain.checkpointing import check_writable
 from hf_explain.data import load_image_dataset
 from hf_explain.error_report import summary_lines, write_report
 from hf_explain.error_study import ErrorStudyArguments, study_errors
 from hf_explain.evaluate_command import add_data_arguments, parse_dotted
 from hf_explain.evaluation_inputs import public_name
+from hf_explain.files import check_writable
 from hf_explain.mapping import DEFAULT_METHOD, resolve_method
 
 

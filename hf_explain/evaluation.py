@@ -16,8 +16,8 @@ import torch
 from accelerate.utils import gather_object
 from tqdm.auto import tqdm
 
-from hf_explain.checkpointing import check_writable, lock_directory, write_atomically
 from hf_explain.evaluation_inputs import Example, ExampleReader, Explainer, PassCounter, resolve_explainer
+from hf_explain.files import check_writable, lock_directory, write_atomically
 from hf_explain.metrics import path as metric_path
 from hf_explain.runtime import launched_processes, on_first_process, package_versions
 

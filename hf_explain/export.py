@@ -30,7 +30,6 @@ from accelerate.utils import InitProcessGroupKwargs
 from tqdm.auto import tqdm
 from transformers import pipeline
 
-from hf_explain.checkpointing import LOCK_FILE, check_writable, lock_directory, remove_leftovers, write_atomically
 from hf_explain.data import LabelReader
 from hf_explain.evaluation_inputs import public_name
 from hf_explain.export_inputs import (
@@ -41,6 +40,7 @@ from hf_explain.export_inputs import (
     encoded_image,
     id_feature,
 )
+from hf_explain.files import LOCK_FILE, check_writable, lock_directory, remove_leftovers, write_atomically
 from hf_explain.fingerprint import fingerprint
 from hf_explain.mapping import DEFAULT_METHOD
 from hf_explain.pipeline import SaliencyPipeline

@@ -4,14 +4,10 @@ from __future__ import annotations
 
 import copy
 import os
-import shutil
-import stat
-import tempfile
 from dataclasses import fields
 from typing import Any
 
 import torch
-from safetensors import SafetensorError
 from torch import nn
 from transformers import PreTrainedConfig, PreTrainedModel
 from transformers import initialization as init
@@ -26,6 +22,7 @@ from hf_explain.downloads import (
     usable_files,
     whole_downloads,
 )
+from hf_explain.files import replace_directory
 from hf_explain.fingerprint import fingerprints, matches
 from hf_explain.maps import check_finite, min_max
 from hf_explain.outputs import SaliencyOutput
@@ -438,39 +435,16 @@ class ExplainerPreTrainedModel(PreTrainedModel):
             if self.config.backbone_config is None:
                 raise ValueError("`self_contained` needs a Transformers classifier; this one has no config to save.")
         hub = {key: kwargs.pop(key) for key in ("repo_id", "commit_message", "private", "token") if key in kwargs}
-        exists, parent = os.path.isdir(target), os.path.dirname(target)
-        # inside an existing directory, which may be a mount of its own that nothing can be renamed into
-        home = target if exists else parent
-        created = _missing_ancestor(parent)
-        try:
-            os.makedirs(parent, exist_ok=True)
-            temporary = tempfile.mkdtemp(prefix=f".{os.path.basename(target)}.", dir=home)
-        except OSError as error:
-            _remove(created)
-            raise OSError(f"`save_directory` {target!r} cannot be written: {error.strerror or error}.") from error
-        saved = False
         try:
             if self_contained is not None:
                 self.config.self_contained = self_contained
-            new = os.path.join(temporary, "new")  # a temporary directory itself is private to its owner
-            super().save_pretrained(new, **kwargs)
-            processor = self.backbone.image_processor if self.backbone is not None else None
-            if processor is not None:
-                processor.save_pretrained(new)
-            _share_permissions(new)
-            if exists:
-                _move_files(new, target, os.path.join(temporary, "old"))
-            else:
-                os.replace(new, target)
-            saved = True
-        except (OSError, SafetensorError) as error:  # safetensors reports a full disk in its own way
-            reason = getattr(error, "strerror", None) or error
-            raise OSError(f"Saving to {target!r} failed and was undone: {reason}.") from error
+            with replace_directory(target, "save_directory") as new:
+                super().save_pretrained(new, **kwargs)
+                processor = self.backbone.image_processor if self.backbone is not None else None
+                if processor is not None:
+                    processor.save_pretrained(new)
         finally:
             self.config.self_contained = before
-            shutil.rmtree(temporary, ignore_errors=True)
-            if not saved:
-                _remove(created)
         if push_to_hub:
             self.push_to_hub(hub.pop("repo_id", os.path.basename(target)), **hub)
 
@@ -536,51 +510,6 @@ def _forget_backbone(module: ExplainerPreTrainedModel, incompatible_keys) -> Non
     if not module.config.self_contained:
         missing = incompatible_keys.missing_keys  # with the prefixes of whatever wraps the head
         missing[:] = [key for key in missing if f".{_BACKBONE}" not in f".{key}"]
-
-
-def _missing_ancestor(directory: str) -> str | None:
-    """The topmost directory that making `directory` would create."""
-    created = None
-    while not os.path.lexists(directory):
-        created, directory = directory, os.path.dirname(directory)
-    return created
-
-
-def _share_permissions(directory: str) -> None:
-    """Safetensors writes for its owner alone; every file gets what the umask gave config.json."""
-    mode = stat.S_IMODE(os.stat(os.path.join(directory, "config.json")).st_mode)
-    for entry in os.scandir(directory):
-        if entry.is_file():
-            os.chmod(entry.path, mode)
-
-
-def _remove(directory: str | None) -> None:
-    if directory is not None:
-        shutil.rmtree(directory, ignore_errors=True)
-
-
-def _move_files(source: str, target: str, old: str) -> None:
-    """Move files over those of an existing directory, config.json last; after an error all are what they were."""
-    os.mkdir(old)
-    moved: list[str] = []
-    try:
-        for name in sorted(os.listdir(source), key=lambda name: name == "config.json"):
-            destination, kept = os.path.join(target, name), os.path.join(old, name)
-            if os.path.exists(destination):
-                try:
-                    os.link(destination, kept)
-                except OSError:  # file systems without hard links
-                    shutil.copy2(destination, kept)
-            os.replace(os.path.join(source, name), destination)
-            moved.append(name)
-    except BaseException:
-        for name in moved:
-            destination, kept = os.path.join(target, name), os.path.join(old, name)
-            if os.path.exists(kept):
-                os.replace(kept, destination)
-            else:
-                os.remove(destination)
-        raise
 
 
 def _is_path(name: str) -> bool:

@@ -33,15 +33,7 @@ from hf_explain.batching import (
     prepare_columns,
     prepare_stream,
 )
-from hf_explain.checkpointing import (
-    LOG_FILE,
-    load_checkpoint,
-    lock_directory,
-    prepare_output_dir,
-    save_checkpoint,
-    trim_log,
-    write_directory,
-)
+from hf_explain.checkpointing import LOG_FILE, load_checkpoint, prepare_output_dir, save_checkpoint, trim_log
 from hf_explain.data import (
     LabelReader,
     TrainingTransform,
@@ -49,6 +41,7 @@ from hf_explain.data import (
     num_stream_examples,
     resolve_columns,
 )
+from hf_explain.files import lock_directory, write_directory
 from hf_explain.runtime import (
     derive_seed,
     describe_machine,

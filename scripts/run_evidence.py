@@ -26,8 +26,8 @@ from statistics import mean, stdev
 from typing import Any
 
 from hf_explain.backbones import FrozenClassifier
-from hf_explain.checkpointing import write_atomically
 from hf_explain.comparison import CONTROLS, SLOW_METHODS
+from hf_explain.files import write_atomically
 
 
 # The ranking term instead of everything that looks at the map's area; with one map an image, "batch" has no sense

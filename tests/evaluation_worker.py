@@ -13,10 +13,10 @@ from testing_training import picture_dataset
 from torch.utils.data import DataLoader, TensorDataset
 
 from hf_explain import FrozenClassifier, SaliencyEvaluator
-from hf_explain.checkpointing import lock_directory
 from hf_explain.comparison import compare
 from hf_explain.data import load_image_dataset
 from hf_explain.distributed import leave
+from hf_explain.files import lock_directory
 from hf_explain.mapping import METHODS
 from hf_explain.metrics import path
 

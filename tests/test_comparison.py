@@ -10,10 +10,10 @@ from testing_common import save_classifier, tiny_classifier
 from testing_training import picture_dataset
 
 from hf_explain import LCamForSaliency, SaliencyEvaluator
-from hf_explain.checkpointing import LOCK_FILE
 from hf_explain.cli import main
 from hf_explain.comparison import compare, parse_explainers
 from hf_explain.evaluate_command import parse_dotted
+from hf_explain.files import LOCK_FILE
 
 
 @pytest.fixture(scope="module")

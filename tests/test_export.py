@@ -19,10 +19,10 @@ from transformers import pipeline
 
 import hf_explain.export as export_module
 from hf_explain import FrozenClassifier, LCamForSaliency
-from hf_explain.checkpointing import LOCK_FILE
 from hf_explain.cli import main
 from hf_explain.export import REPORT_FILE, SETTINGS_FILE, export_saliency
 from hf_explain.export_inputs import ExportArguments, ExportSource
+from hf_explain.files import LOCK_FILE
 
 
 ROOT = Path(__file__).parents[1]

@@ -22,6 +22,7 @@ ROWS = {
     "images.py": (0,),
     "citations.py": (0,),
     "features.py": (0,),
+    "files.py": (0,),
     "targets.py": (0,),
     "architectures.py": (0,),
     "hooked.py": (1, 0),

@@ -14,8 +14,9 @@ from torch import nn
 from transformers import ResNetConfig, ResNetForImageClassification
 
 from hf_explain import FrozenClassifier, LCamForSaliency
-from hf_explain.checkpointing import LOCK_FILE, list_checkpoints, load_checkpoint
+from hf_explain.checkpointing import list_checkpoints, load_checkpoint
 from hf_explain.data import load_image_dataset
+from hf_explain.files import LOCK_FILE
 from hf_explain.train_command import parse_head_options
 from hf_explain.training import train
 from hf_explain.training_arguments import ExplainerTrainingArguments, learning_rate_at, make_optimizer

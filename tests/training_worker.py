@@ -9,9 +9,9 @@ from pathlib import Path
 import torch
 from testing_training import HEADS, TinyHead, picture_dataset, processor, train_head
 
-from hf_explain.checkpointing import lock_directory
 from hf_explain.data import load_image_dataset
 from hf_explain.distributed import leave
+from hf_explain.files import lock_directory
 from hf_explain.training import train
 from hf_explain.training_arguments import ExplainerTrainingArguments
 

@@ -18,7 +18,7 @@ from typing import Any
 import torch
 from transformers import pipeline
 
-from hf_explain.checkpointing import write_atomically
+from hf_explain.files import write_atomically
 from hf_explain.heads.lcam import LCamForSaliency
 from hf_explain.quickstart.classifier import train_classifier
 from hf_explain.quickstart.data import BIASED_LABEL, make_datasets

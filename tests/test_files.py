@@ -1,4 +1,4 @@
-"""The lock of an output directory; what else checkpoints do is tested by the training that writes them."""
+"""The lock of an output directory; what is written whole is tested by the heads, trainings and tables that write it."""
 
 import contextlib
 import errno
@@ -10,8 +10,8 @@ from pathlib import Path
 
 import pytest
 
-from hf_explain import checkpointing
-from hf_explain.checkpointing import LOCK_FILE, lock_directory
+from hf_explain import files
+from hf_explain.files import LOCK_FILE, lock_directory
 
 
 ROOT = Path(__file__).parents[1]
@@ -36,23 +36,23 @@ def test_one_run_at_a_time_and_nothing_is_left(tmp_path):
 
 def test_a_lock_whose_file_was_removed_meanwhile_is_no_lock(tmp_path, monkeypatch):
     """Another run may end between opening its lock file and locking it; then the file is another's, or nobody's."""
-    flock, removed = checkpointing.fcntl.flock, []
+    flock, removed = files.fcntl.flock, []
 
     def late(descriptor, how):
         if not removed:
             removed.append((tmp_path / LOCK_FILE).unlink())
         return flock(descriptor, how)
 
-    monkeypatch.setattr(checkpointing.fcntl, "flock", late)
+    monkeypatch.setattr(files.fcntl, "flock", late)
     with lock_directory(tmp_path), pytest.raises(OSError, match="is in use"), lock_directory(tmp_path):
         pass
-    assert removed and not checkpointing._HELD
+    assert removed and not files._HELD
 
 
 HOLDER = """
 import multiprocessing, sys, time
 from pathlib import Path
-from hf_explain.checkpointing import lock_directory
+from hf_explain.files import lock_directory
 
 with lock_directory(Path(sys.argv[1])):
     child = multiprocessing.get_context("fork").Process(target=time.sleep, args=(600,))
@@ -99,14 +99,14 @@ def test_a_fork_that_leaves_the_block_takes_nothing_with_it(tmp_path):
 
 def test_without_locks_it_does_without(tmp_path, monkeypatch):
     with monkeypatch.context() as patch:
-        patch.setattr(checkpointing, "fcntl", None)
+        patch.setattr(files, "fcntl", None)
         with lock_directory(tmp_path / "a"), lock_directory(tmp_path / "a"):
             assert list((tmp_path / "a").iterdir()) == []
 
     def unknown(descriptor, how):
         raise OSError(errno.ENOLCK, "No locks available")
 
-    monkeypatch.setattr(checkpointing.fcntl, "flock", unknown)
+    monkeypatch.setattr(files.fcntl, "flock", unknown)
     with lock_directory(tmp_path / "b"), lock_directory(tmp_path / "b"):
         assert list((tmp_path / "b").iterdir()) == []
 
