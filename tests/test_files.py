@@ -1,4 +1,4 @@
-"""The lock of an output directory; what is written whole is tested by the heads, trainings and tables that write it."""
+"""The lock of an output directory; what is written whole is tested by the heads and tables that write it."""
 
 import contextlib
 import errno
