@@ -36,8 +36,8 @@ class MaskTrainedConfig(ExplainerConfig):
             map's evidence removed must lose the class. 0 is the loss as published.
         ranking_weight (`float`, *optional*, defaults to 0.0): Weight of the ranking term (ours): of a random part of
             the pixels, drawn per image and step, the most salient must keep the class, and removing them must lose it;
-            what perturbation curves ask of a map. The drawn area is the prior, so it goes with `ce_weight=0`,
-            `area_weight=0` and `regularize="own"`. 0 is the loss as published.
+            what perturbation curves ask of a map. The drawn area is the prior, so it goes with `area_weight=0`,
+            `regularize="own"`, and either `contrast` or `ce_weight=0`. 0 is the loss as published.
         ranking_temperature (`float`, *optional*, defaults to 0.3): Softness of the threshold at the drawn area, in
             standard deviations of the map.
         contrast (`float`, *optional*): Give every map the same contrast (ours): in the loss and as it is given out, a

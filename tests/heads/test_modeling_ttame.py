@@ -248,6 +248,8 @@ def test_the_ranking_preset():
     assert head.config.ranking_weight == head.config.ce_weight == 1 and head.config.area_weight == 0
     assert head.config.mask_fills == ["black", "mean", "blur"] and head.config.regularize == "own"
     assert head.config.contrast == 1.5  # a field given beside the preset wins
+    head.config.mask_fills.remove("blur")  # of this head alone
+    assert TTameForSaliency.from_classifier(head.backbone, preset="ranking").config.mask_fills[-1] == "blur"
     assert head.config.feature_layers == TTameForSaliency.from_classifier(head.backbone).config.feature_layers
 
     config = copy.deepcopy(tiny_model("vit").config)

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import copy
 from typing import Any
 
 import torch
@@ -13,7 +14,7 @@ from hf_explain.maps import resize_maps
 from hf_explain.modeling_mask_trained import MaskTrainedExplainer
 
 
-RANKING_PRESET = {
+RANKING_PRESET: dict[str, Any] = {
     "ranking_weight": 1.0,
     "ce_weight": 1.0,
     "area_weight": 0.0,
@@ -67,7 +68,7 @@ class TTameForSaliency(MaskTrainedExplainer):
     def preset_fields(cls, preset: str, classifier: FrozenClassifier) -> dict[str, Any]:
         if preset != "ranking":
             raise ValueError(f"`preset` {preset!r} does not exist; {cls.__name__} has 'ranking'.")
-        fields: dict[str, Any] = dict(RANKING_PRESET)
+        fields = copy.deepcopy(RANKING_PRESET)  # a config is its owner's to change
         if classifier.is_transformer:
             last = len(classifier.layer_names) - 2
             spread = (round(1 + place * (last - 1) / 3) for place in range(4))
