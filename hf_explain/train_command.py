@@ -94,6 +94,8 @@ def main_from_args(args: argparse.Namespace) -> dict[str, Any]:
     )
     head_class = resolve_head(what.head)
     fields = parse_head_options(args.head_options)
+    if "preset" in fields:
+        raise ValueError(f"head_option preset={fields['preset']} is no field of a head: write --preset instead.")
     options = {"cache_dir": what.cache_dir, "streaming": what.streaming}
     train_dataset = load_image_dataset(
         what.dataset, what.train_split, what.dataset_config, what.dataset_revision, **options

@@ -53,5 +53,6 @@ for classifier in "${classifiers[@]}"; do
 done
 # RISE with as many masks as its authors use: minutes an image on a CPU
 "$python" scripts/run_evidence.py evaluate "${common[@]}" --examples 100 --batch_size 32 --comparison comparison-passes \
-  --heads ttame-ranking-contrast-fills ttame-ranking-contrast ttame-ranking-fills ttame-ranking --methods rise --method_option rise.num_masks=2000
+  --heads ttame-ranking-contrast-fills ttame-ranking-contrast ttame-ranking-fills ttame-ranking \
+  --methods rise --method_option rise.num_masks=2000
 "$python" scripts/run_evidence.py table --output_dir "$output" --comparison "comparison*"
