@@ -59,17 +59,15 @@ def save_checkpoint(
     """
     directory = output_dir / f"checkpoint-{step}"
 
-    def write(temporary: Path) -> None:
-        save_model(temporary)
+    with write_directory(directory, replace=True) as new:
+        save_model(new)
         # Serialised in memory first: torch reports a full disk as an unspecific RuntimeError, a plain write does not.
         buffer = io.BytesIO()
         torch.save(state, buffer)
         content = buffer.getvalue()
-        (temporary / STATE_FILE).write_bytes(content)
+        (new / STATE_FILE).write_bytes(content)
         described = {"step": step, "sha256": hashlib.sha256(content).hexdigest(), **info}
-        (temporary / INFO_FILE).write_text(json.dumps(described, indent=2) + "\n")
-
-    write_directory(directory, write)
+        (new / INFO_FILE).write_text(json.dumps(described, indent=2) + "\n")
     if keep is not None:
         for old in list_checkpoints(output_dir)[:-keep]:
             if old != directory:

@@ -8,7 +8,7 @@ import os
 import shutil
 import stat
 import tempfile
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 
 from safetensors import SafetensorError
@@ -23,6 +23,8 @@ LOCK_FILE = ".hf_explain.lock"
 # what file systems that know no locks answer
 _NO_LOCKS = (errno.ENOLCK, errno.ENOSYS, errno.ENOTSUP, errno.EOPNOTSUPP)
 _HELD: set[int] = set()  # open lock files of this process
+# what makes a directory look complete is moved there after everything else
+_LAST = ("config.json", "training_record.json")
 
 
 def write_atomically(path: Path, content: bytes) -> None:
@@ -149,7 +151,81 @@ def remove_directory(path: Path) -> None:
     shutil.rmtree(doomed)
 
 
+@contextlib.contextmanager
+def write_directory(directory: Path, argument: str = "output_dir", replace: bool = False) -> Iterator[Path]:
+    r"""
+    A temporary directory to write to, moved to `directory` once it is complete and on the disk.
+
+    A new directory is moved as a whole. Of an existing one the files of the same names are replaced one by one, with
+    a way back, and the others stay. So a failure leaves what was there before, and what a killed process leaves ends
+    in `.tmp`.
+
+    Args:
+        directory (`Path`): Its final name; created where missing, with its parents.
+        argument (`str`, *optional*, defaults to `"output_dir"`): What the caller's argument is called, for the errors.
+        replace (`bool`, *optional*, defaults to `False`): Take the place of an existing directory as a whole.
+
+    Yields:
+        `Path`: The empty directory to write to.
+
+    Raises:
+        OSError: If the disk is full or cannot be written; nothing half-written is left.
+    """
+    directory = Path(os.path.abspath(directory))
+    exists = directory.is_dir()
+    # inside a directory that stays, which may be a mount of its own that nothing can be renamed into
+    home = directory if exists and not replace else directory.parent
+    created = _missing_ancestor(home)
+    temporary, saved = None, False
+    try:
+        home.mkdir(parents=True, exist_ok=True)
+        temporary = Path(tempfile.mkdtemp(prefix=f".{directory.name}.", suffix=".tmp", dir=home))
+        new = temporary / "new"  # a temporary directory itself is private to its owner
+        new.mkdir()
+        yield new
+        _share_permissions(new)
+        _sync_tree(new)
+        if exists and not replace:
+            _move_files(new, directory, temporary / "old")
+            _sync(directory)
+        else:
+            if exists:
+                remove_directory(directory)
+            os.replace(new, directory)
+            _sync(directory.parent)
+        saved = True
+    except (OSError, SafetensorError) as error:  # safetensors reports a full disk in its own way
+        reason = getattr(error, "strerror", None) or error
+        raise OSError(
+            f"could not save to {str(directory)!r}: {reason}. Nothing half-written was left there; check its disk and "
+            f"permissions, or choose another {argument}."
+        ) from error
+    finally:
+        if temporary is not None:
+            shutil.rmtree(temporary, ignore_errors=True)
+        if created is not None and not saved:
+            shutil.rmtree(created, ignore_errors=True)
+
+
+def _missing_ancestor(directory: Path) -> Path | None:
+    """The topmost directory that making `directory` would create."""
+    created = None
+    while not os.path.lexists(directory):
+        created, directory = directory, directory.parent
+    return created
+
+
+def _share_permissions(directory: Path) -> None:
+    """Safetensors writes for its owner alone; every file gets what the umask gave the directory."""
+    mode = stat.S_IMODE(directory.stat().st_mode) & 0o666
+    for path in directory.rglob("*"):
+        if path.is_file():
+            path.chmod(mode)
+
+
 def _sync(path: Path) -> None:
+    if os.name == "nt":  # Windows opens no directory and syncs nothing opened for reading
+        return
     descriptor = os.open(path, os.O_RDONLY)
     try:
         os.fsync(descriptor)
@@ -163,137 +239,26 @@ def _sync_tree(directory: Path) -> None:
     _sync(directory)
 
 
-def write_directory(directory: Path, write: Callable[[Path], None], merge: bool = False) -> None:
-    r"""
-    Write a directory whole or not at all.
-
-    Args:
-        directory (`Path`): Its final name.
-        write (`Callable[[Path], None]`): Fills the temporary directory it is given.
-        merge (`bool`, *optional*, defaults to `False`): Move the files one by one into an existing directory instead
-            of taking its place.
-
-    Raises:
-        OSError: If the disk is full or cannot be written; nothing half-written is left.
-    """
-    temporary = (directory / "final.tmp") if merge else directory.with_name(directory.name + ".tmp")
+def _move_files(source: Path, target: Path, old: Path) -> None:
+    """Move files over those of an existing directory; after an error all are what they were."""
+    moved: list[Path] = []
+    names = [path.relative_to(source) for path in source.rglob("*") if path.is_file()]
     try:
-        if temporary.exists():
-            shutil.rmtree(temporary)
-        temporary.mkdir(parents=True)
-        write(temporary)
-        _sync_tree(temporary)
-        if merge:
-            for path in sorted(path for path in temporary.rglob("*") if path.is_file()):
-                target = directory / path.relative_to(temporary)
-                target.parent.mkdir(parents=True, exist_ok=True)
-                os.replace(path, target)
-            shutil.rmtree(temporary)
-            _sync(directory)
-            return
-        if directory.exists():
-            remove_directory(directory)
-        os.rename(temporary, directory)
-        _sync(directory.parent)
-    except (OSError, SafetensorError) as error:
-        shutil.rmtree(temporary, ignore_errors=True)
-        reason = getattr(error, "strerror", None) or str(error)
-        raise OSError(
-            f"could not save to {str(directory)!r}: {reason}. Nothing half-written was left there; free some space "
-            "or choose another output_dir."
-        ) from error
-    except BaseException:
-        shutil.rmtree(temporary, ignore_errors=True)
-        raise
-
-
-@contextlib.contextmanager
-def replace_directory(target: str, name: str) -> Iterator[str]:
-    """
-    A temporary directory to write to, moved to `target` once it is complete.
-
-    A new directory is moved as a whole, the files of an existing one one by one with a way back, so a failure leaves
-    what was there before; other files of an existing directory stay.
-
-    Args:
-        target (`str`): Absolute path; created where missing, with its parents.
-        name (`str`): What the caller's argument is called, for the errors.
-
-    Yields:
-        `str`: The directory to write to. A `config.json` among its files gives all of them its permissions.
-
-    Raises:
-        OSError: If the directory cannot be written; nothing is left behind.
-    """
-    exists, parent = os.path.isdir(target), os.path.dirname(target)
-    # inside an existing directory, which may be a mount of its own that nothing can be renamed into
-    home = target if exists else parent
-    created = _missing_ancestor(parent)
-    try:
-        os.makedirs(parent, exist_ok=True)
-        temporary = tempfile.mkdtemp(prefix=f".{os.path.basename(target)}.", dir=home)
-    except OSError as error:
-        _remove(created)
-        raise OSError(f"`{name}` {target!r} cannot be written: {error.strerror or error}.") from error
-    saved = False
-    try:
-        new = os.path.join(temporary, "new")  # a temporary directory itself is private to its owner
-        yield new
-        _share_permissions(new)
-        if exists:
-            _move_files(new, target, os.path.join(temporary, "old"))
-        else:
-            os.replace(new, target)
-        saved = True
-    except (OSError, SafetensorError) as error:  # safetensors reports a full disk in its own way
-        reason = getattr(error, "strerror", None) or error
-        raise OSError(f"Saving to {target!r} failed and was undone: {reason}.") from error
-    finally:
-        shutil.rmtree(temporary, ignore_errors=True)
-        if not saved:
-            _remove(created)
-
-
-def _missing_ancestor(directory: str) -> str | None:
-    """The topmost directory that making `directory` would create."""
-    created = None
-    while not os.path.lexists(directory):
-        created, directory = directory, os.path.dirname(directory)
-    return created
-
-
-def _share_permissions(directory: str) -> None:
-    """Safetensors writes for its owner alone; every file gets what the umask gave config.json."""
-    mode = stat.S_IMODE(os.stat(os.path.join(directory, "config.json")).st_mode)
-    for entry in os.scandir(directory):
-        if entry.is_file():
-            os.chmod(entry.path, mode)
-
-
-def _remove(directory: str | None) -> None:
-    if directory is not None:
-        shutil.rmtree(directory, ignore_errors=True)
-
-
-def _move_files(source: str, target: str, old: str) -> None:
-    """Move files over those of an existing directory, config.json last; after an error all are what they were."""
-    os.mkdir(old)
-    moved: list[str] = []
-    try:
-        for name in sorted(os.listdir(source), key=lambda name: name == "config.json"):
-            destination, kept = os.path.join(target, name), os.path.join(old, name)
-            if os.path.exists(destination):
+        for name in sorted(names, key=lambda name: (_LAST.index(name.name) if name.name in _LAST else -1, name)):
+            destination, kept = target / name, old / name
+            kept.parent.mkdir(parents=True, exist_ok=True)
+            destination.parent.mkdir(parents=True, exist_ok=True)
+            if destination.exists():
                 try:
                     os.link(destination, kept)
                 except OSError:  # file systems without hard links
                     shutil.copy2(destination, kept)
-            os.replace(os.path.join(source, name), destination)
+            os.replace(source / name, destination)
             moved.append(name)
     except BaseException:
         for name in moved:
-            destination, kept = os.path.join(target, name), os.path.join(old, name)
-            if os.path.exists(kept):
-                os.replace(kept, destination)
+            if (old / name).exists():
+                os.replace(old / name, target / name)
             else:
-                os.remove(destination)
+                (target / name).unlink()
         raise

@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import os
 from dataclasses import fields
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -22,7 +23,7 @@ from hf_explain.downloads import (
     usable_files,
     whole_downloads,
 )
-from hf_explain.files import replace_directory
+from hf_explain.files import write_directory
 from hf_explain.fingerprint import fingerprints, matches
 from hf_explain.maps import check_finite, min_max
 from hf_explain.outputs import SaliencyOutput
@@ -427,9 +428,9 @@ class ExplainerPreTrainedModel(PreTrainedModel):
         Raises:
             OSError: If the directory cannot be written; nothing is left behind.
         """
-        target = os.path.abspath(os.fspath(save_directory))
-        if os.path.isfile(target):
-            raise NotADirectoryError(f"`save_directory` {target!r} is a file; give a directory.")
+        target = Path(os.path.abspath(save_directory))
+        if target.is_file():
+            raise NotADirectoryError(f"`save_directory` {str(target)!r} is a file; give a directory.")
         before = self.config.self_contained
         if self_contained:
             if self.config.backbone_config is None:
@@ -438,7 +439,7 @@ class ExplainerPreTrainedModel(PreTrainedModel):
         try:
             if self_contained is not None:
                 self.config.self_contained = self_contained
-            with replace_directory(target, "save_directory") as new:
+            with write_directory(target, "save_directory") as new:
                 super().save_pretrained(new, **kwargs)
                 processor = self.backbone.image_processor if self.backbone is not None else None
                 if processor is not None:
@@ -446,7 +447,7 @@ class ExplainerPreTrainedModel(PreTrainedModel):
         finally:
             self.config.self_contained = before
         if push_to_hub:
-            self.push_to_hub(hub.pop("repo_id", os.path.basename(target)), **hub)
+            self.push_to_hub(hub.pop("repo_id", target.name), **hub)
 
     def push_to_hub(self, repo_id: str, *args, **kwargs):
         """

@@ -453,12 +453,9 @@ class _Run:
         def save() -> dict[str, Any]:
             lines = [json.loads(line) for line in (self.output_dir / LOG_FILE).read_text().splitlines()]
             record = self._record(lines)
-
-            def write(temporary: Path) -> None:
-                self._save_model(temporary)
-                (temporary / RECORD_FILE).write_text(json.dumps(record, indent=2) + "\n")
-
-            write_directory(self.output_dir, write, merge=True)
+            with write_directory(self.output_dir) as new:
+                self._save_model(new)
+                (new / RECORD_FILE).write_text(json.dumps(record, indent=2) + "\n")
             return record
 
         return on_main_process(self.accelerator, save)

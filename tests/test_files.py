@@ -1,4 +1,4 @@
-"""The lock of an output directory; what is written whole is tested by the heads and tables that write it."""
+"""Directories written whole or not at all, and the lock of one."""
 
 import contextlib
 import errno
@@ -9,9 +9,10 @@ import sys
 from pathlib import Path
 
 import pytest
+from testing_common import files_below
 
 from hf_explain import files
-from hf_explain.files import LOCK_FILE, lock_directory
+from hf_explain.files import LOCK_FILE, lock_directory, write_directory
 
 
 ROOT = Path(__file__).parents[1]
@@ -116,3 +117,47 @@ def test_a_place_that_cannot_be_written(tmp_path):
     with pytest.raises(OSError, match="^output_dir '.*file/out' is not writable .*choose another directory"):
         with lock_directory(tmp_path / "file/out"):
             pass
+
+
+def test_a_directory_is_written_whole_or_not_at_all(tmp_path):
+    target = tmp_path / "new/head"
+
+    def write(content, replace=False):
+        with write_directory(target, replace=replace) as new:
+            (new / "part").mkdir()
+            (new / "part/config.json").write_text(content)
+            (new / "weights").write_text(content)
+
+    write("one")
+    (target / "other").write_text("stays")
+    write("two")
+    both = {"part": b"", "part/config.json": b"two", "weights": b"two"}
+    assert files_below(target) == {**both, "other": b"stays"}
+    write("three", replace=True)
+    assert files_below(target) == {name: content and b"three" for name, content in both.items()}
+    assert os.listdir(target.parent) == ["head"]
+
+
+def test_a_failed_move_is_taken_back(tmp_path, monkeypatch):
+    (tmp_path / "head").mkdir()
+    (tmp_path / "head/weights").write_text("old")
+    replace = os.replace
+
+    def fail_at_the_last(source, destination):
+        if destination.name == "config.json":
+            raise OSError(errno.EDQUOT, os.strerror(errno.EDQUOT))
+        return replace(source, destination)
+
+    monkeypatch.setattr(os, "replace", fail_at_the_last)
+    message = "could not save to .*head': Disk quota exceeded. Nothing half-written .* choose another save_directory"
+    with pytest.raises(OSError, match=message), write_directory(tmp_path / "head", "save_directory") as new:
+        for name in ("weights", "config.json", "zzz"):
+            (new / name).write_text("new")
+    assert files_below(tmp_path) == {"head": b"", "head/weights": b"old"}
+
+
+def test_whatever_ends_the_writing_nothing_is_left(tmp_path):
+    with pytest.raises(KeyboardInterrupt), write_directory(tmp_path / "far/away/head") as new:
+        (new / "weights").write_text("half")
+        raise KeyboardInterrupt
+    assert not list(tmp_path.iterdir())

@@ -156,7 +156,7 @@ def test_killed_in_the_middle_of_a_checkpoint(tmp_path):
     process.send_signal(signal.SIGKILL)
     process.wait()
     process.stdout.close()
-    assert (out / "checkpoint-6.tmp/model.safetensors").exists() and not (out / "checkpoint-6").exists()
+    assert list(out.glob(".checkpoint-6.*.tmp/new/model.safetensors")) and not (out / "checkpoint-6").exists()
     resumed, _ = run(out, max_steps=9, save_steps=3, resume_from_checkpoint="last")
     assert not list(out.rglob("*.tmp"))
     whole, _ = run(tmp_path / "whole", max_steps=9, save_steps=3)
