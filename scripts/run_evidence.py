@@ -73,6 +73,7 @@ TRAINING: dict[str, dict[str, Any]] = {
 ATTENTION_METHODS = ("raw_attention", "rollout", "transformer_attribution", "partial_lrp", "attention_guided_cam")
 RECORD = "training_record.json"
 COMPARISON = "results.json"
+SCRIPT = "run.sh"
 # The columns of the tables: metric, number, heading, decimals; a comparison shows those of the metrics it measured
 COLUMNS = (
     ("auc_d", "auc_d", "AUC-D", 1),
@@ -114,12 +115,14 @@ def train_command(kind: str, fields: dict[str, Any], training: dict[str, Any], c
     return words
 
 
-def run(entry_point: str, words: list[str], directory: Path, finished: str) -> bool:
-    """Start an entry point unless `directory` shows that it has ended well; its command and log stay there."""
-    if (directory / finished).is_file():
-        return True
+def command(entry_point: str, words: list[str]) -> str:
+    return shlex.join(["hf-explain", entry_point, *words]) + "\n"
+
+
+def run(entry_point: str, words: list[str], directory: Path) -> bool:
+    """Start an entry point in `directory`; its command and log stay there."""
     directory.mkdir(parents=True, exist_ok=True)
-    write_atomically(directory / "command.sh", (shlex.join(["hf-explain", entry_point, *words]) + "\n").encode())
+    write_atomically(directory / SCRIPT, command(entry_point, words).encode())
     print(f"== {directory}: hf-explain {entry_point} ...", flush=True)
     with open(directory / "run.log", "ab") as log:
         code = f"import sys; from hf_explain.cli import main; sys.exit(main({[entry_point, *words]!r}))"
@@ -131,9 +134,11 @@ def run(entry_point: str, words: list[str], directory: Path, finished: str) -> b
 
 
 def train(directory: Path, kind: str, fields: dict[str, Any], training: dict[str, Any], classifier: str, args) -> bool:
+    if (directory / RECORD).is_file():
+        return True
     words = train_command(kind, fields, training, classifier, args)
     words += ["--output_dir", str(directory), "--resume_from_checkpoint", "last", "--disable_tqdm"]
-    return run("train", words, directory, RECORD)
+    return run("train", words, directory)
 
 
 def heads(args) -> Iterator[tuple[str, str, dict[str, Any], dict[str, Any]]]:
@@ -177,7 +182,8 @@ def sweep(args) -> bool:
                         trained[directory.name] = directory
                     else:
                         good = False
-            good &= compare(classifier, trained, root / f"comparison-{name}", args)
+            varied = [key.rpartition(".")[2] for key in axes]
+            good &= compare(classifier, trained, root / "-".join(["comparison", name, *varied]), args)
     return good
 
 
@@ -196,7 +202,13 @@ def compare(classifier: str, trained: dict[str, Path], directory: Path, args) ->
     for option in args.metric_option:
         words += ["--metric_option", option]
     words += ["--sanity"] * args.sanity + ["--batch_size", str(args.batch_size), "--output_dir", str(directory)]
-    return run("evaluate", [*words, "--no_progress"], directory, COMPARISON)
+    words.append("--no_progress")
+    asked = (directory / COMPARISON).is_file() and (directory / SCRIPT).is_file() and (directory / SCRIPT).read_text()
+    if asked == command("evaluate", words):
+        explainers = json.loads((directory / COMPARISON).read_text())["explainers"]
+        if not any("error" in result for result in explainers.values()):
+            return True
+    return run("evaluate", words, directory)  # what it has measured of this comparison, it does not measure again
 
 
 def evaluate_all(args) -> bool:

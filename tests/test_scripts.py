@@ -91,9 +91,15 @@ def test_evidence_is_trained_measured_and_tabled_once(evidence, tmp_path, capsys
     assert status == 0 and len(started) == 4
     record = json.loads((tmp_path / "out/resnet/scan-seed1/training_record.json").read_text())
     assert record["arguments"]["optimizer"] == "adam" and record["arguments"]["seed"] == 1
-    assert (tmp_path / "out/resnet/scan-seed1/command.sh").read_text().startswith("hf-explain train --classifier")
+    assert (tmp_path / "out/resnet/scan-seed1/run.sh").read_text().startswith("hf-explain train --classifier")
     assert evidence("train", *heads) == (0, [])  # what is finished is not done again
-    assert evidence("evaluate", *heads)[0] == 0
+    results = tmp_path / "out/resnet/comparison/results.json"
+    assert evidence("evaluate", *heads[:4], "0")[0] == 0
+    one = json.loads(results.read_text())["explainers"]
+    assert evidence("evaluate", *heads)[0] == 0  # a seed more: what was measured is not measured again
+    two = json.loads(results.read_text())["explainers"]
+    assert set(two) - set(one) == {"lcam-img-seed1", "scan-seed1"}
+    assert two["gradcam"] == one["gradcam"]
     assert evidence("evaluate", *heads) == (0, [])
     assert evidence("table")[0] == 0
     table = (tmp_path / "out/table.md").read_text()
@@ -124,7 +130,8 @@ def test_evidence_takes_config_fields_for_a_classifier(evidence, tmp_path):
 def test_evidence_sweep_compares_every_combination(evidence, tmp_path, capsys):
     status, started = evidence("sweep", "--heads", "ttame", "--vary", "head.regularize=own,batch", "learning_rate=0.1")
     assert status == 0 and len(started) == 3
-    results = json.loads((tmp_path / "out/resnet/sweep/comparison-ttame/results.json").read_text())
+    compared = tmp_path / "out/resnet/sweep/comparison-ttame-regularize-learning_rate/results.json"
+    results = json.loads(compared.read_text())
     own, batch = "ttame-regularize_own-learning_rate_0.1-seed0", "ttame-regularize_batch-learning_rate_0.1-seed0"
     assert list(results["explainers"]) == [own, batch, "gradcam", "random", "centre"]
     config = json.loads((tmp_path / f"out/resnet/sweep/{own}/config.json").read_text())
