@@ -56,3 +56,8 @@ done
   --heads ttame-ranking-contrast-fills ttame-ranking-contrast ttame-ranking-fills ttame-ranking \
   --methods rise --method_option rise.num_masks=2000
 "$python" scripts/run_evidence.py table --output_dir "$output" --comparison "comparison*"
+# the README's table
+"$python" scripts/run_evidence.py summary --output_dir "$output" --classifiers "${classifiers[@]}" \
+  --numbers comparison-fills/auc_d_fills comparison/average_drop_100 comparison/increase_in_confidence_100 \
+  --explainers ttame-ranking-contrast-fills ttame-ranking-contrast ttame lcam-img scan transformer_attribution hirescam \
+  gradcam rise lime integrated_gradients centre random

@@ -6,6 +6,7 @@ Train every head on every classifier, compare them with the training-free method
     python scripts/run_evidence.py sweep    --classifiers resnet=DIR --heads ttame --vary learning_rate=0.02,0.05 ...
     python scripts/run_evidence.py evaluate --classifiers resnet=DIR vit=DIR --dataset DATA --output_dir evidence
     python scripts/run_evidence.py table    --output_dir evidence
+    python scripts/run_evidence.py summary  --output_dir evidence --numbers comparison/auc_d comparison/road
 
 It only drives `hf-explain train` and `hf-explain evaluate`. Every run has a directory of its own, with the command,
 the log, the record (settings, seed, versions) and the head: `OUT/CLASSIFIER/HEAD-seedN`, sweeps under
@@ -68,6 +69,20 @@ TRAINING: dict[str, dict[str, Any]] = {
     "scan": {"optimizer": "adam", "learning_rate": 1e-3, "lr_scheduler": "constant", "weight_decay": 0.0},
     # ours: the same, warmed up and annealed
     "scan-contribution": {"optimizer": "adam", "learning_rate": 1e-3, "weight_decay": 0.0},
+}
+# What a row is called where readers choose
+TITLES = {
+    "ttame-ranking-contrast-fills": "T-TAME, preset `ranking` (ours)",
+    "ttame-ranking-contrast": "T-TAME, ranking term, contrast",
+    "ttame-ranking-fills": "T-TAME, ranking term, drawn fills",
+    "ttame-ranking": "T-TAME, ranking term",
+    "ttame-removal": "T-TAME, removal term",
+    "ttame": "T-TAME as published",
+    "lcam-img": "L-CAM-Img as published",
+    "lcam-img-removal": "L-CAM-Img, removal term",
+    "lcam-fm": "L-CAM-Fm as published",
+    "scan": "SCAN as published",
+    "scan-contribution": "SCAN, contribution (ours)",
 }
 # Methods that read attention: for classifiers that have some
 ATTENTION_METHODS = ("raw_attention", "rollout", "transformer_attribution", "partial_lrp", "attention_guided_cam")
@@ -229,10 +244,7 @@ def table(args) -> bool:
     lines = []
     for file in sorted(args.output_dir.glob(f"*/{args.comparison}/{COMPARISON}")):
         comparison = json.loads(file.read_text())
-        rows: dict[str, list[dict]] = {}
-        for name, result in comparison["explainers"].items():
-            if "error" not in result:
-                rows.setdefault(name.rpartition("-seed")[0] or name, []).append(result)
+        rows = by_explainer(comparison)
         columns = [column for column in COLUMNS if all(column[0] in one for found in rows.values() for one in found)]
         if not columns:
             continue
@@ -259,14 +271,73 @@ def table(args) -> bool:
     return True
 
 
+def by_explainer(comparison: dict[str, Any]) -> dict[str, list[dict[str, Any]]]:
+    """The results of every explainer that has some: those of a head's seeds together."""
+    rows: dict[str, list[dict[str, Any]]] = {}
+    for name, result in comparison["explainers"].items():
+        if "error" not in result:
+            rows.setdefault(name.rpartition("-seed")[0] or name, []).append(result)
+    return rows
+
+
 def spread(values: list[float], digits: int) -> str:
     deviation = f" ± {stdev(values):.{digits}f}" if len(values) > 1 else ""
     return f"{mean(values):.{digits}f}{deviation}"
 
 
+def summary(args) -> bool:
+    """`summary.md`: a row an explainer, a column a classifier, in each cell `--numbers`, of several comparisons."""
+    known = {key: (metric, digits) for metric, key, _, digits in COLUMNS}
+    numbers = []  # (comparison, metric, key, digits)
+    for entry in args.numbers:
+        directory, _, key = entry.rpartition("/")
+        if not directory or key not in known:
+            raise SystemExit(f"error: --numbers {entry!r} is not COMPARISON/NUMBER with one of {', '.join(known)}.")
+        numbers.append((directory, known[key][0], key, known[key][1]))
+    found: dict[tuple[str, str], dict[str, list[dict[str, Any]]]] = {}
+    for directory in {directory for directory, *_ in numbers}:
+        for file in args.output_dir.glob(f"*/{directory}/{COMPARISON}"):
+            found[file.parent.parent.name, directory] = by_explainer(json.loads(file.read_text()))
+    if not found:
+        raise SystemExit(f"error: --output_dir {str(args.output_dir)!r} has none of --numbers; run `evaluate` first.")
+    families = list(args.classifiers) or sorted({family for family, _ in found})
+    lines = [f"| explainer | passes | {' | '.join(families)} |", "|---|---:" + "|---" * len(families) + "|"]
+    for name in args.explainers or dict.fromkeys(name for rows in found.values() for name in rows):
+        cells, costs = [], []
+        for family in families:
+            cell, options = [], None
+            for place, (directory, metric, key, digits) in enumerate(numbers):
+                results = found.get((family, directory), {}).get(name, [])
+                own = [result["explainer"].get("method_options") for result in results[:1]]
+                options = own if options in (None, []) else options
+                if own != options or not all(metric in result for result in results):
+                    results = []  # with other options it is another explainer
+                text = spread([result[metric][key] for result in results], digits) if results else "–"
+                if args.intervals and place == 0 and len(results) == 1:
+                    low, high = results[0][metric][f"{key}_interval"]
+                    text += f" [{low:.{digits}f}, {high:.{digits}f}]"
+                cell.append(text)
+                costs += [(one["forward_passes_per_image"], one["tail_passes_per_image"]) for one in results]
+            cells.append("–" if set(cell) == {"–"} else " · ".join(cell))
+        cells.insert(0, passes(costs))
+        lines.append(f"| {TITLES.get(name, f'`{name}`')} | {' | '.join(cells)} |")
+    write_atomically(args.output_dir / "summary.md", "\n".join(lines).encode() + b"\n")
+    print("\n".join(lines))
+    return True
+
+
+def passes(costs: list[tuple[float, float]]) -> str:
+    """Forward passes an image, the fewest and the most; `+ tail` where a part of the classifier runs once more."""
+    if not costs:
+        return "–"
+    fewest, most = min(forward for forward, _ in costs), max(forward for forward, _ in costs)
+    both = f"{fewest:g}" if fewest == most else f"{fewest:g}–{most:g}"
+    return both + " + tail" * any(tail for _, tail in costs)
+
+
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("stage", choices=("train", "sweep", "evaluate", "table"))
+    parser.add_argument("stage", choices=("train", "sweep", "evaluate", "table", "summary"))
     parser.add_argument(
         "--classifiers", nargs="+", default=[], metavar="NAME=DIR", help="name and directory or Hub id"
     )
@@ -301,16 +372,29 @@ def main() -> int:
         metavar="NAME",
         help="directory `evaluate` writes to, below each classifier's; table: a pattern, for several",
     )
+    parser.add_argument(
+        "--numbers",
+        nargs="+",
+        default=["comparison/auc_d", "comparison/average_drop_100", "comparison/increase_in_confidence_100"],
+        metavar="COMPARISON/NUMBER",
+        help="summary: what stands in a cell (default: %(default)s)",
+    )
+    parser.add_argument("--explainers", nargs="+", default=[], metavar="NAME", help="summary: its rows (default: all)")
+    parser.add_argument("--intervals", action="store_true", help="summary: 95 %% intervals of the first number")
     parser.add_argument("--sanity", action="store_true", help="also run the sanity checks")
     parser.add_argument("--batch_size", type=int, default=8)
     args = parser.parse_args()
-    args.classifiers = pairs(args.classifiers, "classifiers")
-    if args.stage != "table" and not (args.classifiers and args.dataset):
+    # a summary only asks for the names, in order
+    args.classifiers = pairs(
+        [entry if "=" in entry or args.stage != "summary" else f"{entry}={entry}" for entry in args.classifiers],
+        "classifiers",
+    )
+    if args.stage not in ("table", "summary") and not (args.classifiers and args.dataset):
         parser.error(f"{args.stage} needs --classifiers and --dataset")
     if args.stage == "sweep" and not args.vary:
         parser.error("sweep needs --vary")
     args.methods = [name for name in args.methods if name not in CONTROLS]
-    stages = {"train": train_all, "sweep": sweep, "evaluate": evaluate_all, "table": table}
+    stages = {"train": train_all, "sweep": sweep, "evaluate": evaluate_all, "table": table, "summary": summary}
     return 0 if stages[args.stage](args) else 1
 
 

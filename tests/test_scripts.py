@@ -75,7 +75,7 @@ def evidence(monkeypatch, tmp_path):
     def call(stage, *more):
         started.clear()
         argv = [stage, "--output_dir", str(tmp_path / "out")]
-        if stage != "table":
+        if stage not in ("table", "summary"):
             argv += ["--classifiers", f"resnet={tmp_path / 'classifier'}", "--methods", "gradcam", "rollout"]
             argv += ["--dataset", str(tmp_path / "train.parquet"), "--split", "train", "--examples", "4", "--training"]
             argv += ["max_steps=1", "per_device_batch_size=2", "dataloader_num_workers=0", "use_cpu=true"]
@@ -120,6 +120,42 @@ def test_evidence_is_trained_measured_and_tabled_once(evidence, tmp_path, capsys
     assert "AUC-D | AD 100" in table.partition("### resnet, comparison:")[2]
 
 
+def test_evidence_summary_puts_classifiers_side_by_side(evidence, tmp_path, capsys):
+    def write(family, comparison, **explainers):
+        directory = tmp_path / "out" / family / comparison
+        directory.mkdir(parents=True)
+        (directory / "results.json").write_text(json.dumps({"explainers": explainers}))
+
+    def result(forward=1, tail=0, options=None, **metrics):
+        costs = {"forward_passes_per_image": forward, "tail_passes_per_image": tail}
+        return {**metrics, **costs, "explainer": {"method_options": options}}
+
+    def auc(value):
+        return {"auc_d": value, "auc_d_interval": [value - 1, value + 1]}
+
+    def road(value):
+        return {"road": value}
+
+    heads = {"ttame": result(auc_d=auc(40)), "ttame-seed1": result(auc_d=auc(42)), "scan": {"error": "no"}}
+    cam = result(tail=1, options={"layer": "stage2"}, auc_d=auc(30))
+    write("resnet", "comparison", **heads, gradcam=cam, rise=result(385, auc_d=auc(10)))
+    write("vit", "comparison", rise=result(193, auc_d=auc(20)))
+    write("resnet", "curves", ttame=result(road=road(0.25)), gradcam=result(tail=1, options={}, road=road(0.5)))
+    numbers = ("--numbers", "comparison/auc_d", "curves/road", "--classifiers", "vit", "resnet")
+    assert evidence("summary", *numbers, "--intervals")[0] == 0
+    printed = capsys.readouterr().out
+    assert printed.splitlines() == [
+        "| explainer | passes | vit | resnet |",
+        "|---|---:|---|---|",
+        "| T-TAME as published | 1 | – | 41.0 ± 1.4 · 0.250 |",
+        "| `gradcam` | 1 + tail | – | 30.0 [29.0, 31.0] · – |",  # the other one was measured with another layer
+        "| `rise` | 193–385 | 20.0 [19.0, 21.0] · – | 10.0 [9.0, 11.0] · – |",
+    ]
+    assert (tmp_path / "out/summary.md").read_text() == printed
+    assert evidence("summary", "--explainers", "rise", "--numbers", "curves/road", "comparison/auc_d")[0] == 0
+    assert capsys.readouterr().out.splitlines()[2:] == ["| `rise` | 193–385 | – · 10.0 | – · 20.0 |"]
+
+
 def test_evidence_takes_config_fields_for_a_classifier(evidence, tmp_path):
     own = ("--head_option", 'feature_layers=["stage3"]', "levels=0")
     assert evidence("train", "--heads", "scan-contribution", *own)[0] == 0
@@ -143,6 +179,8 @@ def test_evidence_sweep_compares_every_combination(evidence, tmp_path, capsys):
 def test_evidence_says_what_is_wrong(evidence):
     for words, message in (
         (("table",), "has no comparison; run `evaluate` first"),
+        (("summary",), "has none of --numbers; run `evaluate` first"),
+        (("summary", "--numbers", "auc_d"), "--numbers 'auc_d' is not COMPARISON/NUMBER with one of auc_d, "),
         (("train", "--classifiers", "resnet"), "--classifiers 'resnet' is not NAME=VALUE"),
     ):
         with pytest.raises(SystemExit, match=message):
