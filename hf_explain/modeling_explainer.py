@@ -6,7 +6,7 @@ import copy
 import os
 from dataclasses import fields
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import nn
@@ -43,6 +43,7 @@ class ExplainerPreTrainedModel(PreTrainedModel):
     """
 
     config_class = ExplainerConfig
+    presets: ClassVar[dict[str, dict[str, Any]]] = {}  # fields of the config that go together, by name
     base_model_prefix = "explainer"
     main_input_name = "pixel_values"
     _supports_sdpa = True
@@ -74,8 +75,11 @@ class ExplainerPreTrainedModel(PreTrainedModel):
 
     @classmethod
     def preset_fields(cls, preset: str, classifier: FrozenClassifier) -> dict[str, Any]:
-        """The fields a preset of this head stands for, on this classifier."""
-        raise ValueError(f"`preset` {preset!r} does not exist; {cls.__name__} has none, so leave it out.")
+        """The fields a preset of this head stands for; heads add what depends on the classifier."""
+        if preset not in cls.presets:
+            known = " and ".join(map(repr, cls.presets)) or "none, so leave it out"
+            raise ValueError(f"`preset` {preset!r} does not exist; {cls.__name__} has {known}.")
+        return copy.deepcopy(cls.presets[preset])  # a config is its owner's to change
 
     @classmethod
     def complete_config(cls, classifier: FrozenClassifier, config: ExplainerConfig) -> None:

@@ -29,7 +29,9 @@ class TrainCommandArguments:
     classifier: str = field(metadata={"help": "Hub id or directory of the image classifier to explain"})
     dataset: str = field(metadata={"help": "Hub id, imagefolder, parquet file or directory, save_to_disk directory"})
     head: str = _option("lcam", "kind of head")
-    preset: str | None = _option(None, "fields of the head's config that go together: ttame has 'ranking'")
+    preset: str | None = _option(
+        None, "fields of the head's config that go together: ttame has 'ranking', scan 'contribution'"
+    )
     classifier_revision: str | None = _option(None, "branch, tag or commit of the classifier")
     dataset_config: str | None = _option(None, "configuration of a Hub data set")
     dataset_revision: str | None = _option(None, "branch, tag or commit of a Hub data set")

@@ -20,19 +20,9 @@ for setting in "${training[@]}"; do [[ $setting == num_train_epochs=* ]] || long
 output=${OUTPUT:-evidence}
 common=(--classifiers "${classifiers[@]}" --dataset "${DATASET:?name the data set}" --output_dir "$output" --seeds "${seeds[@]}")
 
-# what depends on the classifier: the layers; the reconstruction's detail
-for classifier in "${classifiers[@]}"; do
-  one=(--classifiers "$classifier" --dataset "$DATASET" --output_dir "$output" --seeds "${seeds[@]}")
-  case ${classifier%%=*} in
-    vit | deit) scan=(levels=0 percentile=50) taps=("feature_layers=[1,3,-4,-2]") ;;
-    *) scan=(levels=1) taps=() ;;
-  esac
-  "$python" scripts/run_evidence.py train "${one[@]}" --heads scan-contribution --training "${training[@]}" \
-    --head_option "${scan[@]}"
-  "$python" scripts/run_evidence.py train "${one[@]}" --training "${long[@]}" \
-    --heads ttame-ranking-contrast-fills ttame-ranking-contrast ttame-ranking-fills ${taps:+--head_option "${taps[@]}"}
-done
-"$python" scripts/run_evidence.py train "${common[@]}" --training "${training[@]}"
+"$python" scripts/run_evidence.py train "${common[@]}" --training "${long[@]}" \
+  --heads ttame-ranking-contrast-fills ttame-ranking-contrast ttame-ranking-fills
+"$python" scripts/run_evidence.py train "${common[@]}" --training "${training[@]}"  # all others: what is trained stays
 "$python" scripts/run_evidence.py evaluate "${common[@]}" --examples 500 --batch_size 32 \
   --methods gradcam gradcam++ xgradcam layercam hirescam eigencam raw_attention rollout transformer_attribution partial_lrp \
   attention_guided_cam integrated_gradients smoothgrad input_x_gradient scorecam rise lime fgvis \

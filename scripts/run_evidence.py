@@ -31,38 +31,31 @@ from hf_explain.comparison import CONTROLS, SLOW_METHODS
 from hf_explain.files import write_atomically
 
 
-# The ranking term instead of everything that looks at the map's area; with one map an image, "batch" has no sense
-RANKING = {"ranking_weight": 1.0, "ce_weight": 0.0, "area_weight": 0.0, "regularize": "own"}
-CONTRAST = {"contrast": 2.0, "ce_weight": 1.0}
-DRAWN_FILLS = {"mask_fills": ["black", "mean", "blur"]}
-# Name to kind of head and fields of its config; "as published" apart from what a name says
-HEADS: dict[str, tuple[str, dict[str, Any]]] = {
-    "lcam-fm": ("lcam", {"variant": "fm"}),
-    "lcam-img": ("lcam", {"variant": "img"}),
-    "ttame": ("ttame", {}),
+Head = tuple[str, str | None, dict[str, Any]]  # kind, preset, fields of its config
+
+# "as published" apart from what a name says
+HEADS: dict[str, Head] = {
+    "lcam-fm": ("lcam", None, {"variant": "fm"}),
+    "lcam-img": ("lcam", None, {"variant": "img"}),
+    "ttame": ("ttame", None, {}),
     # two doublings, then a bilinear resize: full resolution costs many times more and the target has no fine detail
-    "scan": ("scan", {"levels": 2}),
+    "scan": ("scan", None, {"levels": 2}),
     # ours: whole positions, by their contribution
-    "scan-contribution": (
-        "scan",
-        {
-            "mask_by": "contribution",
-            "percentile_range": [20.0, 90.0],
-            "percentile": 0.0,
-            "activation": "sigmoid",
-            "levels": 1,
-        },
-    ),
-    "lcam-img-removal": ("lcam", {"variant": "img", "removal_weight": 1.0}),
+    "scan-contribution": ("scan", "contribution", {}),
+    "lcam-img-removal": ("lcam", None, {"variant": "img", "removal_weight": 1.0}),
     # black, also where the authors mask with the mean colour (ViT): what is removed is then what AUC-D removes
-    "ttame-removal": ("ttame", {"removal_weight": 1.0, "mask_space": "pixel"}),
-    "ttame-ranking": ("ttame", RANKING | {"mask_space": "pixel"}),
+    "ttame-removal": ("ttame", None, {"removal_weight": 1.0, "mask_space": "pixel"}),
+    # the ranking term instead of everything that looks at the map's area; with one map an image, "batch" has no sense
+    "ttame-ranking": (
+        "ttame",
+        None,
+        {"ranking_weight": 1.0, "ce_weight": 0.0, "area_weight": 0.0, "regularize": "own", "mask_space": "pixel"},
+    ),
     # the same, whatever removed pixels become
-    "ttame-ranking-fills": ("ttame", RANKING | DRAWN_FILLS),
-    # and the map itself, at a contrast of its own, has to keep the class, too: what average drop asks; with drawn
-    # fills it is what `--preset ranking` stands for
-    "ttame-ranking-contrast": ("ttame", RANKING | CONTRAST | {"mask_space": "pixel"}),
-    "ttame-ranking-contrast-fills": ("ttame", RANKING | CONTRAST | DRAWN_FILLS),
+    "ttame-ranking-fills": ("ttame", "ranking", {"ce_weight": 0.0, "contrast": None}),
+    # and the map itself, at a contrast of its own, has to keep the class, too: what average drop asks
+    "ttame-ranking-contrast": ("ttame", "ranking", {"mask_fills": None, "mask_space": "pixel"}),
+    "ttame-ranking-contrast-fills": ("ttame", "ranking", {}),
 }
 # What a head's authors train with, where it is not the command's default
 TRAINING: dict[str, dict[str, Any]] = {
@@ -120,8 +113,11 @@ def parse(value: str) -> Any:
         return value
 
 
-def train_command(kind: str, fields: dict[str, Any], training: dict[str, Any], classifier: str, args) -> list[str]:
+def train_command(head: Head, training: dict[str, Any], classifier: str, args) -> list[str]:
+    kind, preset, fields = head
     words = ["--classifier", classifier, "--dataset", args.dataset, "--head", kind]
+    if preset is not None:
+        words += ["--preset", preset]
     for name, value in fields.items():
         words += ["--head_option", f"{name}={json.dumps(value)}"]
     for name, value in training.items():
@@ -148,30 +144,30 @@ def run(entry_point: str, words: list[str], directory: Path) -> bool:
     return status == 0
 
 
-def train(directory: Path, kind: str, fields: dict[str, Any], training: dict[str, Any], classifier: str, args) -> bool:
+def train(directory: Path, head: Head, training: dict[str, Any], classifier: str, args) -> bool:
     if (directory / RECORD).is_file():
         return True
-    words = train_command(kind, fields, training, classifier, args)
+    words = train_command(head, training, classifier, args)
     words += ["--output_dir", str(directory), "--resume_from_checkpoint", "last", "--disable_tqdm"]
     return run("train", words, directory)
 
 
-def heads(args) -> Iterator[tuple[str, str, dict[str, Any], dict[str, Any]]]:
-    """Name, kind, config fields and training settings of the heads asked for."""
+def heads(args) -> Iterator[tuple[str, Head, dict[str, Any]]]:
+    """Name, kind with preset and fields, and training settings of the heads asked for."""
     fields_for_all = {name: parse(value) for name, value in pairs(args.head_option, "head_option").items()}
     common = {name: parse(value) for name, value in pairs(args.training, "training").items()}
     for name in args.heads:
-        kind, fields = HEADS[name]
-        yield name, kind, {**fields, **fields_for_all}, {**TRAINING.get(name, {}), **common}
+        kind, preset, fields = HEADS[name]
+        yield name, (kind, preset, {**fields, **fields_for_all}), {**TRAINING.get(name, {}), **common}
 
 
 def train_all(args) -> bool:
     good = True
     for seed in args.seeds:
-        for name, kind, fields, training in heads(args):
+        for name, head, training in heads(args):
             for family, classifier in args.classifiers.items():
                 directory = args.output_dir / family / f"{name}-seed{seed}"
-                good &= train(directory, kind, fields, {**training, "seed": seed}, classifier, args)
+                good &= train(directory, head, {**training, "seed": seed}, classifier, args)
     return good
 
 
@@ -180,7 +176,7 @@ def sweep(args) -> bool:
     axes = {name: [parse(value) for value in values.split(",")] for name, values in pairs(args.vary, "vary").items()}
     good = True
     for family, classifier in args.classifiers.items():
-        for name, kind, fields, training in heads(args):
+        for name, (kind, preset, fields), training in heads(args):
             root = args.output_dir / family / "sweep"
             trained = {}
             for values in product(*axes.values()):
@@ -193,7 +189,7 @@ def sweep(args) -> bool:
                     settings["seed"] = seed
                     label = "-".join([name, *(f"{key.rpartition('.')[2]}_{value}" for key, value in chosen.items())])
                     directory = root / f"{label}-seed{seed}"
-                    if train(directory, kind, options, settings, classifier, args):
+                    if train(directory, (kind, preset, options), settings, classifier, args):
                         trained[directory.name] = directory
                     else:
                         good = False
@@ -295,8 +291,8 @@ def summary(args) -> bool:
             raise SystemExit(f"error: --numbers {entry!r} is not COMPARISON/NUMBER with one of {', '.join(known)}.")
         numbers.append((directory, known[key][0], key, known[key][1]))
     found: dict[tuple[str, str], dict[str, list[dict[str, Any]]]] = {}
-    for directory in {directory for directory, *_ in numbers}:
-        for file in args.output_dir.glob(f"*/{directory}/{COMPARISON}"):
+    for directory in dict.fromkeys(directory for directory, *_ in numbers):
+        for file in sorted(args.output_dir.glob(f"*/{directory}/{COMPARISON}")):
             found[file.parent.parent.name, directory] = by_explainer(json.loads(file.read_text()))
     if not found:
         raise SystemExit(f"error: --output_dir {str(args.output_dir)!r} has none of --numbers; run `evaluate` first.")

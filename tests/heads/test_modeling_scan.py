@@ -46,6 +46,16 @@ def make_head(family, **options):
     return ScanForSaliency.from_classifier(tiny_classifier(family), **{**SMALL, **options})
 
 
+@pytest.mark.parametrize(("family", "layer", "percentile", "levels"), [
+    ("resnet", "stage4", 0, 1), ("convnext", "stage2", 0, 1), ("vit", "layer1", 50, 0), ("deit", "layer1", 50, 0),
+])  # fmt: skip
+def test_the_contribution_preset(family, layer, percentile, levels):
+    config = make_head(family, preset="contribution").config
+    assert (config.feature_layers, config.percentile, config.levels) == ([layer], percentile, levels)
+    assert (config.mask_by, config.activation, config.percentile_range) == ("contribution", "sigmoid", [20, 90])
+    assert make_head(family, preset="contribution", levels=2).config.levels == 2  # a field given beside it wins
+
+
 # ------------------------------------------------------------------------------------------------------ golden numbers
 
 

@@ -1,7 +1,6 @@
 from __future__ import annotations
 
-import copy
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 import torch.nn.functional as F
@@ -12,16 +11,6 @@ from hf_explain.distributed import GlobalBatchNorm2d
 from hf_explain.heads.ttame.configuration_ttame import TTameConfig
 from hf_explain.maps import resize_maps
 from hf_explain.modeling_mask_trained import MaskTrainedExplainer
-
-
-RANKING_PRESET: dict[str, Any] = {
-    "ranking_weight": 1.0,
-    "ce_weight": 1.0,
-    "area_weight": 0.0,
-    "regularize": "own",
-    "contrast": 2.0,
-    "mask_fills": ["black", "mean", "blur"],
-}
 
 
 class TTameForSaliency(MaskTrainedExplainer):
@@ -46,6 +35,16 @@ class TTameForSaliency(MaskTrainedExplainer):
     """
 
     config_class = TTameConfig
+    presets: ClassVar[dict[str, dict[str, Any]]] = {
+        "ranking": {
+            "ranking_weight": 1.0,
+            "ce_weight": 1.0,
+            "area_weight": 0.0,
+            "regularize": "own",
+            "contrast": 2.0,
+            "mask_fills": ["black", "mean", "blur"],
+        }
+    }
 
     def __init__(self, config: TTameConfig):
         super().__init__(config)
@@ -66,9 +65,7 @@ class TTameForSaliency(MaskTrainedExplainer):
 
     @classmethod
     def preset_fields(cls, preset: str, classifier: FrozenClassifier) -> dict[str, Any]:
-        if preset != "ranking":
-            raise ValueError(f"`preset` {preset!r} does not exist; {cls.__name__} has 'ranking'.")
-        fields = copy.deepcopy(RANKING_PRESET)  # a config is its owner's to change
+        fields = super().preset_fields(preset, classifier)
         if classifier.is_transformer:
             last = len(classifier.layer_names) - 2
             spread = (round(1 + place * (last - 1) / 3) for place in range(4))
