@@ -66,9 +66,9 @@ TRAINING: dict[str, dict[str, Any]] = {
 # What a row is called where readers choose
 TITLES = {
     "ttame-ranking-contrast-fills": "T-TAME, preset `ranking` (ours)",
-    "ttame-ranking-contrast": "T-TAME, ranking term, contrast",
-    "ttame-ranking-fills": "T-TAME, ranking term, drawn fills",
-    "ttame-ranking": "T-TAME, ranking term",
+    "ttame-ranking-contrast": "T-TAME, preset `ranking`, black alone",
+    "ttame-ranking-fills": "T-TAME, preset `ranking`, no contrast",
+    "ttame-ranking": "T-TAME, ranking term alone",
     "ttame-removal": "T-TAME, removal term",
     "ttame": "T-TAME as published",
     "lcam-img": "L-CAM-Img as published",
