@@ -33,6 +33,9 @@ class TrainCommandArguments:
         None, "fields of the head's config that go together: ttame has 'ranking', scan 'contribution'"
     )
     classifier_revision: str | None = _option(None, "branch, tag or commit of the classifier")
+    attn_implementation: str | None = _option(
+        None, "the classifier's attention; on a CPU with bf16 and small images 'eager' trains up to 1.7 times faster"
+    )
     dataset_config: str | None = _option(None, "configuration of a Hub data set")
     dataset_revision: str | None = _option(None, "branch, tag or commit of a Hub data set")
     train_split: str = _option("train", "split to train on")
@@ -109,7 +112,8 @@ def main_from_args(args: argparse.Namespace) -> dict[str, Any]:
         eval_dataset = load_image_dataset(
             what.dataset, what.eval_split, what.dataset_config, what.dataset_revision, **options
         )
-    classifier = FrozenClassifier.from_pretrained(what.classifier, revision=what.classifier_revision)
+    loading = {} if what.attn_implementation is None else {"attn_implementation": what.attn_implementation}
+    classifier = FrozenClassifier.from_pretrained(what.classifier, revision=what.classifier_revision, **loading)
     head = head_class.from_classifier(classifier, preset=what.preset, **fields)
     description = {
         # Directories are named without their path: the record is published with the head.
