@@ -282,6 +282,31 @@ def scan(bench: Bench) -> None:
     bench.compare("SCAN", "the same + its decoder", ours, floor, 1.10)
 
 
+def attention(bench: Bench) -> None:
+    """What `hf-explain train --attn_implementation eager` is worth on a CPU, with bfloat16 and a ViT-Ti/16."""
+    if not bench.classifier.is_transformer:
+        return
+    for size in (128, 224):
+        config = ViTConfig(
+            image_size=size, hidden_size=192, num_attention_heads=3, intermediate_size=768, num_labels=1000
+        )
+        classifier = FrozenClassifier(
+            AutoModelForImageClassification.from_config(config), image_processor=bench.classifier.image_processor
+        )
+        head = TTameForSaliency.from_classifier(classifier, preset="ranking").train()
+        pixel_values = torch.randn(bench.batch_size, 3, size, size)
+
+        def step(implementation: str, head=head, pixel_values=pixel_values):
+            head.set_attn_implementation(implementation)
+            head.zero_grad(set_to_none=True)
+            with torch.autocast("cpu", torch.bfloat16):
+                loss = head(pixel_values, target=bench.target, return_loss=True).loss
+            loss.backward()
+
+        case = f"bf16 step, ViT-Ti/16, {size} px, eager"
+        bench.compare(case, "the same with fused attention", partial(step, "eager"), partial(step, "sdpa"))
+
+
 def fgvis(bench: Bench) -> None:
     steps = 4
     options = {"budget": steps, "rounds": 1, "l1_weight": 0.01, "goal": 1e-30}
@@ -446,6 +471,7 @@ CASES = {
     "memory": memory,
     "ttame": ttame,
     "scan": scan,
+    "attention": attention,
     "fgvis": fgvis,
     "methods": methods,
     "auc_d": auc_d,

@@ -6,7 +6,8 @@
 # OUTPUT=DIR (default: evidence)     where every run goes; killed, the same command goes on
 # TRAINING="mixed_precision=bf16"    settings of `hf-explain train` for all heads; SEEDS="0 1 2" for three of each
 # LONG=8                             epochs of the heads with drawn fills or a contrast of their own
-# On two CPU cores this takes hours; on a GPU raise the epochs: TRAINING="mixed_precision=bf16 num_train_epochs=8".
+# On two CPU cores this takes hours (less with attn_implementation=eager among the settings); on a GPU raise the epochs:
+# TRAINING="mixed_precision=bf16 num_train_epochs=8".
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 

@@ -1,3 +1,4 @@
+import argparse
 import errno
 import json
 import os
@@ -11,9 +12,9 @@ import torch
 from accelerate.state import AcceleratorState
 from testing_training import HEADS, TinyHead, parquet_shards, picture_dataset, processor, train_head
 from torch import nn
-from transformers import ResNetConfig, ResNetForImageClassification
+from transformers import ResNetConfig, ResNetForImageClassification, ViTConfig, ViTForImageClassification
 
-from hf_explain import FrozenClassifier, LCamForSaliency
+from hf_explain import FrozenClassifier, LCamForSaliency, train_command
 from hf_explain.checkpointing import list_checkpoints, load_checkpoint
 from hf_explain.data import load_image_dataset
 from hf_explain.files import LOCK_FILE
@@ -448,3 +449,24 @@ def test_command_trains_a_head_that_loads(tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(sys, "argv", [*command, "--head", "no_such_head"])
     assert train_explainer.main() == 1
     assert capsys.readouterr().err.splitlines()[-1].startswith("error: ")
+    monkeypatch.setattr(sys, "argv", [*command, "--attn_implementation", "flashy"])
+    assert train_explainer.main() == 1
+    assert 'attn_implementation="flashy"` is not supported' in capsys.readouterr().err
+
+
+def test_command_trains_with_the_attention_asked_for(tmp_path, monkeypatch):
+    config = ViTConfig(image_size=16, patch_size=8, hidden_size=8, num_hidden_layers=2, num_attention_heads=2,
+                       intermediate_size=16, num_labels=3)  # fmt: skip
+    ViTForImageClassification(config).save_pretrained(tmp_path / "classifier")
+    processor().save_pretrained(tmp_path / "classifier")
+    seen = []
+    monkeypatch.setattr(
+        train_command, "train", lambda head, *others: seen.append(head.backbone.model.config._attn_implementation)
+    )
+    parser = argparse.ArgumentParser()
+    train_command.add_training_arguments(parser)
+    command = ["--classifier", str(tmp_path / "classifier"), "--dataset", str(parquet_shards(tmp_path / "shards")),
+               "--output_dir", str(tmp_path / "out")]  # fmt: skip
+    for words in ([], ["--attn_implementation", "eager"]):
+        train_command.main_from_args(parser.parse_args([*command, *words]))
+    assert seen == ["sdpa", "eager"]
