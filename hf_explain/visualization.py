@@ -285,12 +285,12 @@ def bar_chart(
             fontsize=9,
         )
     axes.set_yticks(rows, names)
-    axes.invert_yaxis()
+    axes.set_ylim(len(names) - 0.4, -0.6)  # the first on top; margins of the bars' own would grow with their number
     axes.axvline(0, color="#202124", linewidth=0.8)
     axes.margins(x=0.16)  # room for the numbers
     _dress(axes, title, x_label, "")
     axes.spines["left"].set_visible(False)
-    axes.tick_params(axis="y", length=0)
+    axes.tick_params(axis="y", length=0, pad=10)  # clear of a negative number
     return _render(figure)
 
 
