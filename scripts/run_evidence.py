@@ -283,7 +283,7 @@ def spread(values: list[float], digits: int) -> str:
 
 def summary(args) -> bool:
     """`summary.md`: a row an explainer, a column a classifier, in each cell `--numbers`, of several comparisons."""
-    known = {key: (metric, digits) for metric, key, _, digits in COLUMNS}
+    known = {key: (metric, digits) for metric, key, _, digits in COLUMNS} | {"sanity": ("sanity", 0)}
     numbers = []  # (comparison, metric, key, digits)
     for entry in args.numbers:
         directory, _, key = entry.rpartition("/")
@@ -308,8 +308,13 @@ def summary(args) -> bool:
                 options = own if options in (None, []) else options
                 if own != options or not all(metric in result for result in results):
                     results = []  # with other options it is another explainer
-                text = spread([result[metric][key] for result in results], digits) if results else "–"
-                if args.intervals and place == 0 and len(results) == 1:
+                if not results:
+                    text = "–"
+                elif key == "sanity":
+                    text = failed_checks(results)
+                else:
+                    text = spread([result[metric][key] for result in results], digits)
+                if args.intervals and place == 0 and len(results) == 1 and key != "sanity":
                     low, high = results[0][metric][f"{key}_interval"]
                     text += f" [{low:.{digits}f}, {high:.{digits}f}]"
                 cell.append(text)
@@ -320,6 +325,13 @@ def summary(args) -> bool:
     write_atomically(args.output_dir / "summary.md", "\n".join(lines).encode() + b"\n")
     print("\n".join(lines))
     return True
+
+
+def failed_checks(results: list[dict[str, Any]]) -> str:
+    """The sanity checks that one of the results at least failed."""
+    checks = [check for result in results for check in result["sanity"]["checks"].items()]
+    failed = dict.fromkeys(name.replace("_", " ") for name, check in checks if not check.get("passed", True))
+    return f"fails: {', '.join(failed)}" if failed else "passes"
 
 
 def passes(costs: list[tuple[float, float]]) -> str:

@@ -149,6 +149,21 @@ def test_evidence_summary_puts_classifiers_side_by_side(evidence, tmp_path, caps
     assert evidence("summary", "--explainers", "rise", "--numbers", "curves/road", "comparison/auc_d")[0] == 0
     assert capsys.readouterr().out.splitlines()[2:] == ["| `rise` | 193–385 | – · 10.0 | – · 20.0 |"]
 
+    def sanity(weights, label):
+        checks = {"random_weights": {"passed": weights}, "random_label": {"passed": label}, "centre": {}}
+        return {"passed": weights and label, "checks": checks}
+
+    heads = {"ttame": result(sanity=sanity(True, True)), "ttame-seed1": result(sanity=sanity(True, False))}
+    write(
+        "vit", "checks", **heads, rise=result(501, sanity=sanity(False, False)), lime=result(sanity=sanity(True, True))
+    )
+    assert evidence("summary", "--numbers", "checks/sanity", "--intervals")[0] == 0
+    assert capsys.readouterr().out.splitlines()[2:] == [
+        "| T-TAME as published | 1 | fails: random label |",  # of its two seeds one fails
+        "| `rise` | 501 | fails: random weights, random label |",
+        "| `lime` | 1 | passes |",
+    ]
+
 
 def test_evidence_takes_presets_and_config_fields(evidence, tmp_path):
     own = ("--head_option", 'feature_layers=["stage3"]', "levels=0")
