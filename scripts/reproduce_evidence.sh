@@ -28,24 +28,30 @@ common=(--classifiers "${classifiers[@]}" --dataset "${DATASET:?name the data se
   --methods gradcam gradcam++ xgradcam layercam hirescam eigencam raw_attention rollout transformer_attribution partial_lrp \
   attention_guided_cam integrated_gradients smoothgrad input_x_gradient scorecam rise lime fgvis \
   --method_option rise.num_masks=500 lime.num_samples=300
-# insertion, deletion and ROAD, and the sanity checks: more passes an image, so fewer images and explainers
-"$python" scripts/run_evidence.py evaluate "${common[@]}" --examples 100 --batch_size 32 --comparison comparison-curves \
-  --heads ttame-ranking-contrast-fills ttame-ranking-contrast ttame-ranking-fills ttame-ranking ttame-removal ttame \
-  --methods gradcam transformer_attribution \
-  --metrics auc_d,average_drop,insertion_deletion,road --sanity
-# what removed pixels become decides much of which map wins: black, the mean colour, a blur
 for classifier in "${classifiers[@]}"; do
   case ${classifier%%=*} in vit | deit) layer=layer1 ;; convnext) layer=stage2 ;; *) layer=stage4 ;; esac
-  "$python" scripts/run_evidence.py evaluate --classifiers "$classifier" --dataset "$DATASET" --output_dir "$output" \
-    --heads ttame-ranking-contrast-fills ttame-ranking-contrast ttame-ranking-fills ttame-ranking ttame-removal ttame \
-    lcam-img scan scan-contribution --examples 100 --comparison comparison-fills --metrics auc_d_fills --batch_size 32 \
-    --methods gradcam hirescam transformer_attribution integrated_gradients rise lime \
-    --method_option hirescam.layer=$layer rise.num_masks=500 lime.num_samples=300
+  one=(--classifiers "$classifier" --dataset "$DATASET" --output_dir "$output" --batch_size 32)
+  heads=(ttame-ranking-contrast-fills ttame-ranking-contrast ttame-ranking-fills ttame-ranking ttame-removal)
+  options=(hirescam.layer=$layer rise.num_masks=500 lime.num_samples=300)
+  # what removed pixels become decides much of which map wins: black, the mean colour, a blur
+  "$python" scripts/run_evidence.py evaluate "${one[@]}" --seeds "${seeds[@]}" --examples 100 \
+    --comparison comparison-fills --metrics auc_d_fills --heads "${heads[@]}" ttame lcam-img scan scan-contribution \
+    --methods gradcam hirescam transformer_attribution integrated_gradients rise lime --method_option "${options[@]}"
+  # more passes an image, so fewer images
+  "$python" scripts/run_evidence.py evaluate "${one[@]}" --examples 100 \
+    --comparison comparison-road --metrics insertion_deletion,road --heads "${heads[@]}" \
+    --methods gradcam gradcam++ layercam hirescam rollout transformer_attribution integrated_gradients scorecam rise \
+    lime fgvis --method_option "${options[@]}"
+  "$python" scripts/run_evidence.py evaluate "${one[@]}" --examples 32 \
+    --comparison comparison-sanity --metrics auc_d --sanity \
+    --heads "${heads[@]}" ttame lcam-img lcam-img-removal lcam-fm scan scan-contribution \
+    --methods gradcam gradcam++ layercam hirescam eigencam rollout transformer_attribution attention_guided_cam \
+    input_x_gradient integrated_gradients --method_option hirescam.layer=$layer
 done
 # RISE with as many masks as its authors use: minutes an image on a CPU
 "$python" scripts/run_evidence.py evaluate "${common[@]}" --examples 100 --batch_size 32 --comparison comparison-passes \
-  --heads ttame-ranking-contrast-fills ttame-ranking-contrast ttame-ranking-fills ttame-ranking \
-  --methods rise --method_option rise.num_masks=2000
+  --heads ttame-ranking-contrast-fills ttame-ranking-contrast ttame-ranking-fills ttame-ranking ttame-removal \
+  --methods rise transformer_attribution gradcam --method_option rise.num_masks=2000
 "$python" scripts/run_evidence.py table --output_dir "$output" --comparison "comparison*"
 # the README's table
 "$python" scripts/run_evidence.py summary --output_dir "$output" --classifiers "${classifiers[@]}" \
