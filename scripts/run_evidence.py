@@ -52,7 +52,7 @@ HEADS: dict[str, Head] = {
         {"ranking_weight": 1.0, "ce_weight": 0.0, "area_weight": 0.0, "regularize": "own", "mask_space": "pixel"},
     ),
     # the same, whatever removed pixels become
-    "ttame-ranking-fills": ("ttame", "ranking", {"ce_weight": 0.0, "contrast": None}),
+    "ttame-ranking-fills": ("ttame", "ranking", {"ce_weight": 0.0, "contrast": None, "context_size": 1}),
     # and the map itself, at a contrast of its own, has to keep the class, too: what average drop asks
     "ttame-ranking-contrast": ("ttame", "ranking", {"mask_fills": None, "mask_space": "pixel"}),
     "ttame-ranking-contrast-fills": ("ttame", "ranking", {}),
@@ -67,7 +67,7 @@ TRAINING: dict[str, dict[str, Any]] = {
 TITLES = {
     "ttame-ranking-contrast-fills": "T-TAME, preset `ranking` (ours)",
     "ttame-ranking-contrast": "T-TAME, preset `ranking`, black alone",
-    "ttame-ranking-fills": "T-TAME, preset `ranking`, no contrast",
+    "ttame-ranking-fills": "T-TAME, ranking term and drawn fills",
     "ttame-ranking": "T-TAME, ranking term alone",
     "ttame-removal": "T-TAME, removal term",
     "ttame": "T-TAME as published",

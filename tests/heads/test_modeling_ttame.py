@@ -36,6 +36,8 @@ VARIANTS = {
     "no-skip": {"skip": False, "feature_layers": [2, 1], "max_map_size": 3},
     "no-norm": {"batch_norm": False},
     "no-skip-no-norm": {"skip": False, "batch_norm": False},
+    "context": {"context_size": 3},
+    "context-no-skip": {"context_size": 5, "skip": False, "feature_layers": [1, 2]},
 }
 
 
@@ -45,6 +47,7 @@ class TestTTame(ExplainerTesterMixin):
         "default": VARIANTS["default"],
         "own-removal": VARIANTS["hidden"],
         "preset-ranking": {"preset": "ranking"},
+        "context": VARIANTS["context"],
     }
 
 
@@ -62,7 +65,14 @@ def literal_maps(head, features, training=False):
             )
         if size is None:
             size = [min(config.max_map_size, side) for side in feature_map.shape[-2:]]
-        branch = F.conv2d(feature_map, head.convs[index].weight, head.convs[index].bias)
+        branch = feature_map
+        if config.context_size > 1:
+            side = config.context_size  # every channel's own weighted sum of the neighbourhood, zeros outside
+            neighbours = F.unfold(feature_map, side, padding=side // 2).unflatten(1, (feature_map.shape[1], side**2))
+            weights = head.contexts[index].weight.flatten(1)
+            branch = (neighbours * weights[..., None]).sum(2).unflatten(2, feature_map.shape[-2:])
+            branch = branch + head.contexts[index].bias[:, None, None]
+        branch = F.conv2d(branch, head.convs[index].weight, head.convs[index].bias)
         if config.batch_norm:
             norm = head.bns[index]
             mean, variance = norm.running_mean, norm.running_var
@@ -248,6 +258,9 @@ def test_the_ranking_preset():
     assert head.config.ranking_weight == head.config.ce_weight == 1 and head.config.area_weight == 0
     assert head.config.mask_fills == ["black", "mean", "blur"] and head.config.regularize == "own"
     assert head.config.contrast == 1.5  # a field given beside the preset wins
+    assert (
+        head.config.context_size == 3 and [tuple(conv.weight.shape[1:]) for conv in head.contexts] == [(1, 3, 3)] * 3
+    )
     head.config.mask_fills.remove("blur")  # of this head alone
     assert TTameForSaliency.from_classifier(head.backbone, preset="ranking").config.mask_fills[-1] == "blur"
     assert head.config.feature_layers == TTameForSaliency.from_classifier(head.backbone).config.feature_layers
@@ -256,6 +269,7 @@ def test_the_ranking_preset():
     config.num_hidden_layers = 12
     deep = ViTForImageClassification(config)
     head = TTameForSaliency.from_classifier(deep, preset="ranking")
+    assert head.config.context_size == 1  # attention mixes positions already
     assert head.config.feature_layers == ["layer1", "layer4", "layer8", "layer11"]
     assert TTameForSaliency.from_classifier(tiny_classifier("vit"), preset="ranking").config.feature_layers
     with pytest.raises(ValueError, match="`preset` 'best' does not exist; TTameForSaliency has 'ranking'"):
@@ -291,6 +305,7 @@ def test_pre_norm_is_what_the_next_block_attends_to():
         ("vit", {"feature_kind": "norm"}, "`feature_kind` must be 'hidden_state' or 'pre_norm', got 'norm'"),
         ("vit", {"branch_activation": "tanh"}, "`branch_activation` must be 'relu' or 'sigmoid', got 'tanh'"),
         ("vit", {"max_map_size": 0}, "`max_map_size` must be at least 1, got 0"),
+        ("vit", {"context_size": 4}, "`context_size` must be odd and at least 1, got 4"),
         ("resnet", {"feature_layers": ["stage2", -3]}, "`feature_layers` names 'stage2' more than once"),
         ("resnet", {"feature_layers": ["stage5"]}, "`layer` 'stage5' does not exist; the layers are stem, stage1"),
         ("resnet", {"mask_space": "grey"}, "`mask_space` must be one of pixel, normalized, got 'grey'"),

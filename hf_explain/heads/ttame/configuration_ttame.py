@@ -18,6 +18,9 @@ class TTameConfig(MaskTrainedConfig):
             `"pre_norm"` for ViT and DeiT when not given, `"hidden_state"` for everything else.
         token_product (`bool`, *optional*, defaults to `False`): Multiply every patch token channel-wise by the CLS
             token (the papers' variant "TTAME").
+        context_size (`int`, *optional*, defaults to 1): 1 as published: a branch judges a position by its own features
+            alone. Larger (ours), odd: a depthwise convolution of this size before the 1×1 one, so that a position is
+            judged beside its neighbours on the tap's grid.
         skip (`bool`, *optional*, defaults to `True`): Add a branch's input to its output; off is an ablation.
         batch_norm (`bool`, *optional*, defaults to `True`): BatchNorm in every branch; off is an ablation. In training
             its statistics are those of the batch of all processes.
@@ -32,6 +35,7 @@ class TTameConfig(MaskTrainedConfig):
 
     feature_kind: str | None = None
     token_product: bool = False
+    context_size: int = 1
     skip: bool = True
     batch_norm: bool = True
     branch_activation: str = "relu"
@@ -44,6 +48,8 @@ class TTameConfig(MaskTrainedConfig):
             raise ValueError(f"`feature_kind` must be 'hidden_state' or 'pre_norm', got {self.feature_kind!r}.")
         if self.branch_activation not in ("relu", "sigmoid"):
             raise ValueError(f"`branch_activation` must be 'relu' or 'sigmoid', got {self.branch_activation!r}.")
+        if self.context_size < 1 or self.context_size % 2 == 0:
+            raise ValueError(f"`context_size` must be odd and at least 1, got {self.context_size}.")
         if self.max_map_size < 1:
             raise ValueError(f"`max_map_size` must be at least 1, got {self.max_map_size}.")
         layers = list(self.feature_layers or ())

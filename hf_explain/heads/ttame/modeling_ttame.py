@@ -24,7 +24,8 @@ class TTameForSaliency(MaskTrainedExplainer):
 
     `from_classifier(..., preset="ranking")` is what ranked pixels best in this package's own measurements: the
     ranking term, a contrast of its own and drawn fills (see [`MaskTrainedConfig`]) instead of the published area
-    prior, and on ViT and DeiT four taps spread over the depth instead of the inputs of the last three blocks.
+    prior; on ViT and DeiT four taps spread over the depth instead of the inputs of the last three blocks; and elsewhere,
+    where no attention has mixed the positions, `context_size=3`.
 
     Example:
 
@@ -50,6 +51,10 @@ class TTameForSaliency(MaskTrainedExplainer):
         super().__init__(config)
         channels = config.feature_channels
         self.convs = nn.ModuleList(nn.Conv2d(width, width, kernel_size=1) for width in channels)
+        if config.context_size > 1:
+            self.contexts = nn.ModuleList(
+                nn.Conv2d(width, width, config.context_size, padding="same", groups=width) for width in channels
+            )
         self.bns = nn.ModuleList(GlobalBatchNorm2d(width) for width in channels) if config.batch_norm else None
         self.fuser = nn.Conv2d(sum(channels), config.num_labels, kernel_size=1)
         self.post_init()
@@ -70,6 +75,8 @@ class TTameForSaliency(MaskTrainedExplainer):
             last = len(classifier.layer_names) - 2
             spread = (round(1 + place * (last - 1) / 3) for place in range(4))
             fields["feature_layers"] = [classifier.layer_names[layer] for layer in dict.fromkeys(spread)]
+        else:
+            fields["context_size"] = 3
         return fields
 
     @classmethod
@@ -127,18 +134,20 @@ class TTameForSaliency(MaskTrainedExplainer):
         return feature_map
 
     def _branch(self, index: int, feature_map: torch.Tensor) -> torch.Tensor:
-        """1×1 convolution, BatchNorm, skip, activation of one tap, `(batch_size, channels, height, width)`."""
+        """Convolutions, BatchNorm, skip, activation of one tap, `(batch_size, channels, height, width)`."""
         conv, norm = self.convs[index], self.bns[index] if self.bns is not None else None
+        context = self.contexts[index] if self.config.context_size > 1 else None
+        branch = feature_map if context is None else context(feature_map)
         if self.training:
-            branch = conv(feature_map)
+            branch = conv(branch)
             if norm is not None:
                 branch = norm(branch)
-            if self.config.skip:
-                branch = branch + feature_map
         else:
-            weight, bias = _folded(conv, norm, self.config.skip)
+            weight, bias = _folded(conv, norm, self.config.skip and context is None)
             # a convolution, not a product over positions: on a CPU its kernels take half the time on every grid
-            branch = F.conv2d(feature_map, weight[:, :, None, None], bias)
+            branch = F.conv2d(branch, weight[:, :, None, None], bias)
+        if self.config.skip and (self.training or context is not None):
+            branch = branch + feature_map
         # in place: neither a convolution, nor BatchNorm, nor a sum needs its output for its gradient
         return branch.relu_() if self.config.branch_activation == "relu" else branch.sigmoid_()
 
