@@ -24,7 +24,7 @@ class TTameForSaliency(MaskTrainedExplainer):
 
     `from_classifier(..., preset="ranking")` is what ranked pixels best in this package's own measurements: the
     ranking term, a contrast of its own and drawn fills (see [`MaskTrainedConfig`]) instead of the published area
-    prior; on ViT and DeiT four taps spread over the depth instead of the inputs of the last three blocks; and elsewhere,
+    prior; on ViT and DeiT four taps spread over the depth instead of the inputs of the last three blocks; elsewhere,
     where no attention has mixed the positions, `context_size=3`.
 
     Example:
