@@ -265,11 +265,14 @@ def test_the_ranking_preset():
     assert TTameForSaliency.from_classifier(head.backbone, preset="ranking").config.mask_fills[-1] == "blur"
     assert head.config.feature_layers == TTameForSaliency.from_classifier(head.backbone).config.feature_layers
 
+    resnet = TTameForSaliency.from_classifier(tiny_classifier("resnet"), preset="ranking")
+    assert resnet.config.context_size == 1 and resnet.config.contrast == 2
+
     config = copy.deepcopy(tiny_model("vit").config)
     config.num_hidden_layers = 12
     deep = ViTForImageClassification(config)
     head = TTameForSaliency.from_classifier(deep, preset="ranking")
-    assert head.config.context_size == 1  # attention mixes positions already
+    assert head.config.context_size == 1
     assert head.config.feature_layers == ["layer1", "layer4", "layer8", "layer11"]
     assert TTameForSaliency.from_classifier(tiny_classifier("vit"), preset="ranking").config.feature_layers
     with pytest.raises(ValueError, match="`preset` 'best' does not exist; TTameForSaliency has 'ranking'"):

@@ -24,8 +24,8 @@ class TTameForSaliency(MaskTrainedExplainer):
 
     `from_classifier(..., preset="ranking")` is what ranked pixels best in this package's own measurements: the
     ranking term, a contrast of its own and drawn fills (see [`MaskTrainedConfig`]) instead of the published area
-    prior; on ViT and DeiT four taps spread over the depth instead of the inputs of the last three blocks; elsewhere,
-    where no attention has mixed the positions, `context_size=3`.
+    prior; on ViT and DeiT four taps spread over the depth instead of the inputs of the last three blocks; and on
+    ConvNeXt `context_size=3`.
 
     Example:
 
@@ -75,7 +75,8 @@ class TTameForSaliency(MaskTrainedExplainer):
             last = len(classifier.layer_names) - 2
             spread = (round(1 + place * (last - 1) / 3) for place in range(4))
             fields["feature_layers"] = [classifier.layer_names[layer] for layer in dict.fromkeys(spread)]
-        else:
+        elif classifier.config.model_type.startswith("convnext"):
+            # a ResNet and a ViT gained nothing from it, and it costs on a ResNet-50's 2048 channels
             fields["context_size"] = 3
         return fields
 
