@@ -36,9 +36,14 @@ def overlay(
     alpha: float = 0.8,
     legend: bool = False,
     grayscale: bool = False,
+    stretch: bool = True,
 ) -> Image.Image:
     """
     Lay a saliency map over its image; the more salient a pixel, the more opaque its colour.
+
+    A map whose highest values stand on a few single pixels, as those of gradients and of FGVis do, would hardly be
+    seen. Where the highest 2 % of the pixels do not reach 0.5, it is drawn brighter, until they do (at most tenfold);
+    the legend then ends at the value drawn as the highest. Every other map is drawn as it is.
 
     Args:
         image (`PIL.Image.Image`, `np.ndarray` or `torch.Tensor`): The picture: any PIL mode (its EXIF rotation is
@@ -49,9 +54,12 @@ def overlay(
         colormap (`str`, *optional*, defaults to `"viridis"`): One of `COLORMAPS`.
         alpha (`float`, *optional*, defaults to 0.8): Opacity where the map is 1; at 0,
             the image shows unchanged.
-        legend (`bool`, *optional*, defaults to `False`): Adds a strip below with the colour scale from 0 to 1.
+        legend (`bool`, *optional*, defaults to `False`): Adds a strip below with the colour scale, from 0 to 1 or to
+            the value that a stretched map's highest colour stands for.
         grayscale (`bool`, *optional*, defaults to `False`): Draws the image without its own colours, so that every
             colour seen is the map's; best for colourful pictures.
+        stretch (`bool`, *optional*, defaults to `True`): Draws a map of few high pixels brighter, as above; `False`
+            draws every map as it is.
 
     Returns:
         `PIL.Image.Image`: RGB, the image's size, or taller by the strip.
@@ -72,8 +80,10 @@ def overlay(
         )
     if grayscale:
         image = image.convert("L").convert("RGB")
-    blended = Image.fromarray(_blend(np.asarray(image, dtype=np.float32), saliency, colormap, alpha))
-    return _with_legend(blended, colormap, alpha) if legend else blended
+    highest = _highest_drawn(saliency) if stretch else 1.0
+    drawn = np.minimum(saliency / highest, 1)
+    blended = Image.fromarray(_blend(np.asarray(image, dtype=np.float32), drawn, colormap, alpha))
+    return _with_legend(blended, colormap, alpha, highest) if legend else blended
 
 
 def colorize(saliency_map, *, colormap: str = "viridis") -> Image.Image:
@@ -392,17 +402,23 @@ def _blend(image: np.ndarray, saliency: np.ndarray, colormap: str, alpha: float)
     return (image + opacity * (_paint(saliency, colormap) - image)).round().astype(np.uint8)
 
 
-def _with_legend(image: Image.Image, colormap: str, alpha: float) -> Image.Image:
+def _highest_drawn(saliency: np.ndarray) -> float:
+    """The value drawn as 1: lower, the sparser the map, and 1 where its highest 2 % reach 0.5."""
+    return float(np.clip(2 * np.quantile(saliency, 0.98), 0.1, 1)) if saliency.any() else 1.0
+
+
+def _with_legend(image: Image.Image, colormap: str, alpha: float, highest: float) -> Image.Image:
     text_size = min(28, max(10, image.width // 20))
     strip, pad = round(text_size * 1.8), text_size // 2
     sheet = Image.new("RGB", (image.width, image.height + strip), _PAPER)
     sheet.paste(image, (0, 0))
     pen, font = ImageDraw.Draw(sheet), _font(text_size, False)
     middle = image.height + strip // 2
+    end = "1" if highest == 1 else f"{highest:.2f} to 1"
     left = pad + round(font.getlength("0")) + pad
-    right = image.width - pad - round(font.getlength("1")) - pad
+    right = image.width - pad - round(font.getlength(end)) - pad
     pen.text((pad, middle), "0", fill=_INK, font=font, anchor="lm")
-    pen.text((image.width - pad, middle), "1", fill=_INK, font=font, anchor="rm")
+    pen.text((image.width - pad, middle), end, fill=_INK, font=font, anchor="rm")
     if right > left:
         height = max(4, strip // 2)
         ramp = np.broadcast_to(np.linspace(0, 1, right - left, dtype=np.float32), (height, right - left))

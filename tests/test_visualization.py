@@ -90,6 +90,42 @@ def test_legend_adds_a_strip_below():
     assert overlay(RED, np.zeros((4, 6)), legend=True).width == 6  # too small for a scale, no crash
 
 
+def picture_of(saliency, **options) -> np.ndarray:
+    return np.asarray(overlay(np.zeros((10, 20, 3), np.uint8), saliency, **options))
+
+
+def test_a_map_of_few_high_pixels_is_drawn_brighter_until_they_reach_a_half():
+    sparse = np.zeros((10, 20), dtype=np.float32)
+    sparse.flat[:10] = 0.2  # the highest 5 % of the pixels, so that 0.4 is drawn as 1
+    sparse[5, 5] = 1.0
+    assert (picture_of(sparse) == picture_of(np.minimum(sparse / 0.4, 1), stretch=False)).all()
+    assert (picture_of(sparse) != picture_of(sparse, stretch=False)).any()
+
+
+def test_a_map_is_drawn_at_most_ten_times_brighter():
+    one = np.zeros((10, 20), dtype=np.float32)
+    one[0, 0], one[0, 1] = 1.0, 0.01
+    assert (picture_of(one) == picture_of(np.minimum(one * 10, 1), stretch=False)).all()
+
+
+@pytest.mark.parametrize(
+    "saliency", [np.zeros((10, 20)), np.linspace(0, 1, 200).reshape(10, 20), np.full((10, 20), 0.5)]
+)
+def test_every_other_map_is_drawn_as_it_is(saliency):
+    assert (picture_of(saliency) == picture_of(saliency, stretch=False)).all()
+
+
+def test_the_legend_of_a_stretched_map_ends_at_the_value_drawn_as_the_highest():
+    sparse = np.zeros((100, 200), dtype=np.float32)
+    sparse[:10] = 0.2
+    options = {"image": Image.new("RGB", (200, 100)), "legend": True}
+    stretched, plain = (
+        np.asarray(overlay(saliency_map=sparse, stretch=stretch, **options)) for stretch in (True, False)
+    )
+    left, right = (slice(100, None), slice(0, 60)), (slice(100, None), slice(120, None))
+    assert (stretched[left] < 255).any() and (stretched[right] != plain[right]).any()
+
+
 @pytest.mark.parametrize("colormap", COLORMAPS)
 def test_colormaps_rise_in_lightness(colormap):
     ramp = np.asarray(colorize(np.linspace(0, 1, 256, dtype=np.float32)[None], colormap=colormap).convert("L"))
