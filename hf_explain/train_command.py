@@ -10,6 +10,8 @@ import json
 from dataclasses import dataclass, field
 from typing import Any
 
+import torch
+
 from hf_explain.backbones import FrozenClassifier
 from hf_explain.data import load_image_dataset
 from hf_explain.evaluation_inputs import public_name
@@ -114,6 +116,7 @@ def main_from_args(args: argparse.Namespace) -> dict[str, Any]:
         )
     loading = {} if what.attn_implementation is None else {"attn_implementation": what.attn_implementation}
     classifier = FrozenClassifier.from_pretrained(what.classifier, revision=what.classifier_revision, **loading)
+    torch.manual_seed(settings.seed)  # for the weights a new head starts with; training draws from the seed itself
     head = head_class.from_classifier(classifier, preset=what.preset, **fields)
     description = {
         # Directories are named without their path: the record is published with the head.

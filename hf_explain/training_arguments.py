@@ -76,7 +76,7 @@ class ExplainerTrainingArguments:
         "crop", "crop: resize, random crop, flip; flip: the image processor, then flip; none", AUGMENTATIONS
     )
     resize_size: int | None = _option(None, "shorter side before the random crop; 256/224 of the input unless given")
-    seed: int = _option(0, "seed of everything random")
+    seed: int = _option(0, "seed of everything random, a new head's weights included")
     deterministic: bool = _option(False, "deterministic GPU kernels: resuming is then bit-identical there too")
     dataloader_num_workers: int = _option(2, "processes that decode images")
     shuffle_buffer_size: int = _option(1024, "streams: encoded images shuffled together")

@@ -454,19 +454,31 @@ def test_command_trains_a_head_that_loads(tmp_path, monkeypatch, capsys):
     assert 'attn_implementation="flashy"` is not supported' in capsys.readouterr().err
 
 
-def test_command_trains_with_the_attention_asked_for(tmp_path, monkeypatch):
+@pytest.fixture
+def new_head(tmp_path, monkeypatch):
+    """The head that the train command is about to train, for the words given."""
     config = ViTConfig(image_size=16, patch_size=8, hidden_size=8, num_hidden_layers=2, num_attention_heads=2,
                        intermediate_size=16, num_labels=3)  # fmt: skip
     ViTForImageClassification(config).save_pretrained(tmp_path / "classifier")
     processor().save_pretrained(tmp_path / "classifier")
-    seen = []
-    monkeypatch.setattr(
-        train_command, "train", lambda head, *others: seen.append(head.backbone.model.config._attn_implementation)
-    )
+    monkeypatch.setattr(train_command, "train", lambda head, *others: head)
     parser = argparse.ArgumentParser()
     train_command.add_training_arguments(parser)
     command = ["--classifier", str(tmp_path / "classifier"), "--dataset", str(parquet_shards(tmp_path / "shards")),
                "--output_dir", str(tmp_path / "out")]  # fmt: skip
-    for words in ([], ["--attn_implementation", "eager"]):
-        train_command.main_from_args(parser.parse_args([*command, *words]))
-    assert seen == ["sdpa", "eager"]
+    return lambda *words: train_command.main_from_args(parser.parse_args([*command, *words]))
+
+
+def test_command_trains_with_the_attention_asked_for(new_head):
+    asked = [new_head(), new_head("--attn_implementation", "eager")]
+    assert [head.backbone.model.config._attn_implementation for head in asked] == ["sdpa", "eager"]
+
+
+@pytest.mark.parametrize("head", ["lcam", "ttame", "scan"])
+def test_command_draws_the_first_weights_from_the_seed(new_head, head):
+    torch.manual_seed(7)
+    first, again, other = (
+        torch.cat([weight.flatten() for name, weight in built.named_parameters() if "backbone" not in name])
+        for built in (new_head("--head", head), new_head("--head", head), new_head("--head", head, "--seed", "1"))
+    )
+    assert torch.equal(first, again) and not torch.equal(first, other)
