@@ -76,7 +76,7 @@ class TTameForSaliency(MaskTrainedExplainer):
             spread = (round(1 + place * (last - 1) / 3) for place in range(4))
             fields["feature_layers"] = [classifier.layer_names[layer] for layer in dict.fromkeys(spread)]
         elif classifier.config.model_type.startswith("convnext"):
-            # a ResNet and a ViT gained nothing from it, and it costs on a ResNet-50's 2048 channels
+            # a ResNet and a ViT gained nothing from it
             fields["context_size"] = 3
         return fields
 
