@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import argparse
 import sys
-from pathlib import Path
 
-from hf_explain.push_command import add_push_commands
+from hf_explain.apps.explain import add_explain_arguments
+from hf_explain.apps.push import add_push_commands
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -26,7 +26,7 @@ def main(argv: list[str] | None = None) -> int:
     for add in (
         _add_quickstart,
         _add_train,
-        _add_explain,
+        add_explain_arguments,
         _add_evaluate,
         _add_errors,
         _add_export,
@@ -60,7 +60,7 @@ def _add_quickstart(commands) -> None:
 
 
 def _quickstart(args: argparse.Namespace) -> None:
-    from hf_explain.quickstart import run_quickstart
+    from hf_explain.apps.quickstart import run_quickstart
 
     run_quickstart(args.output_dir, seed=args.seed)
 
@@ -69,7 +69,7 @@ def _quickstart(args: argparse.Namespace) -> None:
 
 
 def _add_train(commands) -> None:
-    from hf_explain.train_command import add_training_arguments, main_from_args
+    from hf_explain.apps.train import add_training_arguments, main_from_args
 
     parser = commands.add_parser(
         "train",
@@ -78,66 +78,6 @@ def _add_train(commands) -> None:
     )
     add_training_arguments(parser)
     parser.set_defaults(run=main_from_args)
-
-
-# ------------------------------------------------------------------------------------------------------------- explain
-
-
-def _add_explain(commands) -> None:
-    parser = commands.add_parser(
-        "explain",
-        help="explain images and write pictures",
-        description="Explain one or more images and write each as a picture: the image, and the map of every class.",
-    )
-    parser.add_argument("images", nargs="+", metavar="IMAGE", help="path or http(s) URL")
-    parser.add_argument("--model", required=True, help="trained head or plain classifier: directory or Hub id")
-    parser.add_argument("-o", "--output", required=True, help="picture to write; a folder for several images")
-    parser.add_argument("--revision", help="branch, tag or commit of the model")
-    parser.add_argument("--method", help="training-free method, such as gradcam; the head itself when not given")
-    parser.add_argument("--target", action="append", help="class index or label name; repeat for several")
-    parser.add_argument("--top_k", "--top-k", type=int, default=1, help="classes to explain (default: %(default)s)")
-    parser.add_argument("--device", default="cpu", help="torch device (default: %(default)s)")
-    parser.add_argument("--batch_size", "--batch-size", type=int, default=1, help="images per pass")
-    parser.set_defaults(run=_explain)
-
-
-def _explain(args: argparse.Namespace) -> None:
-    from tqdm.auto import tqdm
-    from transformers import pipeline
-
-    import hf_explain  # noqa: F401  registers the task
-    from hf_explain.images import load_rgb
-    from hf_explain.visualization import overlay, saliency_grid, save_image
-
-    output = Path(args.output)
-    several = len(args.images) > 1
-    if several and output.suffix.lower() in {".png", ".jpg", ".jpeg"}:
-        raise ValueError(f"--output {args.output!r} is one picture for {len(args.images)} images; give a folder.")
-    if several:
-        output.mkdir(parents=True, exist_ok=True)
-    elif output.is_dir():
-        output = output / f"{Path(args.images[0]).stem}.png"
-    pipe = pipeline("saliency", model=args.model, revision=args.revision, device=args.device)
-    target = None
-    if args.target:
-        target = [int(one) if one.lstrip("-").isdigit() else one for one in args.target]
-    results = pipe(
-        ({"image": source} for source in args.images),
-        target=target,
-        top_k=args.top_k,
-        method=args.method,
-        batch_size=args.batch_size,
-    )
-    pairs = zip(args.images, results)
-    for source, result in tqdm(pairs, total=len(args.images), disable=not several):
-        image = load_rgb(source)
-        captions = [f"{one['label']} {one['score']:.2f}" for one in result]
-        panels = [image, *(overlay(image, one["saliency_map"]) for one in result)]
-        path = output / f"{Path(source).stem}.png" if several else output
-        # the score first: a long label is cut at its end
-        columns = ["image", *(f"{one['score']:.2f} {one['label']}" for one in result)]
-        save_image(saliency_grid([panels], columns=columns, cell_size=256), path)
-        print(f"{source}: {', '.join(captions)} -> {path}")
 
 
 # ---------------------------------------------------------------------------------------------------------------- demo
@@ -167,7 +107,7 @@ def _add_demo(commands) -> None:
 
 
 def _demo(args: argparse.Namespace) -> None:
-    from hf_explain.demo import launch, write_space
+    from hf_explain.apps.demo import launch, write_space
 
     if args.write_space:
         print(f"Wrote {write_space(args.write_space, args.model, args.classifier)}")
@@ -186,7 +126,7 @@ def _demo(args: argparse.Namespace) -> None:
 
 
 def _add_export(commands) -> None:
-    from hf_explain.export import add_export_arguments, main_from_args
+    from hf_explain.apps.export import add_export_arguments, main_from_args
 
     parser = commands.add_parser(
         "export",
@@ -202,7 +142,7 @@ def _add_export(commands) -> None:
 
 
 def _add_evaluate(commands) -> None:
-    from hf_explain.evaluate_command import add_evaluate_arguments, main_from_args
+    from hf_explain.apps.evaluate import add_evaluate_arguments, main_from_args
 
     parser = commands.add_parser(
         "evaluate",
@@ -218,7 +158,7 @@ def _add_evaluate(commands) -> None:
 
 
 def _add_errors(commands) -> None:
-    from hf_explain.errors_command import add_errors_arguments, main_from_args
+    from hf_explain.apps.errors import add_errors_arguments, main_from_args
 
     parser = commands.add_parser(
         "errors",

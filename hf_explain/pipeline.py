@@ -13,12 +13,13 @@ from PIL import Image
 from torch.utils.data import Dataset
 from transformers import Pipeline
 from transformers.image_utils import ChannelDimension
+from transformers.pipelines import PIPELINE_REGISTRY
 
-from hf_explain.backbones import FrozenClassifier
-from hf_explain.images import load_rgb
-from hf_explain.mapping import DEFAULT_METHOD, resolve_method
-from hf_explain.maps import CropGeometry, uncrop
-from hf_explain.modeling_explainer import ExplainerPreTrainedModel, check_output
+from hf_explain.classifiers.frozen_classifier import FrozenClassifier
+from hf_explain.heads.modeling_explainer import ExplainerPreTrainedModel, check_output
+from hf_explain.io.images import load_rgb
+from hf_explain.registry import DEFAULT_METHOD, AutoModelForSaliency, resolve_method
+from hf_explain.tensors.maps import CropGeometry, uncrop
 
 
 class SaliencyPipeline(Pipeline):
@@ -102,14 +103,14 @@ class SaliencyPipeline(Pipeline):
         Args:
             inputs (`str`, `os.PathLike`, `PIL.Image.Image`, `numpy.ndarray`, `torch.Tensor`, a list of them, a
                 generator, a `datasets` column or a `datasets` dataset): Images: paths, http(s) URLs, pictures in any
-                mode, or arrays as for [`~hf_explain.images.load_rgb`]. Also dictionaries
+                mode, or arrays as for [`~hf_explain.io.images.load_rgb`]. Also dictionaries
                 `{"image": ..., "target": ...}`, for streams in which every image has its own target.
             target (`int`, `str` or a list of them, *optional*): The explained class, by index or label name. For one
                 image, a list asks for several classes; for a list of images, a list gives one entry per image (which
                 may itself be a list). The classifier's own `top_k` classes when not given.
             top_k (`int`, *optional*, defaults to 1): How many of the classifier's top classes to explain, where no
                 target is given.
-            method (`str`, *optional*): A training-free method of `hf_explain.mapping.METHODS`. When not given, the
+            method (`str`, *optional*): A training-free method of `hf_explain.registry.METHODS`. When not given, the
                 trained head, or Grad-CAM for a plain classifier.
             on_error (`str`, *optional*, defaults to `"raise"`): `"return"` puts `[{"error": message}]` in the place of
                 an image that cannot be read and goes on with the others.
@@ -313,6 +314,10 @@ def _check_options(function, name: str, options: dict[str, Any]) -> None:
 
 def _picture(image: torch.Tensor) -> Image.Image:
     return Image.fromarray((image.clamp(0, 1) * 255).round().to(torch.uint8).permute(1, 2, 0).cpu().numpy())
+
+
+if "saliency" not in PIPELINE_REGISTRY.supported_tasks:
+    PIPELINE_REGISTRY.register_pipeline("saliency", SaliencyPipeline, pt_model=(AutoModelForSaliency,), type="image")
 
 
 __all__ = ["SaliencyPipeline"]

@@ -30,8 +30,8 @@ from transformers.models.auto.image_processing_auto import AutoImageProcessor
 
 import hf_explain
 from hf_explain import FrozenClassifier, LCamForSaliency, ScanForSaliency, TTameForSaliency
-from hf_explain.mapping import METHODS
 from hf_explain.metrics import functional as metrics
+from hf_explain.registry import METHODS
 
 
 PROCESSOR = {

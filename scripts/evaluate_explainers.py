@@ -8,8 +8,8 @@ Compare explainers of an image classifier on several processes; the options are 
 
 import sys
 
-from hf_explain.distributed import leave
-from hf_explain.evaluate_command import main
+from hf_explain.apps.evaluate import main
+from hf_explain.io.processes import leave
 
 
 if __name__ == "__main__":

@@ -11,8 +11,8 @@ Started by `accelerate launch`, `torchrun` or plain `python`; started again, it 
 import argparse
 import sys
 
-from hf_explain.distributed import leave
-from hf_explain.export import add_export_arguments, main_from_args
+from hf_explain.apps.export import add_export_arguments, main_from_args
+from hf_explain.io.processes import leave
 
 
 def main() -> int:

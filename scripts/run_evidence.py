@@ -26,9 +26,9 @@ from pathlib import Path
 from statistics import mean, stdev
 from typing import Any
 
-from hf_explain.backbones import FrozenClassifier
-from hf_explain.comparison import CONTROLS, SLOW_METHODS
-from hf_explain.files import write_atomically
+from hf_explain.classifiers.frozen_classifier import FrozenClassifier
+from hf_explain.io.files import write_atomically
+from hf_explain.registry import CONTROLS, SLOW_METHODS
 
 
 Head = tuple[str, str | None, dict[str, Any]]  # kind, preset, fields of its config

@@ -12,8 +12,8 @@ Started by `accelerate launch`, `torchrun` or plain `python`; add `--resume_from
 import argparse
 import sys
 
-from hf_explain.distributed import leave
-from hf_explain.train_command import add_training_arguments, main_from_args
+from hf_explain.apps.train import add_training_arguments, main_from_args
+from hf_explain.io.processes import leave
 
 
 def main() -> int:

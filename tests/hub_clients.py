@@ -6,7 +6,7 @@ from PIL import Image
 from transformers import ResNetConfig, ResNetForImageClassification, ViTImageProcessor
 
 from hf_explain import LCamForSaliency
-from hf_explain.hub import push_explainer
+from hf_explain.publish.hub import push_explainer
 
 
 def tiny_classifier(seed=0):

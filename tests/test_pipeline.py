@@ -15,7 +15,7 @@ from transformers import pipeline
 from hf_explain import LCamForSaliency, SaliencyPipeline
 from hf_explain.heads.scan import ScanForSaliency
 from hf_explain.heads.ttame import TTameForSaliency
-from hf_explain.mapping import METHODS
+from hf_explain.registry import METHODS
 
 
 CLASSIFIER_FAMILIES = [family for family in FAMILIES if family != "deit"]
@@ -321,7 +321,7 @@ def test_the_other_heads_by_their_directories(classifier_dir, tmp_path, head, fi
 @pytest.mark.parametrize("family", ["resnet", "vit", "deit-teacher", "convnext"])
 def test_the_map_lies_where_the_classifier_looked(family, tmp_path, monkeypatch):
     """A method that reports the brightness of what it saw must give back the picture, crop undone."""
-    from hf_explain.outputs import SaliencyOutput
+    from hf_explain.tensors.outputs import SaliencyOutput
 
     def brightness(classifier, pixel_values, target=None):
         mean, std = (torch.tensor(v)[:, None, None] for v in (classifier.image_mean, classifier.image_std))
@@ -413,7 +413,7 @@ def test_corrupt_files_are_named_and_the_others_come_back_if_asked(pipe, tmp_pat
 
 
 def test_pixel_limit(pipe, monkeypatch):
-    monkeypatch.setattr("hf_explain.images.MAX_PIXELS", 100)
+    monkeypatch.setattr("hf_explain.io.images.MAX_PIXELS", 100)
     with pytest.raises(ValueError, match="has 70x50 pixels, more than the limit of 100"):
         pipe(picture())
 

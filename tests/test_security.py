@@ -21,7 +21,7 @@ from hypothesis import strategies as st
 from transformers import pipeline
 
 from hf_explain import AutoModelForSaliency, FrozenClassifier, LCamForSaliency
-from hf_explain.images import MAX_PIXELS, load_rgb
+from hf_explain.io.images import MAX_PIXELS, load_rgb
 
 
 REFUSALS = (ValueError, TypeError, OSError)  # OSError: FileNotFoundError, PermissionError, ConnectionError among it

@@ -38,7 +38,7 @@ from transformers import (
 # not from the top level: transformers 5.17 hands out a placeholder there that demands torchvision
 from transformers.models.auto.image_processing_auto import AutoImageProcessor
 
-from hf_explain.backbones import FrozenClassifier
+from hf_explain.classifiers.frozen_classifier import FrozenClassifier
 
 
 LABELS = ("tench, Tinca tinca", "cat", "tiger cat", "French horn", "church")

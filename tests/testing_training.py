@@ -118,9 +118,9 @@ def train_head(name: str, directory: Path, **options) -> list[float]:
     """Train a real head for a few steps on a tiny classifier; its trainable weights and statistics."""
     from testing_common import tiny_classifier
 
-    from hf_explain.mapping import resolve_head
-    from hf_explain.training import train
-    from hf_explain.training_arguments import ExplainerTrainingArguments
+    from hf_explain.registry import resolve_head
+    from hf_explain.training.arguments import ExplainerTrainingArguments
+    from hf_explain.training.loop import train
 
     kind, fields = HEADS[name]
     torch.manual_seed(0)

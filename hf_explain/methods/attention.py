@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import torch
 
-from hf_explain.backbones import FrozenClassifier
-from hf_explain.maps import check_finite
+from hf_explain.classifiers.frozen_classifier import FrozenClassifier
 from hf_explain.methods.common import prepare_pixels, saliency_output, target_logits
 from hf_explain.methods.relevance import attention_relevance, block_layers, record, split_heads, token_classifiers
-from hf_explain.outputs import SaliencyOutput
+from hf_explain.tensors.maps import check_finite
+from hf_explain.tensors.outputs import SaliencyOutput
 
 
 RULES = ("attention", "relevance")

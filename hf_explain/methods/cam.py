@@ -4,9 +4,8 @@ from __future__ import annotations
 
 import torch
 
-from hf_explain.backbones import FrozenClassifier
+from hf_explain.classifiers.frozen_classifier import FrozenClassifier
 from hf_explain.methods.common import (
-    check_count,
     check_reaches_logits,
     chunks,
     contributions,
@@ -17,7 +16,8 @@ from hf_explain.methods.common import (
     tail_gradient,
     target_logits,
 )
-from hf_explain.outputs import SaliencyOutput
+from hf_explain.tensors.checks import check_count
+from hf_explain.tensors.outputs import SaliencyOutput
 
 
 # Every method leaves inference mode: autograd would record nothing for a caller who is in it

@@ -6,10 +6,11 @@ from collections.abc import Iterator
 
 import torch
 
-from hf_explain.backbones import FrozenClassifier, LayerFeatures
-from hf_explain.maps import check_finite, min_max, position_contributions
-from hf_explain.outputs import SaliencyOutput
-from hf_explain.perturbation import check_pixel_values, fill_values
+from hf_explain.classifiers.frozen_classifier import FrozenClassifier, LayerFeatures
+from hf_explain.tensors.checks import check_pixel_values
+from hf_explain.tensors.maps import check_finite, min_max, position_contributions
+from hf_explain.tensors.outputs import SaliencyOutput
+from hf_explain.tensors.perturbation import fill_values
 
 
 def prepare_pixels(pixel_values: torch.Tensor) -> torch.Tensor:
@@ -81,8 +82,8 @@ def tail_gradient(classifier: FrozenClassifier, features: LayerFeatures, classes
 
 def contributions(classifier: FrozenClassifier, features: LayerFeatures, classes: torch.Tensor) -> torch.Tensor:
     """
-    [`~hf_explain.maps.position_contributions`] of a layer, taken behind the LayerNorm that follows where one does
-    ([`~FrozenClassifier.behind_norm`]): before it they are 0.
+    [`~hf_explain.tensors.maps.position_contributions`] of a layer, taken behind the LayerNorm that follows where one
+    does ([`~FrozenClassifier.behind_norm`]): before it they are 0.
 
     Args:
         classifier, features, classes: As for [`tail_gradient`].
@@ -143,13 +144,6 @@ def saliency_output(maps: torch.Tensor, logits: torch.Tensor, classes: torch.Ten
     return SaliencyOutput(saliency=min_max(maps), logits=logits.detach(), target=classes, saliency_logits=maps)
 
 
-def check_count(value: int, name: str, minimum: int = 1) -> int:
-    """`value` if it is a whole number of at least `minimum`, else a ValueError that names it."""
-    if isinstance(value, bool) or not isinstance(value, int) or value < minimum:
-        raise ValueError(f"`{name}` must be a whole number of at least {minimum}, got {value!r}.")
-    return value
-
-
 def repeat_features(features: LayerFeatures, count: int, feature_map: torch.Tensor) -> LayerFeatures:
     """`features` of each image `count` times in a row, with `feature_map` (already repeated, and changed) in them."""
     prefix, pixels = (
@@ -160,7 +154,7 @@ def repeat_features(features: LayerFeatures, count: int, feature_map: torch.Tens
 
 
 def mask_fill(classifier: FrozenClassifier, pixel_values: torch.Tensor, fill) -> torch.Tensor:
-    """[`~hf_explain.perturbation.fill_values`] with the classifier's own normalisation."""
+    """[`~hf_explain.tensors.perturbation.fill_values`] with the classifier's own normalisation."""
     return fill_values(pixel_values, fill, classifier.image_mean, classifier.image_std)
 
 

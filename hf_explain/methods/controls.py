@@ -6,11 +6,11 @@ from collections.abc import Sequence
 
 import torch
 
-from hf_explain.backbones import FrozenClassifier
-from hf_explain.maps import check_finite
+from hf_explain.classifiers.frozen_classifier import FrozenClassifier
 from hf_explain.methods.common import prepare_pixels, saliency_output
-from hf_explain.outputs import SaliencyOutput
-from hf_explain.perturbation import centre_maps, random_maps
+from hf_explain.tensors.maps import check_finite
+from hf_explain.tensors.outputs import SaliencyOutput
+from hf_explain.tensors.randomness import image_keys, random_uniform
 
 
 @torch.inference_mode(False)
@@ -35,7 +35,7 @@ def random(
         size (`tuple[int, int]`, *optional*): `(height, width)` of the maps; overrides `layer`.
         seed (`int`, *optional*, defaults to 0): Changes every map.
         image_ids (`torch.LongTensor` of shape `(batch_size,)`, *optional*): What tells images apart instead of their
-            content, see [`~hf_explain.perturbation.image_keys`].
+            content, see [`~hf_explain.tensors.randomness.image_keys`].
 
     Returns:
         [`SaliencyOutput`].
@@ -86,3 +86,53 @@ def _prepare(classifier, pixel_values, target, layer, size):
         check_finite(logits, "logits that are")
         classes = classifier.resolve_target(target, len(pixel_values), logits)
     return pixel_values, size, logits, classes
+
+
+def random_maps(
+    pixel_values: torch.Tensor,
+    size: tuple[int, int] | None = None,
+    seed: int = 0,
+    image_ids: torch.Tensor | Sequence[int] | None = None,
+) -> torch.Tensor:
+    """
+    The random control: maps of independent uniform values, a different one for every image and seed.
+
+    Args:
+        pixel_values (`torch.Tensor` of shape `(batch_size, channels, height, width)`): The images.
+        size (`tuple[int, int]`, *optional*): `(height, width)` of the maps; the image's own by default.
+        seed (`int`, *optional*, defaults to 0): Seed.
+        image_ids (`torch.LongTensor` of shape `(batch_size,)`, *optional*): See [`image_keys`].
+
+    Returns:
+        `torch.FloatTensor` of shape `(batch_size, *size)`, in [0, 1).
+    """
+    height, width = size or pixel_values.shape[-2:]
+    return random_uniform(image_keys(pixel_values, image_ids, seed), height * width).unflatten(1, (height, width))
+
+
+def centre_maps(pixel_values: torch.Tensor, size: tuple[int, int] | None = None, sigma: float = 0.25) -> torch.Tensor:
+    """
+    The centre control: the same Gaussian bump in the middle of every image.
+
+    Photographs are centred on their subject, so a method has to beat this map before it has looked at anything.
+
+    Args:
+        pixel_values (`torch.Tensor` of shape `(batch_size, channels, height, width)`): The images.
+        size (`tuple[int, int]`, *optional*): `(height, width)` of the maps; the image's own by default.
+        sigma (`float`, *optional*, defaults to 0.25): Standard deviation, in sides of the image.
+
+    Returns:
+        `torch.FloatTensor` of shape `(batch_size, *size)`, in [0, 1].
+
+    Raises:
+        ValueError: If `sigma` is not positive.
+    """
+    if not sigma > 0:
+        raise ValueError(f"`sigma` must be positive, got {sigma}.")
+    height, width = size or pixel_values.shape[-2:]
+    rows, columns = (
+        torch.exp(-(((torch.arange(side, device=pixel_values.device) - (side - 1) / 2) / side) ** 2) / (2 * sigma**2))
+        for side in (height, width)
+    )
+    bump = rows[:, None] * columns
+    return (bump / bump.max()).expand(len(pixel_values), height, width).clone()

@@ -12,11 +12,13 @@ from numbers import Real
 import torch
 from tqdm.auto import tqdm
 
-from hf_explain.backbones import FrozenClassifier
-from hf_explain.maps import min_max
+from hf_explain.classifiers.frozen_classifier import FrozenClassifier
 from hf_explain.methods.gradient_defence import GradientDefence, gradient_defence
-from hf_explain.outputs import SaliencyOutput
-from hf_explain.perturbation import check_pixel_values, fill_values, image_keys, random_bits, random_normal
+from hf_explain.tensors.checks import check_pixel_values
+from hf_explain.tensors.maps import min_max
+from hf_explain.tensors.outputs import SaliencyOutput
+from hf_explain.tensors.perturbation import fill_values
+from hf_explain.tensors.randomness import image_keys, random_bits, random_normal
 
 
 @dataclass(frozen=True)
@@ -108,7 +110,7 @@ def fgvis(
         mode (`str`, *optional*, defaults to `"deletion"`): `"deletion"` (finest and fastest), `"preservation"`,
             `"generation"` or `"repression"`.
         fill (`str` or sequence of `float`, *optional*, defaults to `"black"`): `"black"`, `"blur"`, `"mean"` or a
-            colour; see [`~hf_explain.perturbation.fill_values`].
+            colour; see [`~hf_explain.tensors.perturbation.fill_values`].
         budget (`int`, *optional*, defaults to 200): Most steps (one forward and one backward pass each) per image,
             all rounds together.
         max_seconds (`float`, *optional*): Stop the whole batch after so many seconds and return the best so far; the

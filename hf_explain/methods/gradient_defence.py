@@ -11,7 +11,7 @@ from collections.abc import Iterator
 import torch
 from torch import nn
 
-from hf_explain.backbones import FrozenClassifier
+from hf_explain.classifiers.frozen_classifier import FrozenClassifier
 
 
 # Pointwise and never negative: the lower bound of the defence, min(0, h(x)) = 0, always holds.

@@ -6,9 +6,8 @@ from collections.abc import Sequence
 
 import torch
 
-from hf_explain.backbones import FrozenClassifier
+from hf_explain.classifiers.frozen_classifier import FrozenClassifier
 from hf_explain.methods.common import (
-    check_count,
     chunks,
     logits_and_target,
     mask_fill,
@@ -16,8 +15,9 @@ from hf_explain.methods.common import (
     saliency_output,
     target_logits,
 )
-from hf_explain.outputs import SaliencyOutput
-from hf_explain.perturbation import image_keys, random_normal
+from hf_explain.tensors.checks import check_count
+from hf_explain.tensors.outputs import SaliencyOutput
+from hf_explain.tensors.randomness import image_keys, random_normal
 
 
 @torch.inference_mode(False)
@@ -80,7 +80,7 @@ def integrated_gradients(
         layer (`str` or `int`, *optional*): Not used; the gradient is taken at the pixels.
         steps (`int`, *optional*, defaults to 50): Points on the path.
         baseline (`str` or sequence of `float`, *optional*, defaults to `"black"`): `"black"`, `"mean"`, `"blur"` or a
-            colour, see [`~hf_explain.perturbation.fill_values`].
+            colour, see [`~hf_explain.tensors.perturbation.fill_values`].
         batch_size (`int`, *optional*, defaults to 16): Images per forward and backward pass.
 
     Returns:

@@ -7,10 +7,8 @@ from collections.abc import Sequence
 
 import torch
 
-from hf_explain.backbones import FrozenClassifier
-from hf_explain.maps import min_max, resize_maps
+from hf_explain.classifiers.frozen_classifier import FrozenClassifier
 from hf_explain.methods.common import (
-    check_count,
     chunks,
     features_and_target,
     logits_and_target,
@@ -21,8 +19,11 @@ from hf_explain.methods.common import (
     score_masked,
     target_logits,
 )
-from hf_explain.outputs import SaliencyOutput
-from hf_explain.perturbation import check_seed, image_keys, mask_space_fill, random_uniform
+from hf_explain.tensors.checks import check_count, check_seed
+from hf_explain.tensors.maps import min_max, resize_maps
+from hf_explain.tensors.outputs import SaliencyOutput
+from hf_explain.tensors.perturbation import mask_space_fill
+from hf_explain.tensors.randomness import image_keys, random_uniform
 
 
 @torch.inference_mode(False)
@@ -181,7 +182,7 @@ def occlusion(
         stride (`int`, *optional*): Pixels from one window to the next, at most `window_size`; half the window. The
             last row and column of windows are cut off at the image's edge.
         fill (`str` or sequence of `float`, *optional*, defaults to `"mean"`): What a window is covered with:
-            `"mean"`, `"black"`, `"blur"` or a colour, see [`~hf_explain.perturbation.fill_values`].
+            `"mean"`, `"black"`, `"blur"` or a colour, see [`~hf_explain.tensors.perturbation.fill_values`].
         batch_size (`int`, *optional*, defaults to 64): Masked images per forward pass.
 
     Returns:

@@ -6,7 +6,7 @@ from collections.abc import Callable, Sequence
 
 import torch
 
-from hf_explain.perturbation import blend
+from hf_explain.tensors.perturbation import blend
 
 
 SCORES = ("accuracy", "probability", "agreement")

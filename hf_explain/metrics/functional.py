@@ -28,20 +28,18 @@ from hf_explain.metrics.imputation import Road, linear_imputation, road
 from hf_explain.metrics.localization import Pointing, boxes_to_masks, pointing
 from hf_explain.metrics.presets import PRESETS, step_fractions
 from hf_explain.metrics.statistics import WinRate, bootstrap_interval, win_rate
-from hf_explain.perturbation import (
+from hf_explain.tensors.checks import check_numbers, check_percent, check_pixel_values
+from hf_explain.tensors.perturbation import (
     FILLS,
     blend,
-    check_numbers,
-    check_percent,
-    check_pixel_values,
     fill_values,
     full_size_saliency,
-    image_keys,
     keep_top,
     mask_space_fill,
     pixel_counts,
     rank_pixels,
 )
+from hf_explain.tensors.randomness import image_keys
 
 
 __all__ = [
@@ -170,7 +168,8 @@ def perturbation_curves(
         fractions (sequence of `float`, *optional*, defaults to 0, 0.1, ..., 1): Parts of the pixels removed.
         score (`str`, *optional*, defaults to `"agreement"`): `"agreement"` (top-1 unchanged), `"accuracy"` (top-1 is
             the label) or `"probability"` (softmax of `target`).
-        fill (`str` or colour, *optional*, defaults to `"black"`): See [`~hf_explain.perturbation.fill_values`].
+        fill (`str` or colour, *optional*, defaults to `"black"`): See
+            [`~hf_explain.tensors.perturbation.fill_values`].
         image_mean (sequence of `float`, *optional*): The image processor's, needed for black and colours.
         image_std (sequence of `float`, *optional*): The image processor's, needed for black and colours.
         orders (sequence of `str`, *optional*): `"positive"`, `"negative"` or both.
@@ -179,7 +178,7 @@ def perturbation_curves(
         logits (`torch.Tensor` of shape `(batch_size, num_labels)`, *optional*): Of the unperturbed images, if at hand.
         seed (`int`, *optional*, defaults to 0): Orders pixels of equal saliency.
         image_ids (`torch.LongTensor` of shape `(batch_size,)`, *optional*): See
-            [`~hf_explain.perturbation.image_keys`].
+            [`~hf_explain.tensors.randomness.image_keys`].
         max_batch (`int`, *optional*, defaults to 64): Images per forward pass.
         max_bytes (`int`, *optional*): Bytes of `pixel_values` per forward pass, a second limit.
 
@@ -365,7 +364,8 @@ def insertion_deletion(
         saliency (`torch.Tensor` of shape `(batch_size, map_height, map_width)`): Non-negative maps, any resolution.
         target (`torch.LongTensor` of shape `(batch_size,)` or `int`, *optional*): The top-1 by default.
         steps (`int`, *optional*, defaults to 28): Steps per curve; 28 are 1,792 pixels each at 224².
-        deletion_fill, insertion_fill (`str` or colour, *optional*): See [`~hf_explain.perturbation.fill_values`].
+        deletion_fill, insertion_fill (`str` or colour, *optional*): See
+            [`~hf_explain.tensors.perturbation.fill_values`].
         image_mean, image_std (sequence of `float`, *optional*): Needed for black and colours.
         logits, seed, image_ids, max_batch, max_bytes: As in [`perturbation_curves`].
 
@@ -480,7 +480,7 @@ def average_drop(
         saliency (`torch.Tensor` of shape `(batch_size, map_height, map_width)`): Maps in [0, 1], any resolution.
         target (`torch.LongTensor` of shape `(batch_size,)` or `int`, *optional*): The top-1 by default.
         percents (sequence of `float`, *optional*, defaults to `(100, 50, 15)`): Pixels kept, each in (0, 100].
-        rule (`str`, *optional*, defaults to `"ceil"`): See [`~hf_explain.perturbation.keep_top`].
+        rule (`str`, *optional*, defaults to `"ceil"`): See [`~hf_explain.tensors.perturbation.keep_top`].
         mask_space (`str`, *optional*, defaults to `"pixel"`): Multiply the [0, 1] picture (masked goes black) or, with
             `"normalized"`, `pixel_values` (masked goes to the mean colour).
         image_mean, image_std (sequence of `float`, *optional*): The image processor's, needed for `"pixel"`.

@@ -29,15 +29,9 @@ from hf_explain.metrics.engine import (
     run_jobs,
     target_name,
 )
-from hf_explain.perturbation import (
-    check_numbers,
-    check_pixel_values,
-    full_size_saliency,
-    image_keys,
-    pixel_counts,
-    random_normal,
-    rank_pixels,
-)
+from hf_explain.tensors.checks import check_numbers, check_pixel_values
+from hf_explain.tensors.perturbation import full_size_saliency, pixel_counts, rank_pixels
+from hf_explain.tensors.randomness import image_keys, random_normal
 
 
 # Fields are worked on in blocks that stay in a CPU core's cache; other devices take everything at once.

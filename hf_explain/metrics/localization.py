@@ -9,9 +9,8 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 
-from hf_explain.maps import resize_maps
-from hf_explain.methods.common import check_count
-from hf_explain.perturbation import check_saliency
+from hf_explain.tensors.checks import check_count, check_saliency
+from hf_explain.tensors.maps import resize_maps
 
 
 @dataclass

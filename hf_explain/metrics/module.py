@@ -15,7 +15,7 @@ import evaluate
 import torch
 
 from hf_explain.metrics.statistics import bootstrap_interval
-from hf_explain.perturbation import check_seed
+from hf_explain.tensors.checks import check_seed
 
 
 # How a measurement runs, not what it measures: no part of its protocol
@@ -297,7 +297,7 @@ class SaliencyMetric(ColumnMetric):
             labels (`torch.LongTensor` of shape `(batch_size,)`, *optional*): True classes.
             logits (`torch.Tensor` of shape `(batch_size, num_labels)`, *optional*): Of the images, if at hand.
             image_ids (`torch.LongTensor` of shape `(batch_size,)`, *optional*): See
-                [`~hf_explain.perturbation.image_keys`].
+                [`~hf_explain.tensors.randomness.image_keys`].
             image_mean, image_std (sequence of `float`, *optional*): The image processor's.
             masks (`torch.Tensor` of shape `(batch_size, height, width)`, *optional*): Non-zero on the object.
             boxes (sequence of tensors of shape `(num_boxes, 4)`, *optional*): Boxes around the object.

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import torch
 
-from hf_explain.perturbation import check_saliency
+from hf_explain.tensors.checks import check_saliency
 
 
 # Parts of the border, as quarters of each side: corners are 1/16 of the image, edges 1/4

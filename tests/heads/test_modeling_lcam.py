@@ -24,7 +24,7 @@ from testing_common import (
 )
 from torch import nn
 
-from hf_explain.backbones import ClassifierFeatures, FrozenClassifier, LayerFeatures
+from hf_explain.classifiers.frozen_classifier import ClassifierFeatures, FrozenClassifier, LayerFeatures
 from hf_explain.heads.lcam import LCamConfig, LCamForSaliency
 
 

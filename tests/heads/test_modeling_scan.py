@@ -17,11 +17,11 @@ from testing_common import (
 from torch import nn
 from transformers import ViTConfig, ViTForImageClassification
 
-from hf_explain.backbones import FrozenClassifier
+from hf_explain.classifiers.frozen_classifier import FrozenClassifier
+from hf_explain.heads.losses import confidence_loss, confident_reconstruction_loss, coverage_penalty
 from hf_explain.heads.scan import ScanForSaliency
 from hf_explain.heads.scan.decoders import AttentionBlock, CnnDecoder, TransformerDecoder, default_widths
 from hf_explain.heads.scan.modeling_scan import confidence_of, positive_percentile
-from hf_explain.losses import confidence_loss, confident_reconstruction_loss, coverage_penalty
 
 
 GOLDEN = load_file(Path(__file__).parents[1] / "golden" / "scan.safetensors")

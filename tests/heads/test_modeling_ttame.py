@@ -22,10 +22,10 @@ from testing_common import (
 )
 from transformers import ViTForImageClassification
 
-from hf_explain.backbones import ClassifierFeatures, LayerFeatures
+from hf_explain.classifiers.frozen_classifier import ClassifierFeatures, LayerFeatures
 from hf_explain.heads.lcam import LCamForSaliency
 from hf_explain.heads.ttame import TTameConfig, TTameForSaliency
-from hf_explain.maps import tokens_to_grid
+from hf_explain.tensors.maps import tokens_to_grid
 
 
 GOLDEN = Path(__file__).parents[1] / "golden"

@@ -11,15 +11,7 @@ from testing_methods import (
     relu_unless_all_negative,
 )
 
-from hf_explain.methods.cam import (
-    ablationcam,
-    eigencam,
-    gradcam,
-    gradcam_plus_plus,
-    hirescam,
-    layercam,
-    xgradcam,
-)
+from hf_explain.methods.cam import ablationcam, eigencam, gradcam, gradcam_plus_plus, hirescam, layercam, xgradcam
 from hf_explain.methods.controls import centre, random
 
 

@@ -8,9 +8,9 @@ from testing_common import FAMILIES, random_pixels, tiny_classifier
 from testing_methods import MethodTester
 from torch import nn
 
-from hf_explain.backbones import FrozenClassifier
+from hf_explain.classifiers.frozen_classifier import FrozenClassifier
 from hf_explain.methods.fgvis import GAMES, fgvis
-from hf_explain.perturbation import fill_values
+from hf_explain.tensors.perturbation import fill_values
 
 
 class TestFGVis(MethodTester):

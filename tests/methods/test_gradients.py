@@ -3,9 +3,9 @@ import torch
 from testing_common import random_pixels, tiny_classifier
 from testing_methods import MethodTester, relu_unless_all_negative
 
-from hf_explain.backbones import FrozenClassifier
+from hf_explain.classifiers.frozen_classifier import FrozenClassifier
 from hf_explain.methods.gradients import input_x_gradient, integrated_gradients, smoothgrad
-from hf_explain.perturbation import image_keys, random_normal
+from hf_explain.tensors.randomness import image_keys, random_normal
 
 
 def pixel_gradient(classifier, image, label):

@@ -8,10 +8,10 @@ import torch.nn.functional as F
 from testing_common import image_size, random_pixels, tiny_classifier
 from testing_methods import MethodTester, hidden_state_gradients, layer_index, relu_unless_all_negative
 
-from hf_explain.backbones import FrozenClassifier
-from hf_explain.maps import min_max
+from hf_explain.classifiers.frozen_classifier import FrozenClassifier
 from hf_explain.methods.sampling import kernel_shap, lime, occlusion, rise, scorecam
-from hf_explain.perturbation import image_keys, random_uniform
+from hf_explain.tensors.maps import min_max
+from hf_explain.tensors.randomness import image_keys, random_uniform
 
 
 def softmax_of(classifier, image, label):

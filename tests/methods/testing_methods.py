@@ -15,7 +15,7 @@ from testing_common import (
     tiny_classifier,
 )
 
-from hf_explain.maps import min_max
+from hf_explain.tensors.maps import min_max
 
 
 TRANSFORMERS = tuple(family for family in FAMILIES if family in ("vit", "deit", "deit-teacher"))

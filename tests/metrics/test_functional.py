@@ -6,7 +6,7 @@ import torch
 from safetensors.torch import load_file
 
 import hf_explain.metrics
-from hf_explain.maps import min_max, resize_maps
+from hf_explain.methods.controls import centre_maps, random_maps
 from hf_explain.metrics.functional import (
     PRESETS,
     auc,
@@ -16,7 +16,9 @@ from hf_explain.metrics.functional import (
     perturbation_curves,
     step_fractions,
 )
-from hf_explain.perturbation import centre_maps, gaussian_blur, image_keys, random_maps, rank_pixels
+from hf_explain.tensors.maps import min_max, resize_maps
+from hf_explain.tensors.perturbation import gaussian_blur, rank_pixels
+from hf_explain.tensors.randomness import image_keys
 
 
 GOLDEN = Path(__file__).parents[1] / "golden"

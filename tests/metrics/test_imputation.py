@@ -7,7 +7,8 @@ from scipy import sparse
 from scipy.sparse.linalg import spsolve
 
 from hf_explain.metrics.imputation import linear_imputation, road
-from hf_explain.perturbation import image_keys, rank_pixels
+from hf_explain.tensors.perturbation import rank_pixels
+from hf_explain.tensors.randomness import image_keys
 
 
 def direct_solution(image, removed):

@@ -4,10 +4,10 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from hf_explain.backbones import ClassifierFeatures, FrozenClassifier
+from hf_explain.classifiers.frozen_classifier import ClassifierFeatures, FrozenClassifier
 from hf_explain.heads.lcam.configuration_lcam import LCamConfig
-from hf_explain.maps import resize_maps
-from hf_explain.modeling_mask_trained import MaskTrainedExplainer
+from hf_explain.heads.modeling_mask_trained import MaskTrainedExplainer
+from hf_explain.tensors.maps import resize_maps
 
 
 class LCamForSaliency(MaskTrainedExplainer):

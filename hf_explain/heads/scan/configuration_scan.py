@@ -1,4 +1,4 @@
-from hf_explain.configuration_explainer import ExplainerConfig
+from hf_explain.heads.configuration_explainer import ExplainerConfig
 
 
 class ScanConfig(ExplainerConfig):

@@ -8,8 +8,8 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from hf_explain.distributed import GlobalBatchNorm2d
-from hf_explain.maps import grid_to_tokens, resize_maps, tokens_to_grid
+from hf_explain.heads.distributed import GlobalBatchNorm2d
+from hf_explain.tensors.maps import grid_to_tokens, resize_maps, tokens_to_grid
 
 
 # channels towards the grid, in units of those at full resolution; the paper's 64, 128, 192, 256, 384, 512

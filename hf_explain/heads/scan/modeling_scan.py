@@ -7,14 +7,14 @@ from typing import Any, ClassVar
 import torch
 import torch.nn.functional as F
 
-from hf_explain.backbones import ClassifierFeatures, FrozenClassifier, LayerFeatures
-from hf_explain.distributed import batch_uniform
+from hf_explain.classifiers.frozen_classifier import ClassifierFeatures, FrozenClassifier, LayerFeatures
+from hf_explain.heads.distributed import batch_uniform
+from hf_explain.heads.losses import confidence_loss, confident_reconstruction_loss
+from hf_explain.heads.modeling_explainer import ExplainerPreTrainedModel
 from hf_explain.heads.scan.configuration_scan import ScanConfig
 from hf_explain.heads.scan.decoders import CnnDecoder, TransformerDecoder, default_widths
-from hf_explain.losses import confidence_loss, confident_reconstruction_loss
-from hf_explain.maps import check_finite, min_max, position_contributions, resize_maps
-from hf_explain.modeling_explainer import ExplainerPreTrainedModel
-from hf_explain.outputs import SaliencyOutput
+from hf_explain.tensors.maps import check_finite, min_max, position_contributions, resize_maps
+from hf_explain.tensors.outputs import SaliencyOutput
 
 
 class ScanFeatures(ClassifierFeatures):

@@ -1,4 +1,4 @@
-from hf_explain.modeling_mask_trained import MaskTrainedConfig
+from hf_explain.heads.modeling_mask_trained import MaskTrainedConfig
 
 
 class TTameConfig(MaskTrainedConfig):

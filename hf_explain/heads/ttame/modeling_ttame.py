@@ -6,11 +6,11 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from hf_explain.backbones import ClassifierFeatures, FrozenClassifier, LayerFeatures
-from hf_explain.distributed import GlobalBatchNorm2d
+from hf_explain.classifiers.frozen_classifier import ClassifierFeatures, FrozenClassifier, LayerFeatures
+from hf_explain.heads.distributed import GlobalBatchNorm2d
+from hf_explain.heads.modeling_mask_trained import MaskTrainedExplainer
 from hf_explain.heads.ttame.configuration_ttame import TTameConfig
-from hf_explain.maps import resize_maps
-from hf_explain.modeling_mask_trained import MaskTrainedExplainer
+from hf_explain.tensors.maps import resize_maps
 
 
 class TTameForSaliency(MaskTrainedExplainer):

@@ -5,7 +5,7 @@ import evaluate
 
 from hf_explain.metrics.functional import PRESETS, auc_d_fills, step_fractions
 from hf_explain.metrics.module import SaliencyMetric
-from hf_explain.perturbation import FILLS
+from hf_explain.tensors.perturbation import FILLS
 
 
 _DESCRIPTION = """

@@ -1,0 +1,376 @@
+"""What the page of the demo shows, without the page: explainers, classes to choose and to search, maps, files."""
+
+from __future__ import annotations
+
+import inspect
+import os
+import re
+import threading
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from PIL import Image
+from transformers import pipeline
+
+from hf_explain.apps.quickstart.data import draw
+from hf_explain.io.images import load_rgb
+from hf_explain.io.pictures import overlay, save_image
+from hf_explain.pipeline import SaliencyPipeline
+from hf_explain.registry import DEFAULT_METHOD, METHODS, AutoModelForSaliency
+
+
+MAX_COMPARED = 3
+TOP_K = 5
+MAX_SIDE = 1600  # larger pictures are shrunk: the classifier sees far fewer pixels, and maps are drawn at this size
+_MATCHES = 12  # classes a search lists
+_REMEMBERED = 12  # maps kept per visitor, so that a slider or a second explainer does not compute the first again
+_ATTENTION = "hf_explain.methods.attention"
+
+
+@dataclass(frozen=True)
+class Explainer:
+    """One entry of the list of explainers: a trained head, or a training-free method on a classifier."""
+
+    name: str
+    pipe: SaliencyPipeline
+    method: str | None = None
+
+    @property
+    def takes_percentile(self) -> bool:
+        """Whether it is a head whose map depends on a percentile (SCAN)."""
+        return self.method is None and "percentile" in inspect.signature(self.pipe.head.forward_head).parameters
+
+
+@dataclass
+class Explained:
+    """One map: who made it, of which class, with the classifier's probability, at the size of the picture."""
+
+    explainer: str
+    label: str
+    score: float
+    saliency: Image.Image
+    image: Image.Image
+
+    @property
+    def caption(self) -> str:
+        return f"{short_label(self.label)} {self.score:.1%}"
+
+
+@dataclass
+class Visit:
+    """What one visitor has on the page."""
+
+    image: Image.Image | None = None
+    target: int | None = None  # here, as events of the page overtake one another and carry what it showed back then
+    scores: dict[int, list[float]] = field(default_factory=dict)  # by the id of the classifier
+    maps: dict[tuple, Explained] = field(default_factory=dict)
+    shown: list[Explained] = field(default_factory=list)
+    folders: list[str] = field(default_factory=list)  # of what was drawn, the latest last
+    problem: str | None = None  # with a picture that the page has yet to take away
+
+
+# ------------------------------------------------------------------------------------------------------------- classes
+
+
+def short_label(label: str) -> str:
+    """The first of a label's synonyms: `"tench"` of `"tench, Tinca tinca"`."""
+    return label.split(",")[0].strip() or label
+
+
+def class_choices(
+    id2label: Mapping[int, str],
+    scores: Sequence[float] | None = None,
+    query: str = "",
+    limit: int | None = None,
+    keep: int | None = None,
+) -> list[tuple[str, int]]:
+    """
+    Classes to choose from: the most probable ones, or those that a search finds.
+
+    Args:
+        id2label (`Mapping[int, str]`): Every class.
+        scores (`Sequence[float]`, *optional*): The classifier's probability of every class.
+        query (`str`, *optional*): Words that must all be in the label, in any case and order, or a class index. Labels
+            in which the query starts a word come first, then the more probable.
+        limit (`int`, *optional*): How many at most; 5 without a query and 12 with one.
+        keep (`int`, *optional*): A class that is listed whatever the query, because it is the chosen one.
+
+    Returns:
+        `list[tuple[str, int]]`: `(caption, class index)`; the caption has the probability where there is one.
+    """
+    query = " ".join(query.split()).casefold()
+    limit = limit or (_MATCHES if query else TOP_K)
+    found = list(id2label)
+    if query:
+        found = [
+            index
+            for index, label in id2label.items()
+            if all(word in label.casefold() for word in query.split()) or query == str(index)
+        ]
+
+    def order(index: int):
+        label = id2label[index].casefold()
+        starts = query == str(index) or re.search(rf"(?<!\w){re.escape(query)}", label) is not None
+        return not starts, -scores[index] if scores is not None else 0.0, index
+
+    found = sorted(found, key=order)[:limit]
+    if keep is not None and keep in id2label and keep not in found:
+        found.append(keep)
+    if scores is None:
+        return [(id2label[index], index) for index in found]
+    return [(f"{id2label[index]} ({scores[index]:.1%})", index) for index in found]
+
+
+# ---------------------------------------------------------------------------------------------------------- explainers
+
+
+def methods_for(classifier) -> list[str]:
+    """
+    The training-free methods that are defined for a classifier.
+
+    Args:
+        classifier ([`FrozenClassifier`]): Attention methods need one with attention, FGVis two classes.
+
+    Returns:
+        `list[str]`: Keys of `METHODS`, in its order.
+    """
+    return [
+        name
+        for name, method in METHODS.items()
+        if (classifier.is_transformer or method.__module__ != _ATTENTION)
+        and (classifier.num_labels > 1 or name != "fgvis")
+    ]
+
+
+class Demo:
+    """
+    The page's model: loads explainers, scores classes, makes maps. It knows nothing of the page itself.
+
+    Args:
+        models (`str`, `os.PathLike` or a list of them): Trained heads and plain classifiers, as directories or Hub
+            ids, all of the same classes. Heads of one classifier share it in memory.
+        classifier (`str` or `os.PathLike`, *optional*): Used instead of the classifier that the heads name.
+        device (`str`, *optional*, defaults to `"cpu"`): Torch device.
+
+    Raises:
+        ValueError: If there is no model, the models' classes differ, or one cannot be used.
+        OSError: If one does not exist or cannot be downloaded.
+    """
+
+    def __init__(
+        self,
+        models: str | os.PathLike | Sequence[str | os.PathLike],
+        classifier: str | os.PathLike | None = None,
+        device: str = "cpu",
+    ):
+        names = as_names(models)
+        self._lock = threading.Lock()  # hooks and the switch to eager attention are the classifier's, not a visitor's
+        pipes = {name: _load(name, classifier, device) for name in names}
+        known: dict[tuple, Any] = {}
+        for pipe in pipes.values():
+            key = _identity(pipe.classifier)
+            shared = known.setdefault(key, pipe.classifier)
+            if pipe.head is not None and shared is not pipe.classifier:
+                pipe.head.attach(shared)
+                pipe.classifier = shared
+        first_name, first = next(iter(pipes.items()))
+        self.id2label = first.classifier.id2label
+        for name, pipe in pipes.items():
+            if pipe.classifier.id2label != self.id2label:
+                raise ValueError(
+                    f"`models` {name!r} and {first_name!r} have different classes, so one class cannot be explained "
+                    "with both; start one demo for each."
+                )
+        self.explainers = _list_explainers(pipes)
+        heads = [name for name, explainer in self.explainers.items() if explainer.method is None]
+        plain = [name for name, explainer in self.explainers.items() if explainer.method == DEFAULT_METHOD]
+        self.default = (heads or plain)[:MAX_COMPARED]
+
+    def open(self, source: Any) -> Image.Image:
+        """
+        Open a picture, shrunk to 1,600 pixels on its longer side where it is larger.
+
+        Raises:
+            ValueError, FileNotFoundError, TypeError: As [`~hf_explain.io.images.load_rgb`]; the message names the file
+                without its directory, which is the server's business.
+        """
+        try:
+            image = load_rgb(source)
+        except (ValueError, OSError) as error:
+            path = os.fspath(source) if isinstance(source, (str, os.PathLike)) else ""
+            raise type(error)(str(error).replace(path, Path(path).name) if path else str(error)) from error
+        image.thumbnail((MAX_SIDE, MAX_SIDE), Image.Resampling.LANCZOS)
+        return image
+
+    def check(self, chosen: Sequence[str] | None) -> list[Explainer]:
+        """
+        The chosen explainers.
+
+        Raises:
+            ValueError: If there are none, more than three, or one does not exist.
+        """
+        chosen = list(dict.fromkeys(chosen or ()))
+        if not chosen:
+            raise ValueError("No explainer is chosen; choose one, or two or three to compare them.")
+        if len(chosen) > MAX_COMPARED:
+            raise ValueError(f"{len(chosen)} explainers are chosen; at most {MAX_COMPARED} fit side by side.")
+        for name in chosen:
+            if name not in self.explainers:
+                raise ValueError(f"There is no explainer {name!r}; there are {', '.join(self.explainers)}.")
+        return [self.explainers[name] for name in chosen]
+
+    def scores(self, visit: Visit, explainer: Explainer) -> list[float]:
+        """The classifier's probability of every class, computed once per picture and classifier."""
+        pipe = explainer.pipe
+        key = id(pipe.classifier)
+        if key not in visit.scores:
+            with self._lock, torch.no_grad():
+                pixel_values = pipe.preprocess(visit.image)["pixel_values"].to(pipe.device)
+                visit.scores[key] = pipe.scores(pipe.classifier(pixel_values)[0].cpu()).tolist()
+        return visit.scores[key]
+
+    def explain(
+        self, visit: Visit, chosen: Sequence[str] | None, target: int | None = None, percentile: float | None = None
+    ) -> list[Explained]:
+        """
+        Explain the visitor's picture.
+
+        Args:
+            visit ([`Visit`]): With its picture; remembers the maps.
+            chosen (`Sequence[str]`): One to three names of `explainers`.
+            target (`int`, *optional*): The class; the most probable one when not given.
+            percentile (`float`, *optional*): For heads that take one.
+
+        Returns:
+            `list[Explained]`, as chosen.
+
+        Raises:
+            ValueError: If no picture is there, or nothing that exists is chosen.
+        """
+        explainers = self.check(chosen)
+        if visit.image is None:
+            raise ValueError("There is no picture yet; upload one or pick an example.")
+        if target is None:
+            scores = self.scores(visit, explainers[0])
+            target = max(range(len(scores)), key=scores.__getitem__)
+        shown = []
+        for explainer in explainers:
+            options = (
+                {"percentile": float(percentile)} if explainer.takes_percentile and percentile is not None else {}
+            )
+            key = (explainer.name, target, *options.values())
+            if key not in visit.maps:
+                with self._lock:
+                    result = explainer.pipe(visit.image, target=target, method=explainer.method, **options)[0]
+                while len(visit.maps) >= _REMEMBERED:
+                    visit.maps.pop(next(iter(visit.maps)))
+                found = (result["label"], result["score"], result["saliency"])
+                visit.maps[key] = Explained(explainer.name, *found, visit.image)
+            shown.append(visit.maps[key])
+        visit.shown = shown
+        return shown
+
+
+def download_files(
+    directory: str | os.PathLike, image: Image.Image, explained: Explained, alpha: float = 0.8
+) -> tuple[str, str]:
+    """
+    Write what a visitor takes home.
+
+    Args:
+        directory (`str` or `os.PathLike`): An existing folder.
+        image (`PIL.Image.Image`): The picture.
+        explained ([`Explained`]): The map of it.
+        alpha (`float`, *optional*, defaults to 0.8): Opacity of the overlay.
+
+    Returns:
+        `tuple[str, str]`: Paths of the map (greyscale PNG, white where most salient) and of the overlay (PNG), named
+        after the class and the explainer.
+    """
+    stem = re.sub(r"[^a-z0-9+]+", "-", f"{short_label(explained.label)}-{explained.explainer}".casefold()).strip("-")
+    map_path, overlay_path = Path(directory, f"{stem}-map.png"), Path(directory, f"{stem}-overlay.png")
+    save_image(explained.saliency, map_path)
+    save_image(overlay(image, explained.saliency, alpha=alpha), overlay_path)
+    return str(map_path), str(overlay_path)
+
+
+def example_files(directory: str | os.PathLike, examples: Sequence[str | os.PathLike] | None = None) -> list[str]:
+    """
+    Pictures to try, where one has none at hand.
+
+    Args:
+        directory (`str` or `os.PathLike`): An existing folder for pictures drawn on the spot.
+        examples (`Sequence[str or os.PathLike]`, *optional*): Own picture files, and folders of them. When not given,
+            three of the quickstart's pictures are drawn.
+
+    Returns:
+        `list[str]`: Paths.
+
+    Raises:
+        FileNotFoundError: If a path does not exist, or a folder holds no picture.
+    """
+    if not examples:
+        images = draw(6, seed=0, image_size=256, cue_rate=0.0, other_cue_rate=0.0)[0][:3]
+        pictures = [Image.fromarray(image.permute(1, 2, 0).numpy()) for image in images]
+        return [str(save_image(one, Path(directory, f"example{index}.png"))) for index, one in enumerate(pictures)]
+    suffixes = {suffix for suffix, kind in Image.registered_extensions().items() if kind in ("PNG", "JPEG", "WEBP")}
+    paths = []
+    for entry in map(Path, examples):
+        found = [entry] if entry.is_file() else []
+        if entry.is_dir():
+            found = sorted(path for path in entry.iterdir() if path.suffix.lower() in suffixes)
+        if not found:
+            raise FileNotFoundError(
+                f"`examples` {str(entry)!r} is no picture and no folder with PNG, JPEG or WebP files."
+            )
+        paths += map(str, found)
+    return paths
+
+
+# ------------------------------------------------------------------------------------------------------------- loading
+
+
+def as_names(models) -> list[str]:
+    models = [models] if isinstance(models, (str, os.PathLike)) else list(models)
+    names = list(dict.fromkeys(os.fspath(name) for name in models))
+    if not names:
+        raise ValueError("`models` is empty; give at least one head or classifier.")
+    return names
+
+
+def _load(name: str, classifier: str | os.PathLike | None, device: str) -> SaliencyPipeline:
+    if classifier is None:
+        return pipeline("saliency", model=name, device=device)
+    head = AutoModelForSaliency.from_pretrained(name, classifier=classifier)
+    return pipeline("saliency", model=head, device=device)
+
+
+def _identity(classifier) -> tuple:
+    """The same for two loads of one classifier; different for everything that is not known to be the same."""
+    commit = getattr(classifier.config, "_commit_hash", None)
+    name = classifier.name_or_path
+    return (name, commit) if name and (commit or os.path.isdir(name)) else (id(classifier),)
+
+
+def _list_explainers(pipes: Mapping[str, SaliencyPipeline]) -> dict[str, Explainer]:
+    tails = [_tail(name) for name in pipes]
+    explainers = {}
+    for name, pipe in pipes.items():
+        if pipe.head is not None:
+            shown = _tail(name) if tails.count(_tail(name)) == 1 else name
+            explainers[shown] = Explainer(shown, pipe)
+    classifiers: dict[int, tuple[str, SaliencyPipeline]] = {}
+    for name, pipe in pipes.items():
+        classifiers.setdefault(id(pipe.classifier), (name, pipe))
+    for name, pipe in classifiers.values():
+        owner = f" ({_tail(pipe.classifier.name_or_path or name)})" if len(classifiers) > 1 else ""
+        for method in methods_for(pipe.classifier):
+            explainers[method + owner] = Explainer(method + owner, pipe, method)
+    return explainers
+
+
+def _tail(name: str) -> str:
+    return Path(name).resolve().name if os.path.isdir(name) else name.rstrip("/").split("/")[-1]

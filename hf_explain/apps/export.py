@@ -1,0 +1,348 @@
+"""
+`hf-explain export` and `scripts/export_saliency.py`: the saliency maps of a whole data set, as sharded parquet.
+
+The images, in the order of the data set, are cut into shards of `shard_size`. A shard is computed by one process,
+in batches that never cross its ends, and gets its name only when it is whole. So neither the number of processes nor
+an interruption shows in what is written, and a run that was killed goes on with the shards that are missing.
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import dataclasses
+import io
+import itertools
+import json
+import os
+from collections.abc import Callable, Iterator
+from datetime import timedelta
+from pathlib import Path
+from typing import Any
+
+import datasets
+import PIL.Image
+import pyarrow as pa
+import pyarrow.parquet as pq
+import torch
+from accelerate import Accelerator
+from accelerate.utils import InitProcessGroupKwargs
+from tqdm.auto import tqdm
+from transformers import pipeline
+
+from hf_explain.apps.export_inputs import (
+    ExportArguments,
+    ExportChunk,
+    ExportRows,
+    ExportSource,
+    encoded_image,
+    id_feature,
+)
+from hf_explain.classifiers.fingerprint import fingerprint
+from hf_explain.evaluation.explainer import public_name
+from hf_explain.io.datasets import LabelReader
+from hf_explain.io.files import LOCK_FILE, check_writable, lock_directory, remove_leftovers, write_atomically
+from hf_explain.io.processes import check_launched, on_main_process, package_versions
+from hf_explain.pipeline import SaliencyPipeline
+from hf_explain.registry import DEFAULT_METHOD
+from hf_explain.training.arguments import add_dataclass_arguments
+
+
+SETTINGS_FILE = "export_settings.json"
+REPORT_FILE = "export_report.json"
+_REPORT_KEY = b"hf_explain"  # in each shard's own footer, so that a shard and its report appear as one
+_ROW_GROUP = 100  # rows: what the Hub's viewer likes for images, and a bound on memory
+
+
+def add_export_arguments(parser: argparse.ArgumentParser) -> None:
+    """Add every option of `main_from_args` to `parser`."""
+    parser.add_argument("-o", "--output_dir", "--output-dir", required=True, metavar="DIR", help="directory to write")
+    add_dataclass_arguments(parser, ExportArguments)
+
+
+def main_from_args(args: argparse.Namespace) -> dict[str, Any]:
+    r"""
+    Export as a command line asks for.
+
+    Args:
+        args (`argparse.Namespace`): What a parser with `add_export_arguments` parsed.
+
+    Returns:
+        `dict[str, Any]`: As [`export_saliency`].
+    """
+    names = [entry.name for entry in dataclasses.fields(ExportArguments)]
+    report = export_saliency(args.output_dir, ExportArguments(**{name: getattr(args, name) for name in names}))
+    if int(os.environ.get("RANK", 0)) == 0:
+        print(
+            f"{args.output_dir}: {report['num_rows']} maps of {report['num_images']} images in "
+            f"{report['num_shards']} shards, {len(report['skipped'])} images skipped"
+        )
+    return report
+
+
+def export_saliency(output_dir: str | os.PathLike, args: ExportArguments) -> dict[str, Any]:
+    r"""
+    Write the saliency maps of a data set as parquet files that `datasets.load_dataset(output_dir)` reads.
+
+    Columns: `image_id` (`int64` or `string`), `target` (`ClassLabel` with the classifier's names), `score` (`float32`,
+    the classifier's probability of the target), `saliency` (`datasets.Image`: PNG in mode L, of the original image's
+    size). Under `torchrun` or `accelerate launch` the shards are divided among the processes. Called again with the
+    same settings, it writes the shards that are missing.
+
+    Args:
+        output_dir (`str` or `os.PathLike`): A new directory, or that of the same export.
+        args ([`ExportArguments`]): What to explain and how.
+
+    Returns:
+        `dict[str, Any]`: What it also writes to `export_report.json`: `num_images`, `num_rows`, `num_shards` and
+        `skipped`, a list of `{"image_id", "row", "error"}`.
+
+    Raises:
+        FileExistsError: If `output_dir` holds something else, or an export with other settings.
+        OSError: If the model or the data set cannot be found or read, or the output not be written, or another run is
+            writing there.
+        ValueError: If a column is missing, an image or label is unusable, or a setting cannot work.
+    """
+    output_dir = Path(output_dir)
+    accelerator = Accelerator(
+        cpu=args.use_cpu,
+        # processes wait for the slowest one at the end, which may have a shard more to do
+        kwargs_handlers=[InitProcessGroupKwargs(timeout=timedelta(days=7))],
+    )
+    check_launched(accelerator)
+    with accelerator.local_main_process_first():
+        source = ExportSource.load(args)
+        pipe = _load_pipeline(args, accelerator.device)
+    read_label = None
+    if source.label_column is not None:
+        read_label = LabelReader(source.features.get(source.label_column), pipe.classifier.config)
+    features = _features(pipe, source)
+    with contextlib.ExitStack() as held:
+
+        def claim() -> set[str]:
+            held.enter_context(lock_directory(output_dir))
+            return _prepare(output_dir, args, source, pipe)
+
+        done = on_main_process(accelerator, claim)
+        mine = source.chunks(args, done, accelerator.process_index, accelerator.num_processes)
+        total = None if source.streaming else sum(chunk.num_images for chunk in mine)
+        quiet = args.disable_tqdm or not accelerator.is_main_process
+        of = f" (process 1 of {accelerator.num_processes})" if accelerator.num_processes > 1 else ""
+        with tqdm(total=total, unit="image", desc=f"export{of}", disable=quiet) as bar:
+            for chunk in mine:
+                results = _explain(pipe, chunk, source, args, read_label)
+                _write_shard(output_dir / "data" / chunk.name, features, results, args.on_error, bar.update)
+        accelerator.wait_for_everyone()
+        return on_main_process(accelerator, lambda: _report(output_dir))
+
+
+# ---------------------------------------------------------------------------------------------------------- the maps
+
+
+class _ExportPipeline(SaliencyPipeline):
+    """The pipeline, fed with encoded images, giving class indices and encoded maps."""
+
+    def preprocess(self, inputs, **parameters):
+        return super().preprocess({**inputs, "image": encoded_image(inputs["image"])}, **parameters)
+
+    def postprocess(self, model_outputs):
+        results = super().postprocess(model_outputs)
+        if "error" in results[0]:
+            return results
+        targets = model_outputs["target"][0]
+        return [
+            {"target": index, "score": result["score"], "saliency": _png(result["saliency"])}
+            for index, result in zip(targets[targets >= 0].tolist(), results, strict=True)
+        ]
+
+
+def _load_pipeline(args: ExportArguments, device: torch.device) -> _ExportPipeline:
+    return pipeline(
+        "saliency", model=args.model, revision=args.revision, device=device, pipeline_class=_ExportPipeline
+    )
+
+
+def _features(pipe: _ExportPipeline, source: ExportSource) -> datasets.Features:
+    names = [str(pipe.classifier.id2label[index]) for index in range(pipe.classifier.num_labels)]
+    # ImageNet has two cranes; a ClassLabel wants each name once
+    names = [f"{name} ({index})" if names.count(name) > 1 else name for index, name in enumerate(names)]
+    identity = datasets.Value("int64") if source.id_column is None else id_feature(source.id_column, source.features)
+    return datasets.Features(
+        {
+            "image_id": identity,
+            "target": datasets.ClassLabel(names=names),
+            "score": datasets.Value("float32"),
+            "saliency": datasets.Image(),
+        }
+    )
+
+
+def _png(image: PIL.Image.Image) -> bytes:
+    buffer = io.BytesIO()
+    image.save(buffer, format="PNG")
+    return buffer.getvalue()
+
+
+def _explain(
+    pipe: _ExportPipeline,
+    chunk: ExportChunk,
+    source: ExportSource,
+    args: ExportArguments,
+    read_label: LabelReader | None,
+) -> Iterator[tuple[int, int | str, list[dict]]]:
+    """Row, image id and results of each image of a shard, in order; memory for one batch of images."""
+    identities = []
+
+    def identify(row: dict, number: int) -> int | None:
+        """Note whose result is next, and say which class it is about."""
+        identities.append((number, source.image_id(row, number)))
+        if read_label is None:
+            return None
+        try:
+            return read_label(row[source.label_column])
+        except ValueError as error:
+            raise ValueError(f"label_column {source.label_column!r}, row {number} of the dataset: {error}.") from error
+
+    if source.streaming:
+        rows = zip(itertools.count(chunk.first_row), chunk.rows)
+        inputs: Any = ({"image": row[source.image_column], "target": identify(row, number)} for number, row in rows)
+    else:
+        others = [name for name in chunk.rows.column_names if name != source.image_column]
+        light = chunk.rows.select_columns(others) if others else itertools.repeat({}, len(chunk.rows))
+        targets = [identify(row, number) for number, row in enumerate(light, chunk.first_row)]
+        inputs = ExportRows(chunk.rows, source.image_column, targets)
+    options = {"method": args.method, "batch_size": args.batch_size, "num_workers": args.num_workers}
+    if args.target == "prediction":
+        options["top_k"] = args.top_k
+    results = pipe(inputs, on_error="return", **options)
+    # results first: in a stream an image is identified when the pipeline asks for it
+    for result, (number, image_id) in zip(results, identities):
+        yield number, image_id, result
+
+
+# -------------------------------------------------------------------------------------------------------- the files
+
+
+def _prepare(output_dir: Path, args: ExportArguments, source: ExportSource, pipe: _ExportPipeline) -> set[str]:
+    """Make the directory this export's, or see that it is; the names of the shards that are there."""
+    settings = _settings(args, source, pipe)
+    if output_dir.is_dir() and any(path.name != LOCK_FILE for path in output_dir.iterdir()):
+        try:
+            before = json.loads((output_dir / SETTINGS_FILE).read_text())["settings"]
+        except FileNotFoundError:
+            raise FileExistsError(
+                f"output_dir {str(output_dir)!r} holds files, but no export: choose a new directory."
+            ) from None
+        except (ValueError, KeyError, TypeError) as error:
+            raise ValueError(
+                f"{SETTINGS_FILE} in output_dir {str(output_dir)!r} cannot be read ({error}): choose a new directory."
+            ) from error
+        changed = [name for name in (*settings, *before) if settings.get(name) != before.get(name)]
+        if changed:
+            name = changed[0]
+            raise FileExistsError(
+                f"output_dir {str(output_dir)!r} holds an export with other settings ({name} is "
+                f"{before.get(name)!r} there and {settings.get(name)!r} here): choose another directory, or delete "
+                "that one to start anew."
+            )
+    check_writable(output_dir)
+    check_writable(output_dir / "data")
+    # the settings come first: shards without them would belong to nobody
+    if not (output_dir / SETTINGS_FILE).exists():
+        content = {"settings": settings, "versions": package_versions()}
+        write_atomically(output_dir / SETTINGS_FILE, (json.dumps(content, indent=2) + "\n").encode())
+    write_atomically(output_dir / "README.md", _readme(settings, source.split).encode())
+    remove_leftovers(output_dir)
+    remove_leftovers(output_dir / "data")
+    return {path.name for path in (output_dir / "data").glob("*.parquet")}
+
+
+def _settings(args: ExportArguments, source: ExportSource, pipe: _ExportPipeline) -> dict[str, Any]:
+    """What decides which maps are written; batch_size, num_workers and on_error may change from run to run."""
+    weights = fingerprint(pipe.classifier.model)
+    if pipe.head is not None:
+        weights += fingerprint(pipe.head)
+    method = args.method or (DEFAULT_METHOD if pipe.head is None else pipe.head.config.model_type)
+    names = ("dataset_config", "dataset_revision", "split", "target", "top_k", "shard_size", "max_examples")
+    return {
+        "model": public_name(args.model),
+        "revision": args.revision,
+        "weights": weights,
+        "dataset": public_name(args.dataset),
+        **{name: getattr(args, name) for name in names},
+        "method": method,
+        "streaming": source.streaming,
+        "image_column": source.image_column,
+        "label_column": source.label_column,
+        "id_column": source.id_column,
+        "num_examples": None if source.streaming else len(source.dataset),
+        "first_image": source.first_image(),
+    }
+
+
+def _readme(settings: dict[str, Any], split: str) -> str:
+    explained = {"prediction": f"the top {settings['top_k']} of the classifier", "label": "the label"}
+    return (
+        f"---\nconfigs:\n- config_name: default\n  data_files:\n  - split: {split}\n"
+        "    path: data/*.parquet\ntags:\n- hf-explain\n- saliency\n---\n\n"
+        f"# Saliency maps of {settings['model']} on {settings['dataset']}\n\n"
+        f"Split `{settings['split']}`; method: `{settings['method']}`; "
+        f"explained class: {explained[settings['target']]}.\n\n"
+        "Columns: `image_id`; `target`, the explained class; `score`, the classifier's probability of it; `saliency`, "
+        "the map as an 8-bit greyscale PNG of the original image's size (255 is most important, 0 least or not seen "
+        f"by the classifier). `{SETTINGS_FILE}` has every setting, `{REPORT_FILE}` what was left out.\n"
+    )
+
+
+def _write_shard(
+    path: Path,
+    features: datasets.Features,
+    results: Iterator[tuple[int, int | str, list[dict]]],
+    on_error: str,
+    update: Callable[[int], Any],
+) -> None:
+    """Compute a shard and write it whole or not at all; of a process that is killed nothing has its name."""
+    schema, sink = features.arrow_schema, io.BytesIO()
+    rows, skipped, num_images = [], [], 0
+    with pq.ParquetWriter(sink, schema) as writer:
+        for number, image_id, maps in results:
+            update(1)
+            if "error" in maps[0]:
+                if on_error == "raise":
+                    raise ValueError(
+                        f"image {image_id!r} (row {number} of the dataset) has no map: {maps[0]['error']} Pass "
+                        "on_error='skip' to leave out what cannot be read."
+                    )
+                skipped.append({"image_id": image_id, "row": number, "error": maps[0]["error"]})
+                continue
+            num_images += 1
+            rows += [{**row, "image_id": image_id, "saliency": {"bytes": row["saliency"]}} for row in maps]
+            if len(rows) >= _ROW_GROUP:
+                writer.write_table(pa.Table.from_pylist(rows, schema))
+                rows = []
+        if rows:  # `datasets` cannot read an empty row group, but a shard without any is fine
+            writer.write_table(pa.Table.from_pylist(rows, schema))
+        report = {"num_images": num_images, "skipped": skipped}
+        writer.add_key_value_metadata({_REPORT_KEY: json.dumps(report).encode()})
+    try:
+        write_atomically(path, sink.getbuffer())
+    except OSError as error:
+        raise OSError(
+            f"shard {str(path)!r} could not be written ({error.strerror or error}): the shards that are there are "
+            "whole, so make room and start again to go on."
+        ) from error
+
+
+def _report(output_dir: Path) -> dict[str, Any]:
+    """Count what all the shards hold, from their footers, and write it beside them."""
+    skipped, images, rows = [], 0, 0
+    paths = sorted((output_dir / "data").glob("*.parquet"))
+    for path in paths:
+        with pq.ParquetFile(path) as shard:
+            rows += shard.metadata.num_rows
+            own = json.loads(shard.metadata.metadata[_REPORT_KEY])
+            images += own["num_images"]
+            skipped += own["skipped"]
+    report = {"num_images": images, "num_rows": rows, "num_shards": len(paths), "skipped": skipped}
+    write_atomically(output_dir / REPORT_FILE, (json.dumps(report, indent=2) + "\n").encode())
+    return report

@@ -1,0 +1,309 @@
+"""The quickstart: data, classifier, L-CAM head, pipeline, numbers, page; one call, no network."""
+
+from __future__ import annotations
+
+import json
+import os
+import platform
+import shutil
+import sys
+import time
+import uuid
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+import torch
+from transformers import pipeline
+
+from hf_explain.apps.quickstart.classifier import train_classifier
+from hf_explain.apps.quickstart.data import BIASED_LABEL, make_datasets
+from hf_explain.apps.quickstart.measure import EXPLAINERS, HEAD, explain, measure
+from hf_explain.apps.quickstart.page import render_page
+from hf_explain.heads.lcam import LCamForSaliency
+from hf_explain.io.charts import bar_chart, plot_curves
+from hf_explain.io.files import write_atomically
+from hf_explain.io.pictures import overlay, saliency_grid, save_image
+from hf_explain.training.loop import ExplainerTrainingArguments, train
+
+
+MADE_BY = "hf-explain quickstart"
+# Under the published loss alone an empty map is a good answer for whichever class the classifier gives to a black
+# image: nothing kept, class kept. The removal term closes that door, as the object must then be what is removed.
+HEAD_CONFIG = {"variant": "img", "removal_weight": 1.0}
+_PICTURES = ("saliency.png", "bias.png", "auc_d.png", "overlap.png", "removed_first.png", "removed_last.png")
+
+
+def run_quickstart(
+    output_dir: str | os.PathLike,
+    seed: int = 0,
+    *,
+    num_train: int = 2400,
+    num_validation: int = 480,
+    image_size: int = 96,
+    classifier_epochs: int = 12,
+    head_epochs: int = 3,
+    disable_tqdm: bool = False,
+) -> dict[str, Any]:
+    """
+    From nothing to a trained explainer, its pictures and its numbers.
+
+    Draws a picture data set with exact masks and a planted bias, trains a small ResNet, trains an L-CAM head on it
+    with [`~hf_explain.training.loop.train`], saves both, loads the head through `pipeline("saliency")`, explains the
+    validation images with it, Grad-CAM, a centre Gaussian and random maps, measures all four, and writes a folder:
+    `classifier/` and `head/` (for `from_pretrained`), `data/` (the validation images, for the other commands),
+    `results.json`, pictures and `index.html`, which shows both.
+
+    Args:
+        output_dir (`str` or `os.PathLike`): The folder to write. It appears whole at the end or not at all; the
+            folder of an earlier quickstart is replaced.
+        seed (`int`, *optional*, defaults to 0): Of the data, the weights and the order of training.
+        num_train, num_validation (`int`, *optional*): Images.
+        image_size (`int`, *optional*, defaults to 96): Side of the images, in pixels.
+        classifier_epochs, head_epochs (`int`, *optional*): Passes over the training images.
+        disable_tqdm (`bool`, *optional*, defaults to `False`): No progress bars.
+
+    Returns:
+        `dict[str, Any]`: What `results.json` holds.
+
+    Raises:
+        FileExistsError: If `output_dir` is a file, or a folder with something else in it.
+    """
+    output_dir = Path(output_dir).expanduser().absolute()
+    _check_replaceable(output_dir)
+    output_dir.parent.mkdir(parents=True, exist_ok=True)
+    work = output_dir.with_name(f".{output_dir.name}.{uuid.uuid4().hex[:8]}.tmp")
+    work.mkdir()
+    clock = _Clock()
+    try:
+        with clock("data"):
+            data = make_datasets(num_train, num_validation, seed, image_size)
+            (work / "data").mkdir()
+            data["validation"].to_parquet(work / "data" / "validation.parquet")
+        with clock("classifier"):
+            classifier_record = train_classifier(
+                data["train"], work / "classifier", num_epochs=classifier_epochs, seed=seed, disable_tqdm=disable_tqdm
+            )
+        with clock("head"):
+            head_record = _train_head(work, data["train"], head_epochs, seed, disable_tqdm)
+        with clock("explain"):
+            pipe = pipeline("saliency", model=str(work / "head"))
+            explained = explain(pipe, data["validation"])
+        with clock("measure"):
+            results, curves = measure(pipe, data["validation"], explained, seed)
+        with clock("pictures"):
+            _draw_pictures(work, data["validation"], explained, results, curves)
+        results = {
+            "made_by": MADE_BY,
+            "seed": seed,
+            "settings": {
+                "num_train": num_train,
+                "num_validation": num_validation,
+                "image_size": image_size,
+                "classifier_epochs": classifier_epochs,
+                "head_epochs": head_epochs,
+                "head_config": HEAD_CONFIG,
+                "head_start": "zeros",
+            },
+            **results,
+            "classifier": {**results["classifier"], **classifier_record},
+            "head": {"steps": head_record["steps"], "num_parameters": _num_head_parameters(pipe.head)},
+            "seconds": clock.seconds,
+            "cpu_seconds": round(time.process_time() - clock.cpu_start, 1),
+            "peak_memory_gb": _peak_memory(),
+            "versions": _versions(),
+        }
+        write_atomically(work / "results.json", json.dumps(results, indent=2).encode())
+        pictures = {name: (work / name).read_bytes() for name in _PICTURES}
+        write_atomically(work / "index.html", render_page(results, pictures).encode())
+        # The head names its classifier by the place it will have
+        pipe.head.config.backbone = str(output_dir / "classifier")
+        pipe.head.config.save_pretrained(work / "head")
+        _replace(output_dir, work)
+    finally:
+        shutil.rmtree(work, ignore_errors=True)
+    print(format_table(results))
+    print(f"\nPage: {output_dir / 'index.html'}")
+    return results
+
+
+def format_table(results: dict[str, Any]) -> str:
+    """The main numbers of `results.json` as text, one line per explainer."""
+    lines = [f"{'':11}{'AUC-D':>14}{'overlap':>14}{'AD 100/50/15':>20}{'IC 100/50/15':>20}"]
+    for name, row in results["explainers"].items():
+        ad, ic = ("/".join(f"{row[key][v]:.1f}" for v in ("100", "50", "15")) for key in ("AD", "IC"))
+        area, overlap = (
+            f"{row[key]:.1f} ±{(row[key + '_interval'][1] - row[key + '_interval'][0]) / 2:.1f}"
+            for key in ("auc_d", "object_overlap")
+        )
+        lines.append(f"{name:11}{area:>14}{overlap:>14}{ad:>20}{ic:>20}")
+    lines += [f"{'yes' if passed else 'NO ':3} {sentence}" for sentence, passed in results["checks"].items()]
+    return "\n".join(lines)
+
+
+# ----------------------------------------------------------------------------------------------------------- the parts
+
+
+def _train_head(work: Path, dataset, num_epochs: int, seed: int, disable_tqdm: bool) -> dict[str, Any]:
+    torch.manual_seed(seed)
+    head = LCamForSaliency.from_classifier(str(work / "classifier"), **HEAD_CONFIG)
+    # Objects stand out of this classifier's features with norms around 50, so a random start puts the logits of some
+    # classes far below 0 exactly there; the sigmoid is flat that far out, and those classes never learn. From zero
+    # every position starts at 0.5, where the gradient is largest.
+    with torch.no_grad():
+        for parameter in head.attention.parameters():
+            parameter.zero_()
+    arguments = ExplainerTrainingArguments(
+        output_dir=str(work / "head"),
+        num_train_epochs=num_epochs,
+        per_device_batch_size=32,
+        optimizer="adamw",
+        learning_rate=0.005,
+        weight_decay=0.0,
+        augmentation="flip",
+        image_column="image",
+        seed=seed,
+        save_steps=0,
+        dataloader_num_workers=0,
+        disable_tqdm=disable_tqdm,
+    )
+    return train(head, dataset, args=arguments, description={"dataset": MADE_BY})
+
+
+def _num_head_parameters(head) -> int:
+    return sum(tensor.numel() for tensor in head.state_dict().values())  # a head's state is its own
+
+
+# ------------------------------------------------------------------------------------------------------------ pictures
+
+
+def _draw_pictures(work: Path, dataset, explained, results: dict[str, Any], curves) -> None:
+    labels, has_cue = dataset["label"][:], dataset["has_cue"][:]
+    names = dataset.features["label"].names
+    predicted = explained[HEAD]["label"]
+
+    def grid(chosen: list[int], name: str) -> None:
+        rows, sentences = [], []
+        for index in chosen:
+            image = dataset[index]["image"]
+            maps = [explained[column]["saliency"][index] for column in EXPLAINERS]
+            rows.append([image, *(overlay(image, saliency, alpha=0.85, grayscale=True) for saliency in maps)])
+            said = f"{names[labels[index]]}: called {predicted[index]}, {explained[HEAD]['score'][index]:.2f}"
+            sentences.append(said)
+        columns = ["image", *EXPLAINERS]
+        save_image(saliency_grid(rows, columns, row_labels=sentences, cell_size=144, text_size=21), work / name)
+
+    rows = [
+        {"index": index, "label": names[label], "cue": cue, "said": said}
+        for index, (label, cue, said) in enumerate(zip(labels, has_cue, predicted))
+    ]
+
+    def pick(count: int, condition: Callable[[dict[str, Any]], bool]) -> list[int]:
+        return [row["index"] for row in rows if condition(row)][:count]
+
+    plain = {name: [row for row in rows if row["label"] == name and not row["cue"]] for name in names}
+    # of each class the first image that the classifier gets right, or, if there is none, the first
+    grid(
+        [min(found, key=lambda row: row["said"] != row["label"])["index"] for found in plain.values() if found],
+        "saliency.png",
+    )
+    grid(
+        pick(2, lambda row: row["label"] == BIASED_LABEL and row["cue"])
+        + pick(1, lambda row: row["label"] == BIASED_LABEL and not row["cue"])
+        + pick(3, lambda row: row["label"] != BIASED_LABEL and row["cue"] and row["said"] == BIASED_LABEL),
+        "bias.png",
+    )
+
+    numbers = results["explainers"]
+    for key, name, title, axis in (
+        ("auc_d", "auc_d.png", "AUC-D (higher is better)", "AUC-D (whiskers: 95 % interval)"),
+        ("object_overlap", "overlap.png", "Overlap with the true object (%)", "% (whiskers: 95 % interval)"),
+    ):
+        chart = bar_chart(
+            {column: row[key] for column, row in numbers.items()},
+            {column: tuple(row[key + "_interval"]) for column, row in numbers.items()},
+            title=title,
+            x_label=axis,
+            highlight=HEAD,
+        )
+        save_image(chart, work / name)
+    for order, name, title in (
+        ("positive", "removed_first.png", "Most salient pixels removed first (lower is better)"),
+        ("negative", "removed_last.png", "Most salient pixels removed last (higher is better)"),
+    ):
+        chart = plot_curves(
+            {column: curves[column][order] for column in EXPLAINERS},
+            [100 * fraction for fraction in curves["fractions"]],
+            title=title,
+            y_label="prediction unchanged (%)",
+        )
+        save_image(chart, work / name)
+
+
+# --------------------------------------------------------------------------------------------------------- bookkeeping
+
+
+class _Clock:
+    """`with clock("stage"):` adds the stage's wall-clock seconds to `seconds`."""
+
+    def __init__(self):
+        self.seconds: dict[str, float] = {}
+        self.cpu_start = time.process_time()
+
+    @contextmanager
+    def __call__(self, stage: str) -> Iterator[None]:
+        start = time.perf_counter()
+        yield
+        self.seconds[stage] = round(time.perf_counter() - start, 1)
+
+
+def _check_replaceable(output_dir: Path) -> None:
+    if output_dir.is_dir():
+        if not any(output_dir.iterdir()) or _is_quickstart(output_dir):
+            return
+        raise FileExistsError(
+            f"`output_dir` {str(output_dir)!r} holds something that is no quickstart's; name a new folder or an empty "
+            "one."
+        )
+    if os.path.lexists(output_dir):
+        raise FileExistsError(f"`output_dir` {str(output_dir)!r} is not a folder; name a new folder or an empty one.")
+
+
+def _is_quickstart(directory: Path) -> bool:
+    try:
+        return json.loads((directory / "results.json").read_text()).get("made_by") == MADE_BY
+    except (OSError, ValueError, AttributeError):
+        return False
+
+
+def _replace(output_dir: Path, work: Path) -> None:
+    """Put `work` in the place of `output_dir`; an earlier quickstart steps aside first and comes back on failure."""
+    if not output_dir.exists():
+        os.rename(work, output_dir)
+        return
+    _check_replaceable(output_dir)  # somebody may have put something there meanwhile
+    aside = work.with_suffix(".old")
+    os.rename(output_dir, aside)
+    try:
+        os.rename(work, output_dir)
+    except BaseException:
+        os.rename(aside, output_dir)
+        raise
+    shutil.rmtree(aside)
+
+
+def _peak_memory() -> float | None:
+    """Peak resident memory of this process in GB, where the system tells it (not on Windows)."""
+    try:
+        import resource
+    except ImportError:
+        return None
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return round(peak / (1e9 if sys.platform == "darwin" else 1e6), 2)
+
+
+def _versions() -> dict[str, str]:
+    packages = ("torch", "transformers", "datasets", "accelerate", "huggingface_hub", "numpy", "pillow")
+    return {"python": platform.python_version(), **{name: metadata.version(name) for name in packages}}

@@ -1,0 +1,567 @@
+"""Frozen classifiers: uniform features of every layer, and the tail from any of them.
+
+The architectures of `ARCHITECTURES` run in stages; every other classifier goes through hooks on its named modules.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+from collections.abc import Iterator, Sequence
+
+import torch
+from torch import nn
+from transformers import AutoModelForImageClassification
+
+# not from the top level: transformers 5.17 hands out a placeholder there that demands torchvision
+from transformers.models.auto.image_processing_auto import AutoImageProcessor
+from transformers.utils import logging
+from transformers.utils.hub import cached_file
+
+from hf_explain.classifiers.architectures import ARCHITECTURES, Architecture
+from hf_explain.classifiers.features import ClassifierFeatures, LayerFeatures, resolve_layer
+from hf_explain.classifiers.hooked_layers import HookedLayers, logits_of, pair
+from hf_explain.classifiers.targets import resolve_target
+from hf_explain.io.downloads import check_config, hub_errors, pin_revision, whole_downloads
+from hf_explain.tensors.maps import grid_to_tokens, tokens_to_grid
+
+
+logger = logging.get_logger(__name__)
+
+
+class FrozenClassifier(nn.Module):
+    """
+    An image classifier that never changes: no parameter requires a gradient and it stays in eval mode, whatever is
+    called on it or on a model that contains it.
+
+    Args:
+        model (`torch.nn.Module`): `AutoModelForImageClassification` instances of ViT, DeiT, ConvNeXt and ResNet run
+            in stages; any other classifier with spatial layers runs through hooks on its named modules. The instance
+            itself is frozen, not a copy.
+        image_processor (*optional*): The Transformers image processor the classifier was trained with; looked up
+            beside the weights when not given.
+        image_size (`tuple[int, int]`, *optional*): Height and width in pixels used to probe a classifier that is
+            neither in the table nor tells its input size; 224 by 224 when not given.
+
+    Attributes:
+        layer_names (`tuple[str, ...]`): Layers from input to output. `("stem", "stage1", ...)` for ConvNeXt and
+            ResNet, `("stem", "layer1", ...)` for ViT and DeiT (the k-th is `hidden_states[k]`), module paths for
+            others.
+    """
+
+    def __init__(self, model: nn.Module, *, image_processor=None, image_size: tuple[int, int] | None = None):
+        super().__init__()
+        if not isinstance(model, nn.Module):
+            raise TypeError(
+                f"`model` must be a torch.nn.Module, got {type(model).__name__}; "
+                "use FrozenClassifier.from_pretrained for a directory or a Hub id."
+            )
+        if isinstance(model, FrozenClassifier):
+            raise TypeError("`model` is a FrozenClassifier already; use it as it is.")
+        # A compiled module ignores hooks and hides its structure; the original is the same weights.
+        self.model = getattr(model, "_orig_mod", model)
+        self.model.requires_grad_(False)
+        self.eval()
+        self.config = getattr(self.model, "config", None)
+        self.name_or_path: str = getattr(self.config, "_name_or_path", "") or ""
+        self.revision: str | None = None
+        self._image_processor = image_processor
+        self._architecture = ARCHITECTURES.get(type(self.model).__name__)
+        self._hooked = HookedLayers(self.model, image_size)
+
+    # ------------------------------------------------------------------ loading
+
+    @classmethod
+    def from_pretrained(
+        cls, model_name_or_path: str | os.PathLike, *, revision: str | None = None, image_processor=None, **kwargs
+    ) -> FrozenClassifier:
+        """
+        Load a classifier from a directory or the Hub and freeze it.
+
+        Args:
+            model_name_or_path (`str` or `os.PathLike`): Directory or Hub id of an image classifier.
+            revision (`str`, *optional*): Branch, tag or commit on the Hub; the commit found is kept in `.revision`.
+            image_processor (*optional*): Used instead of the one saved beside the weights.
+            kwargs: Passed to `AutoModelForImageClassification.from_pretrained` (dtype, device_map,
+                attn_implementation, token, cache_dir, subfolder, trust_remote_code, ...).
+
+        Raises:
+            FileNotFoundError: If a local path does not exist or holds no `config.json`.
+            OSError: If the Hub has no such model, or it cannot be reached, or a download was damaged.
+            ValueError: If the weights are there as a pickle only.
+        """
+        name = os.fspath(model_name_or_path)
+        local = os.path.isdir(name)
+        if local and not os.path.isfile(os.path.join(name, kwargs.get("subfolder", ""), "config.json")):
+            raise FileNotFoundError(
+                f"The classifier directory {name!r} has no config.json; give a directory written by "
+                "save_pretrained or a Hub id."
+            )
+        if not local and _looks_like_path(name):
+            raise FileNotFoundError(
+                f"The classifier directory {name!r} does not exist; give an existing directory or a Hub id."
+            )
+        names = ("cache_dir", "token", "local_files_only", "subfolder")
+        hub_kwargs = {key: kwargs[key] for key in names if key in kwargs}
+        kwargs["use_safetensors"] = True  # a pickle can run code
+        kwargs.setdefault("trust_remote_code", False)  # unset, Transformers stops and asks on the terminal
+        with hub_errors(name, f"loading the classifier {name!r}"):
+            revision = pin_revision(name, revision, **hub_kwargs)
+        with whole_downloads(name, revision, **hub_kwargs):
+            check_config(name, revision, **hub_kwargs)
+            model = AutoModelForImageClassification.from_pretrained(name, revision=revision or "main", **kwargs)
+        classifier = cls(model, image_processor=image_processor)
+        classifier.name_or_path = name
+        if not local:
+            classifier.revision = revision
+        if image_processor is None:
+            classifier.image_processor = load_image_processor(name, revision=classifier.revision, **hub_kwargs)
+        return classifier
+
+    @classmethod
+    def from_config(cls, config, **kwargs) -> FrozenClassifier:
+        """A classifier with the structure of `config` and no trained weights, for a self-contained head to fill."""
+        return cls(AutoModelForImageClassification.from_config(config, **kwargs))
+
+    # ------------------------------------------------------------------ frozen, always
+
+    def train(self, mode: bool = True) -> FrozenClassifier:
+        """Stays in eval mode whatever is asked: BatchNorm statistics and dropout must not move."""
+        return super().train(False)
+
+    def requires_grad_(self, requires_grad: bool = True) -> FrozenClassifier:
+        """Stays without gradients whatever is asked."""
+        return super().requires_grad_(False)
+
+    # ------------------------------------------------------------------ facts
+
+    @property
+    def image_size(self) -> tuple[int, int]:
+        """`(height, width)` in pixels of the images the classifier was made for, as far as it tells; else 224."""
+        return self._hooked.image_size
+
+    @property
+    def device(self) -> torch.device:
+        return next(self.model.parameters()).device
+
+    @property
+    def dtype(self) -> torch.dtype:
+        return next((p.dtype for p in self.model.parameters() if p.is_floating_point()), torch.float32)
+
+    @property
+    def num_labels(self) -> int:
+        """Number of classes, from the config or, for a plain module, from the logits of one probe."""
+        known = getattr(self.config, "num_labels", None)
+        return known if known is not None else self._hooked.num_labels
+
+    @property
+    def id2label(self) -> dict[int, str]:
+        """Class index to name."""
+        labels = getattr(self.config, "id2label", None) or {}
+        return {int(i): name for i, name in labels.items()} or {i: f"LABEL_{i}" for i in range(self.num_labels)}
+
+    @property
+    def is_transformer(self) -> bool:
+        """Whether the classifier is one of the table's transformers (ViT, DeiT)."""
+        return self._architecture is not None and self._architecture.pool == "tokens"
+
+    @property
+    def num_prefix_tokens(self) -> int:
+        """Tokens in front of the patch tokens: CLS, distillation; 0 for convolutional classifiers."""
+        return self._architecture.num_prefix_tokens if self._architecture else 0
+
+    @property
+    def image_processor(self):
+        """The classifier's Transformers image processor, or `None` where there is none."""
+        if self._image_processor is None and self.name_or_path and os.path.isdir(self.name_or_path):
+            self._image_processor = load_image_processor(self.name_or_path)
+        return self._image_processor
+
+    @image_processor.setter
+    def image_processor(self, image_processor) -> None:
+        self._image_processor = image_processor
+
+    @property
+    def image_mean(self) -> tuple[float, ...]:
+        """Per-channel mean the pixels were normalised with; 0 where the processor does not normalise."""
+        return self._normalisation("image_mean", 0.0)
+
+    @property
+    def image_std(self) -> tuple[float, ...]:
+        """Per-channel standard deviation the pixels were normalised with; 1 where the processor does not normalise."""
+        return self._normalisation("image_std", 1.0)
+
+    def _normalisation(self, name: str, neutral: float) -> tuple[float, ...]:
+        processor = self.image_processor
+        channels = getattr(self.config, "num_channels", 3)
+        if processor is None:
+            return getattr(self._architecture or Architecture, name)[:channels]
+        if not getattr(processor, "do_normalize", True):
+            return (neutral,) * channels
+        value = getattr(processor, name)
+        return (float(value),) * channels if isinstance(value, (int, float)) else tuple(float(v) for v in value)
+
+    # ------------------------------------------------------------------ layers
+
+    @property
+    def layer_names(self) -> tuple[str, ...]:
+        arch = self._architecture
+        if arch is None:
+            return tuple(self._hooked.layers)
+        return ("stem",) + tuple(f"{arch.layer_name}{i + 1}" for i in range(len(self._blocks)))
+
+    @property
+    def normed_layers(self) -> tuple[str, ...]:
+        """
+        Layers whose positions are read through the LayerNorm behind them alone: all stages of ConvNeXt but the last,
+        and the layer before the last block of ViT and DeiT, after which the prefix tokens alone are read.
+        """
+        if self._architecture is None:
+            return ()
+        return tuple(name for name in self.layer_names if self._norm_behind(name) is not None)
+
+    @property
+    def default_layer(self) -> str:
+        """
+        The deepest layer whose positions still reach the logits: the last one, or for ViT and DeiT the one before it,
+        because after the last block the classifier reads the prefix tokens alone. Outside the table the gradient of
+        one image tells.
+        """
+        if self._architecture is not None:
+            return self.layer_names[-2 if self.is_transformer else -1]
+        return self._hooked.default
+
+    def resolve_layer(self, layer: str | int) -> str:
+        """
+        Canonical name of a layer given by name or by index into `layer_names` (negative from the end).
+
+        Raises:
+            ValueError: If there is no such layer; the message lists the layers.
+        """
+        return resolve_layer(layer, self.layer_names)
+
+    def num_channels(self, layer: str | int) -> int:
+        """Channels of a layer's feature map."""
+        layer = self.resolve_layer(layer)
+        if self._architecture is None:
+            return self._hooked.layers[layer].channels
+        if self.is_transformer:
+            return self.config.hidden_size
+        stem = self.config.hidden_sizes[0] if self._architecture.body == "convnext" else self.config.embedding_size
+        return [stem, *self.config.hidden_sizes][self.layer_names.index(layer)]
+
+    # ------------------------------------------------------------------ forward
+
+    def forward(self, pixel_values: torch.Tensor) -> torch.Tensor:
+        """
+        The classifier's logits.
+
+        Args:
+            pixel_values (`torch.FloatTensor` of shape `(batch_size, num_channels, height, width)`): Normalised
+                pixels, any size the classifier accepts; position embeddings of ViT and DeiT are interpolated.
+
+        Returns:
+            `torch.FloatTensor` of shape `(batch_size, num_labels)`.
+        """
+        self._check_pixels(pixel_values)
+        return logits_of(self.model(pixel_values.to(self.dtype), **self._input_options(pixel_values)))
+
+    def features(self, pixel_values: torch.Tensor, layers: Sequence[str | int] | None = None) -> ClassifierFeatures:
+        """
+        One pass that keeps the outputs of some layers, and the logits.
+
+        Args:
+            pixel_values (`torch.FloatTensor` of shape `(batch_size, num_channels, height, width)`): Normalised pixels.
+            layers (list of `str` or `int`, *optional*): Layers to keep; all when not given.
+
+        Returns:
+            [`ClassifierFeatures`]: by layer name or index; `.logits` is the classifier's own.
+
+        Raises:
+            ValueError: If a layer does not exist.
+        """
+        self._check_pixels(pixel_values)
+        names = self.layer_names
+        wanted = set(names) if layers is None else {self.resolve_layer(layer) for layer in layers}
+        if self._architecture is None:
+            kept_names = [name for name in names if name in wanted]
+            return self._hooked.features(pixel_values.to(self.dtype), kept_names)
+        kept, state = {}, self._embed(pixel_values)
+        for index, name in enumerate(names):
+            if index:
+                state = self._run_block(index - 1, state)
+            if name in wanted:
+                kept[name] = self._to_features(name, state, pixel_values)
+        return ClassifierFeatures(self._tail(state), kept, names)
+
+    def forward_to_features(self, pixel_values: torch.Tensor, layer: str | int) -> LayerFeatures:
+        """
+        The output of one layer; for the table's architectures nothing after it is run.
+
+        Args:
+            pixel_values (`torch.FloatTensor` of shape `(batch_size, num_channels, height, width)`): Normalised pixels.
+            layer (`str` or `int`): The layer.
+
+        Returns:
+            [`LayerFeatures`].
+        """
+        self._check_pixels(pixel_values)
+        layer = self.resolve_layer(layer)
+        if self._architecture is None:
+            return self._hooked.features(pixel_values.to(self.dtype), [layer])[layer]
+        state = self._embed(pixel_values)
+        for index in range(self.layer_names.index(layer)):
+            state = self._run_block(index, state)
+        return self._to_features(layer, state, pixel_values)
+
+    def forward_from_features(
+        self, features: LayerFeatures | ClassifierFeatures, normed: LayerFeatures | None = None
+    ) -> torch.Tensor:
+        """
+        Continue the classifier from one layer's output: bit-identical to the full logits on unchanged features.
+
+        Args:
+            features ([`LayerFeatures`] or [`ClassifierFeatures`]): The output of one layer, changed or not (see
+                [`LayerFeatures.replace`]); of several layers, the deepest is used.
+            normed ([`LayerFeatures`], *optional*): From [`~FrozenClassifier.behind_norm`] of that layer, changed or
+                not: read instead of what the norm gives.
+
+        Returns:
+            `torch.FloatTensor` of shape `(batch_size, num_labels)`.
+
+        Raises:
+            ValueError: If `normed` is given for a layer that is not one of `normed_layers`.
+        """
+        if isinstance(features, ClassifierFeatures):
+            features = features[next(reversed(features))]
+        layer = self.resolve_layer(features.layer)
+        if normed is not None and layer not in self.normed_layers:
+            known = ", ".join(self.normed_layers) or "none"
+            raise ValueError(f"`normed` is given for layer {layer!r}; layers read through a norm alone: {known}.")
+        if self._architecture is None:
+            return self._hooked.logits_from(features)
+        state = self._to_state(features)
+        with contextlib.ExitStack() as stack:
+            if normed is not None:
+                read = self._to_state(normed)
+                handle = self._norm_behind(layer).register_forward_hook(lambda module, inputs, output: read)
+                stack.callback(handle.remove)
+            for index in range(self.layer_names.index(layer), len(self._blocks)):
+                state = self._run_block(index, state)
+            return self._tail(state)
+
+    def behind_norm(self, features: LayerFeatures) -> LayerFeatures | None:
+        """
+        These features behind the LayerNorm through which alone the positions are read from here on, or `None` where
+        none is known.
+
+        To such a reader the scale of a position means nothing, so gradient times feature sums to 0 over the channels
+        before it.
+
+        Args:
+            features ([`LayerFeatures`]): Of one layer.
+        """
+        layer = self.resolve_layer(features.layer)
+        norm = self._norm_behind(layer)
+        if norm is None:
+            return None
+        if self.is_transformer:
+            return self.pre_attention_norm(features)
+        return features.replace(feature_map=norm(features.feature_map))
+
+    def pre_attention_norm(self, features: LayerFeatures) -> LayerFeatures:
+        """
+        The LayerNorm that the next block applies to these features before its attention (T-TAME's released tap).
+
+        Args:
+            features ([`LayerFeatures`]): Of a ViT or DeiT layer other than the last.
+
+        Raises:
+            ValueError: If the classifier is no ViT or DeiT, or the layer is the last and has no next block.
+        """
+        index = self.layer_names.index(self.resolve_layer(features.layer))
+        if not self.is_transformer or index >= len(self._blocks):
+            raise ValueError(
+                f"Layer {features.layer!r} of {type(self.model).__name__} is not followed by an attention block; "
+                "the pre-attention LayerNorm exists for every ViT or DeiT layer but the last."
+            )
+        norm = getattr(self._blocks[index], self._architecture.pre_attention_norm)
+        tokens = norm(grid_to_tokens(features.feature_map, features.prefix_tokens))
+        grid = tuple(features.feature_map.shape[-2:])
+        prefix = self.num_prefix_tokens
+        return features.replace(feature_map=tokens_to_grid(tokens, grid, prefix), prefix_tokens=tokens[:, :prefix])
+
+    # ------------------------------------------------------------------ attention
+
+    def attention_modules(self) -> list[nn.Module]:
+        """
+        The self-attention modules of a ViT or DeiT, in network order.
+
+        Raises:
+            ValueError: If the classifier has none that is known.
+        """
+        if not self.is_transformer:
+            raise ValueError(
+                f"{type(self.model).__name__} has no attention that this package knows; attention-based methods "
+                "need a ViT or DeiT classifier."
+            )
+        return [getattr(block, self._architecture.attention) for block in self._blocks]
+
+    @contextlib.contextmanager
+    def eager_attention(self) -> Iterator[None]:
+        """Switch to eager attention, the only kind that returns its weights, and back, even after an error."""
+        self.attention_modules()
+        before = self.model.config._attn_implementation
+        self.model.set_attn_implementation("eager")
+        try:
+            yield
+        finally:
+            self.model.set_attn_implementation(before)
+
+    def attentions(self, pixel_values: torch.Tensor) -> tuple[torch.Tensor, tuple[torch.Tensor, ...]]:
+        """
+        Logits and the attention weights of every block, part of the graph where gradients are on.
+
+        Args:
+            pixel_values (`torch.FloatTensor` of shape `(batch_size, num_channels, height, width)`): Normalised pixels.
+
+        Returns:
+            `tuple`: logits, and per block a `torch.FloatTensor` of shape
+            `(batch_size, num_heads, sequence_length, sequence_length)` whose rows sum to 1.
+        """
+        self._check_pixels(pixel_values)
+        with self.eager_attention():
+            output = self.model(
+                pixel_values.to(self.dtype), output_attentions=True, **self._input_options(pixel_values)
+            )
+        return output.logits, tuple(output.attentions)
+
+    # ------------------------------------------------------------------ targets
+
+    def resolve_target(self, target, batch_size: int, logits: torch.Tensor | None = None) -> torch.Tensor:
+        """
+        Classes to explain, one per image.
+
+        Args:
+            target (`int`, `str`, a list of them, `torch.Tensor` or `None`): A class index or label name for the whole
+                batch, or one per image; `None` for the top class of `logits`.
+            batch_size (`int`): Number of images.
+            logits (`torch.FloatTensor` of shape `(batch_size, num_labels)`, *optional*): Needed for `None`.
+
+        Returns:
+            `torch.LongTensor` of shape `(batch_size,)`, on the classifier's device.
+
+        Raises:
+            ValueError: If a name is unknown (the nearest are named), an index is out of range, or a list has another
+                length than the batch.
+        """
+        return resolve_target(target, batch_size, self.id2label, self.device, logits)
+
+    # ------------------------------------------------------------------ in stages (the table's architectures)
+
+    @property
+    def _body(self) -> nn.Module:
+        return getattr(self.model, self._architecture.body)
+
+    @property
+    def _blocks(self) -> nn.ModuleList:
+        return self._body.get_submodule(self._architecture.layers)
+
+    def _check_pixels(self, pixel_values: torch.Tensor) -> None:
+        channels = getattr(self.config, "num_channels", None)
+        if pixel_values.ndim != 4 or (channels is not None and pixel_values.shape[1] != channels):
+            raise ValueError(
+                f"`pixel_values` must have shape (batch_size, {channels or 'num_channels'}, height, width), "
+                f"got {tuple(pixel_values.shape)}."
+            )
+
+    def _input_options(self, pixel_values: torch.Tensor) -> dict:
+        """ViT and DeiT must be told when the image is not of the size they were trained on."""
+        if not self.is_transformer:
+            return {}
+        native = pair(self.config.image_size)
+        return {"interpolate_pos_encoding": True} if tuple(pixel_values.shape[-2:]) != native else {}
+
+    def _embed(self, pixel_values: torch.Tensor) -> torch.Tensor:
+        embeddings = getattr(self._body, self._architecture.embeddings)
+        return embeddings(pixel_values.to(self.dtype), **self._input_options(pixel_values))
+
+    def _run_block(self, index: int, state: torch.Tensor) -> torch.Tensor:
+        output = self._blocks[index](state)
+        return output[0] if isinstance(output, tuple) else output
+
+    def _tail(self, state: torch.Tensor) -> torch.Tensor:
+        arch, body = self._architecture, self._body
+        heads = [getattr(self.model, name) for name in arch.classifiers]
+        if arch.pool == "tokens":
+            tokens = getattr(body, arch.norm)(state)
+            logits = [head(tokens[:, index, :]) for index, head in enumerate(heads)]
+            return logits[0] if len(logits) == 1 else (logits[0] + logits[1]) / 2
+        if arch.pool == "mean":
+            return heads[0](getattr(body, arch.norm)(state.mean([-2, -1])))
+        return heads[0](getattr(body, arch.pooler)(state))
+
+    def _norm_behind(self, layer: str) -> nn.Module | None:
+        arch = self._architecture
+        index = self.layer_names.index(layer)
+        if arch is None or index >= len(self._blocks):
+            return None
+        following = self._blocks[index]
+        if self.is_transformer:
+            return getattr(following, arch.pre_attention_norm) if index == len(self._blocks) - 1 else None
+        # the stem of ConvNeXt ends with its own norm: its first stage starts without one
+        start = list(getattr(following, arch.stage_norm)) if arch.stage_norm else []
+        return start[0] if start else None
+
+    def _to_state(self, features: LayerFeatures) -> torch.Tensor:
+        """The inverse of `_to_features`."""
+        if not self.is_transformer:
+            return features.feature_map
+        return grid_to_tokens(features.feature_map, features.prefix_tokens)
+
+    def _to_features(self, layer: str, state: torch.Tensor, pixel_values: torch.Tensor) -> LayerFeatures:
+        if not self.is_transformer:
+            return LayerFeatures(layer, state)
+        patch = pair(self.config.patch_size)
+        grid = tuple(side // p for side, p in zip(pixel_values.shape[-2:], patch))
+        prefix = self.num_prefix_tokens
+        return LayerFeatures(layer, tokens_to_grid(state, grid, prefix), state[:, :prefix])
+
+
+def _looks_like_path(name: str) -> bool:
+    return name.startswith((".", "/", "~")) or os.path.isabs(name) or name.count("/") > 1 or "\\" in name
+
+
+def load_image_processor(name: str, revision: str | None = None, **kwargs):
+    """
+    The image processor saved beside a classifier or a head.
+
+    Args:
+        name (`str`): Directory or Hub id.
+        revision (`str`, *optional*): Branch, tag or commit on the Hub.
+        kwargs: cache_dir, token, local_files_only, subfolder.
+
+    Returns:
+        The Transformers image processor, or `None` where none was saved.
+    """
+    try:
+        found = cached_file(
+            name,
+            "preprocessor_config.json",
+            revision=revision or "main",
+            _raise_exceptions_for_missing_entries=False,
+            **kwargs,
+        )
+        found = found or cached_file(
+            name,
+            "processor_config.json",
+            revision=revision or "main",
+            _raise_exceptions_for_missing_entries=False,
+            **kwargs,
+        )
+    except OSError:
+        logger.warning("No image processor could be looked up for %s; its architecture's defaults are used.", name)
+        return None
+    if found is None:
+        return None
+    return AutoImageProcessor.from_pretrained(name, revision=revision or "main", **kwargs)

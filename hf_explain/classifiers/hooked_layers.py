@@ -1,0 +1,237 @@
+"""Layers of any classifier through hooks on its named modules, for those that no table describes."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
+
+import torch
+from torch import nn
+from transformers.utils import ModelOutput
+
+from hf_explain.classifiers.features import ClassifierFeatures, LayerFeatures
+from hf_explain.tensors.maps import grid_to_tokens, tokens_to_grid
+
+
+@dataclass(frozen=True)
+class ProbedLayer:
+    """What one run told about a module."""
+
+    channels: int
+    num_prefix_tokens: int | None = None  # of a sequence of tokens; None for a feature map
+    overwritten: bool = False  # a later module works on its output in place
+
+
+class HookedLayers:
+    """
+    The modules of a classifier that have spatial outputs, found by running it once.
+
+    Args:
+        model (`torch.nn.Module`): The frozen classifier.
+        image_size (`tuple[int, int]`, *optional*): Height and width of the images it is run on, in pixels; what its
+            config says, or 224 by 224, when not given.
+    """
+
+    def __init__(self, model: nn.Module, image_size: tuple[int, int] | None = None):
+        self.model = model
+        self.config = getattr(model, "config", None)
+        self.image_size = image_size or pair(getattr(self.config, "image_size", None) or 224)
+        self._num_labels: int | None = None
+        self._layers: dict[str, ProbedLayer] | None = None
+        self._default: str | None = None
+
+    @property
+    def num_labels(self) -> int:
+        """Number of logits, by running the classifier once."""
+        if self._layers is None:
+            self._layers = self._probe()
+        return self._num_labels
+
+    @property
+    def layers(self) -> dict[str, ProbedLayer]:
+        """Module path to what is known of it, in the order the modules finish."""
+        if self._layers is None:
+            self._layers = self._probe()
+        return self._layers
+
+    @property
+    def default(self) -> str:
+        """The deepest layer whose positions reach the logits, by the gradient of one pair of images."""
+        if self._default is None:
+            names = tuple(self.layers)
+            self._default = next(filter(self._reaches_logits, reversed(names)), names[-1])
+        return self._default
+
+    def features(self, pixel_values: torch.Tensor, names: list[str]) -> ClassifierFeatures:
+        """One pass that keeps the outputs of the named modules, and the logits."""
+        kept: dict[str, LayerFeatures] = {}
+
+        def keep(name):
+            def hook(module, inputs, output):
+                tensor = _first_tensor(output)
+                overwritten = self.layers[name].overwritten
+                kept[name] = self._split(name, tensor.clone() if overwritten else tensor, pixel_values)
+
+            return hook
+
+        with self._hooks({name: keep(name) for name in names}):
+            logits = logits_of(self.model(pixel_values))
+        return ClassifierFeatures(logits, {name: kept[name] for name in names}, tuple(self.layers))
+
+    def logits_from(self, features: LayerFeatures) -> torch.Tensor:
+        """The logits with one module's output replaced; autograd records only what comes after it."""
+        if features.pixel_values is None:
+            raise ValueError(
+                f"`features` of {type(self.model).__name__} must keep their pixel_values: this classifier's tail runs "
+                "by running it whole and replacing the layer's output."
+            )
+        value, layer = features.feature_map, self.layers[features.layer]
+        if layer.num_prefix_tokens is not None:
+            value = grid_to_tokens(value, features.prefix_tokens)
+        elif layer.overwritten:
+            value = value.clone()  # else an in-place ReLU behind it would change the caller's features
+
+        def substitute(module, inputs, output):
+            return (value, *output[1:]) if isinstance(output, tuple) else value
+
+        # upstream of the layer nothing requires a gradient
+        with self._hooks({features.layer: substitute}):
+            return logits_of(self.model(features.pixel_values))
+
+    # ------------------------------------------------------------------ finding the layers
+
+    def _probe(self) -> dict[str, ProbedLayer]:
+        images = self._images()
+        found: dict[str, ProbedLayer] = {}
+        outputs: dict[str, tuple[torch.Tensor, int]] = {}
+        calls: dict[str, int] = {}
+        registers = getattr(self.config, "num_register_tokens", None)
+        prefixes = {0, 1 + registers} if registers else {0, 1, 2}
+
+        def record(name):
+            def hook(module, inputs, output):
+                calls[name] = calls.get(name, 0) + 1
+                tensor = _first_tensor(output)
+                # windows of attention have a batch dimension of their own, and so has what is shared by all images
+                if tensor is None or not tensor.is_floating_point() or len(tensor) != len(images):
+                    return
+                if tensor.ndim == 4 and min(tensor.shape[-2:]) > 1:
+                    found[name] = ProbedLayer(channels=tensor.shape[1])
+                elif tensor.ndim == 3 and tensor.shape[2] > 1:
+                    layout = self._token_layout(tensor.shape[1], self.image_size, prefixes)
+                    if layout is None:
+                        return
+                    found[name] = ProbedLayer(channels=tensor.shape[2], num_prefix_tokens=layout[1])
+                else:
+                    return
+                outputs[name] = (tensor, tensor._version)
+
+            return hook
+
+        names = [name for name, _ in self.model.named_modules() if name]
+        with torch.inference_mode(False), torch.no_grad(), self._hooks({name: record(name) for name in names}):
+            self._num_labels = logits_of(self.model(images)).shape[-1]
+        # a module called several times has no single output to read or replace
+        layers = {
+            name: replace(layer, overwritten=outputs[name][0]._version != outputs[name][1])
+            for name, layer in found.items()
+            if calls[name] == 1
+        }
+        if not layers:
+            height, width = self.image_size
+            raise ValueError(
+                f"{type(self.model).__name__} has no module with a spatial output for {height}x{width} pixels, so "
+                f"there is no layer to explain from; its modules are {', '.join(names[:12])}, ... "
+                "Pass image_size=(height, width) to FrozenClassifier if it expects another size."
+            )
+        return layers
+
+    def _images(self) -> torch.Tensor:
+        """Two images of noise: two tell the batch dimension from others that are 1, noise reaches every unit."""
+        parameters = list(self.model.parameters())
+        convolutions = (parameter.shape[1] for parameter in parameters if parameter.ndim == 4)
+        channels = getattr(self.config, "num_channels", None) or next(convolutions, 3)
+        noise = torch.randn(2, channels, *self.image_size, generator=torch.Generator().manual_seed(0))
+        dtype = next((parameter.dtype for parameter in parameters if parameter.is_floating_point()), torch.float32)
+        return noise.to(device=parameters[0].device, dtype=dtype)
+
+    def _reaches_logits(self, layer: str) -> bool:
+        with torch.inference_mode(False), torch.enable_grad():
+            features = self.features(self._images(), [layer])[layer]
+            feature_map = features.feature_map.detach().requires_grad_()
+            logits = self.logits_from(features.replace(feature_map=feature_map))
+            if not logits.requires_grad:
+                return False
+            (gradient,) = torch.autograd.grad(logits.sum(), feature_map, allow_unused=True)
+        return gradient is not None and bool((gradient != 0).any())
+
+    def _token_layout(
+        self, num_tokens: int, size: Sequence[int], prefixes: set[int]
+    ) -> tuple[tuple[int, int], int] | None:
+        """Grid and number of prefix tokens of a token sequence, or None when it cannot be a grid."""
+        patch = pair(getattr(self.config, "patch_size", None) or 4)
+        for power in range(7):
+            # Swin pads to whole patches, a plain patch convolution leaves the rest out
+            for rounded in (lambda side, p: -(-side // p), lambda side, p: side // p):
+                grid = tuple(rounded(side, p * 2**power) for side, p in zip(size, patch))
+                prefix = num_tokens - grid[0] * grid[1]
+                if prefix in prefixes and grid[0] * grid[1] > 1:
+                    return grid, prefix
+        return None
+
+    def _split(self, name: str, tensor: torch.Tensor, pixel_values: torch.Tensor) -> LayerFeatures:
+        prefix = self.layers[name].num_prefix_tokens
+        if prefix is None:
+            return LayerFeatures(name, tensor, pixel_values=pixel_values)
+        layout = self._token_layout(tensor.shape[1], tuple(pixel_values.shape[-2:]), {prefix})
+        if layout is None:
+            raise ValueError(
+                f"Layer {name!r} gives {tensor.shape[1]} tokens for an image of {tuple(pixel_values.shape[-2:])} "
+                "pixels, which is no grid of patches; choose a layer with a spatial output."
+            )
+        return LayerFeatures(name, tokens_to_grid(tensor, layout[0], prefix), tensor[:, :prefix], pixel_values)
+
+    @contextlib.contextmanager
+    def _hooks(self, hooks: dict[str, object]) -> Iterator[None]:
+        handles = [self.model.get_submodule(name).register_forward_hook(hook) for name, hook in hooks.items()]
+        try:
+            yield
+        finally:
+            for handle in handles:
+                handle.remove()
+
+
+def pair(value) -> tuple[int, int]:
+    """`(value, value)` of a number, or the two numbers there are."""
+    return (value, value) if isinstance(value, int) else (int(value[0]), int(value[1]))
+
+
+def logits_of(output) -> torch.Tensor:
+    """
+    The logits in whatever a classifier returns.
+
+    Raises:
+        TypeError: If there are none.
+    """
+    if isinstance(output, torch.Tensor):
+        return output
+    if hasattr(output, "logits"):
+        return output.logits
+    if isinstance(output, dict) and "logits" in output:
+        return output["logits"]
+    if isinstance(output, (tuple, list)) and output and isinstance(output[0], torch.Tensor):
+        return output[0]
+    raise TypeError(
+        f"The classifier returned {type(output).__name__}; a classifier must return logits, a tuple that starts with "
+        "them, or an output with a `logits` field."
+    )
+
+
+def _first_tensor(output) -> torch.Tensor | None:
+    """A module's own tensor; a `ModelOutput` is a report on many and cannot be replaced by one."""
+    if isinstance(output, ModelOutput):
+        return None
+    if isinstance(output, (tuple, list)):
+        output = output[0] if output else None
+    return output if isinstance(output, torch.Tensor) else None

@@ -1,0 +1,194 @@
+"""Whatever explains images, a trained head or a training-free method, behind one call, and its cost in passes."""
+
+from __future__ import annotations
+
+import inspect
+import os
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+from transformers import Pipeline, pipeline
+
+from hf_explain.classifiers.fingerprint import fingerprint
+from hf_explain.classifiers.frozen_classifier import ClassifierFeatures, FrozenClassifier
+from hf_explain.heads.modeling_explainer import ExplainerPreTrainedModel
+from hf_explain.registry import DEFAULT_METHOD, resolve_method
+from hf_explain.tensors.outputs import SaliencyOutput
+
+
+@dataclass
+class Explainer:
+    """
+    A trained head or a training-free method, with the classifier it explains.
+
+    Args:
+        explain (`Callable`): `(pixel_values, target, image_ids)` to [`SaliencyOutput`].
+        classifier ([`FrozenClassifier`]): What is explained.
+        image_processor: Makes `pixel_values` of images.
+        identity (`dict`): Names, options and checksums that tell it from every other one, as JSON has them.
+        head ([`ExplainerPreTrainedModel`], *optional*): The head, where it is one.
+    """
+
+    explain: Callable[[torch.Tensor, torch.Tensor | None, torch.Tensor], SaliencyOutput]
+    classifier: FrozenClassifier
+    image_processor: Any
+    identity: dict[str, Any]
+    head: ExplainerPreTrainedModel | None = None
+
+
+def resolve_explainer(
+    model_or_pipeline,
+    method: str | None = None,
+    method_options: Mapping[str, Any] | None = None,
+    seed: int = 0,
+    device: str | int | torch.device | None = None,
+) -> Explainer:
+    """
+    Whatever explains images, behind one call.
+
+    Args:
+        model_or_pipeline (`str`, `os.PathLike`, [`SaliencyPipeline`], [`ExplainerPreTrainedModel`],
+            [`FrozenClassifier`] or `torch.nn.Module`): Directory or Hub id of a head or of a classifier, or the thing
+            itself.
+        method (`str`, *optional*): A training-free method, instead of the head or of the default method.
+        method_options (`dict`, *optional*): Options of the method.
+        seed (`int`, *optional*, defaults to 0): Of a method that draws random numbers, unless its options have one.
+        device (*optional*): Where a model given by name is put; that of the model where not given.
+
+    Returns:
+        [`Explainer`].
+
+    Raises:
+        TypeError: If `model_or_pipeline` is none of these.
+        ValueError: If there is no such method or option, or no image processor.
+    """
+    head, processor, options = None, None, dict(method_options or {})
+    if isinstance(model_or_pipeline, (str, os.PathLike)):
+        model_or_pipeline = pipeline("saliency", model=os.fspath(model_or_pipeline), device=device)
+    if isinstance(model_or_pipeline, Pipeline):
+        # by what it offers, not by its class: pipelines lie above this file
+        classifier = getattr(model_or_pipeline, "classifier", None)
+        if not isinstance(classifier, FrozenClassifier):
+            raise TypeError(
+                f"`model_or_pipeline` is a {type(model_or_pipeline).__name__}; give one of pipeline('saliency', ...)."
+            )
+        head, processor = model_or_pipeline.head, model_or_pipeline.image_processor
+        preset = {name: value for name, value in model_or_pipeline._forward_params.items() if name != "top_k"}
+        own_method = preset.pop("method", None)
+        if method is None or method == own_method:
+            method, options = own_method, {**preset, **options}
+    elif isinstance(model_or_pipeline, ExplainerPreTrainedModel):
+        head, classifier = model_or_pipeline, model_or_pipeline.backbone
+        if classifier is None:
+            raise ValueError("`model_or_pipeline` has no classifier; load it with from_pretrained or call attach.")
+    elif isinstance(model_or_pipeline, FrozenClassifier):
+        classifier = model_or_pipeline
+    elif isinstance(model_or_pipeline, nn.Module):
+        classifier = FrozenClassifier(model_or_pipeline)
+    else:
+        raise TypeError(
+            "`model_or_pipeline` must be a saliency pipeline, a head, a classifier or the name of one, "
+            f"got {type(model_or_pipeline).__name__}."
+        )
+    processor = processor or classifier.image_processor
+    if processor is None:
+        named = classifier.name_or_path or type(classifier.model).__name__
+        raise ValueError(
+            f"`model_or_pipeline` {named!r} has no image processor; "
+            "give a FrozenClassifier(model, image_processor=...) or a directory with preprocessor_config.json."
+        )
+    identity: dict[str, Any] = {
+        "classifier": public_name(classifier.name_or_path) or type(classifier.model).__name__,
+        "classifier_revision": classifier.revision,
+        "classifier_fingerprint": fingerprint(classifier.model),
+    }
+    if method is None and head is not None:
+        if options:
+            raise ValueError(f"`method_options` {sorted(options)} need a `method`; a trained head has none here.")
+        identity |= {
+            "explainer": head.config.model_type,
+            "head": public_name(getattr(head.config, "_name_or_path", "")),
+            "head_fingerprint": fingerprint(head),
+        }
+        return Explainer(_head_call(head), classifier, processor, identity, head)
+    method = method or DEFAULT_METHOD
+    function = resolve_method(method)
+    parameters = inspect.signature(function).parameters
+    known = [name for name in parameters if name not in ("classifier", "pixel_values", "target", "image_ids")]
+    for name in options:
+        if name not in known:
+            raise ValueError(f"{method!r} has no option {name!r}; its options are {', '.join(known) or 'none'}.")
+    if "seed" in parameters:
+        options.setdefault("seed", seed)
+    takes_ids = "image_ids" in parameters
+
+    def explain(pixel_values, target, image_ids):
+        ids = {"image_ids": image_ids} if takes_ids else {}
+        return function(classifier, pixel_values, target, **ids, **options)
+
+    identity |= {"explainer": method, "method_options": options}
+    return Explainer(explain, classifier, processor, identity)
+
+
+def _head_call(head):
+    def explain(pixel_values, target, image_ids):
+        training = head.training
+        head.eval()
+        try:
+            with torch.no_grad():
+                return head(pixel_values, target)
+        finally:
+            head.train(training)
+
+    return explain
+
+
+def public_name(source: str | os.PathLike | None) -> str | None:
+    """A Hub id as it is, a path without its directories: results are published."""
+    if not source:
+        return None
+    path = Path(source).expanduser()
+    return path.resolve().name if path.exists() or path.is_absolute() else os.fspath(source)
+
+
+class PassCounter:
+    """
+    Counts the images that go through a classifier while it is open.
+
+    Attributes:
+        full (`int`): Images that entered as pixels, however far they went.
+        tail (`int`): Images that entered as features of a layer.
+    """
+
+    _FULL, _TAIL = ("forward", "features", "forward_to_features", "attentions"), "forward_from_features"
+
+    def __init__(self, classifier: FrozenClassifier):
+        self.classifier, self.full, self.tail, self._depth = classifier, 0, 0, 0
+
+    def __enter__(self) -> PassCounter:
+        for name in (*self._FULL, self._TAIL):
+            setattr(self.classifier, name, self._counted(name, getattr(self.classifier, name)))
+        return self
+
+    def __exit__(self, *error) -> None:
+        for name in (*self._FULL, self._TAIL):
+            delattr(self.classifier, name)  # the class's own method shows again
+
+    def _counted(self, name: str, function):
+        def counted(inputs, *args, **kwargs):
+            if self._depth == 0:
+                if name != self._TAIL:
+                    self.full += len(inputs)
+                else:
+                    self.tail += len(inputs.logits if isinstance(inputs, ClassifierFeatures) else inputs.feature_map)
+            self._depth += 1  # a pass that another one is made of is no second one
+            try:
+                return function(inputs, *args, **kwargs)
+            finally:
+                self._depth -= 1
+
+        return counted

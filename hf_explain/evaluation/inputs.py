@@ -1,0 +1,178 @@
+"""The examples an evaluation runs on, by their index in the data set."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from datasets import Image as ImageFeature
+from PIL import Image
+from transformers.image_utils import ChannelDimension
+
+from hf_explain.classifiers.frozen_classifier import FrozenClassifier
+from hf_explain.evaluation.explainer import Explainer, public_name
+from hf_explain.io.datasets import LabelReader, is_stream, resolve_columns
+from hf_explain.io.images import decode_image, load_rgb
+from hf_explain.tensors.maps import CropGeometry
+
+
+@dataclass
+class Example:
+    """One image as the classifier sees it: `pixel_values` (3, h, w), `label` and `mask` (h, w) where wanted."""
+
+    index: int
+    pixel_values: torch.Tensor
+    label: int | None
+    mask: torch.Tensor | None
+
+
+class ExampleReader:
+    """
+    The examples of a data set by their index, in a data set that can be indexed and in a stream alike.
+
+    Args:
+        data: A `datasets` data set (map-style or streaming), or a sequence of dictionaries.
+        explainer ([`Explainer`]): Its image processor and its classifier's labels are used.
+        image_column, label_column, mask_column (`str`, *optional*): Columns; the first two are found by their types.
+        need_labels (`bool`): Whether labels are read.
+        max_examples (`int`, *optional*): Only the first so many.
+
+    Raises:
+        ValueError: If the data set is empty, or a column is missing.
+    """
+
+    def __init__(
+        self,
+        data,
+        explainer: Explainer,
+        image_column: str | None = None,
+        label_column: str | None = None,
+        mask_column: str | None = None,
+        need_labels: bool = False,
+        max_examples: int | None = None,
+    ):
+        if isinstance(data, Mapping):
+            raise ValueError(f"`data` holds the splits {', '.join(map(repr, data))}; give one of them.")
+        if not hasattr(data, "__iter__") and not hasattr(data, "__getitem__"):
+            raise TypeError(f"`data` must be a dataset, got {type(data).__name__}.")
+        if max_examples is not None and (isinstance(max_examples, bool) or max_examples < 1):
+            raise ValueError(f"`max_examples` must be a whole number of at least 1, got {max_examples!r}.")
+        self.streaming = is_stream(data)
+        first = next(iter(data), None) if self.streaming else (data[0] if len(data) else None)
+        if first is None:
+            raise ValueError("`data` is empty: an evaluation needs at least one image.")
+        self.image_column, self.label_column = resolve_columns(data, image_column, label_column, need_labels)
+        if mask_column is not None and mask_column not in first:
+            raise ValueError(
+                f"mask_column {mask_column!r} is not a column of the dataset: its columns are "
+                f"{', '.join(map(repr, first))}."
+            )
+        self.mask_column = mask_column
+        features = getattr(data, "features", None) or {}
+        self._labels = LabelReader(features.get(self.label_column), explainer.classifier.config)
+        self._processor = explainer.image_processor
+        self.total = None if self.streaming else min(len(data), max_examples or len(data))
+        self.limit = max_examples if self.streaming else self.total
+        self.identity = {
+            "split": str(getattr(data, "split", None) or "") or None,
+            "num_rows": None if self.streaming else len(data),
+            "first_image": _checksum(first[self.image_column]),
+            "last_image": None if self.streaming else _checksum(data[len(data) - 1][self.image_column]),
+        }
+        name = getattr(getattr(data, "info", None), "dataset_name", None)
+        self.identity["name"] = public_name(name)
+        if self.streaming and isinstance(features.get(self.image_column), ImageFeature):
+            # skipped images need not be decoded
+            data = data.cast_column(self.image_column, ImageFeature(decode=False))
+        self.data = data
+
+    def shards(self, shard_size: int, wanted: Callable[[int], bool]) -> Iterator[tuple[int, list[tuple[int, Any]]]]:
+        """
+        Runs of `shard_size` rows, each with its index in the data set.
+
+        Args:
+            shard_size (`int`): Rows per run; the last one may be shorter.
+            wanted (`Callable`): Number of a run to whether it is read.
+
+        Yields:
+            `tuple[int, list[tuple[int, dict]]]`: its number, and `(index, row)` of its rows.
+        """
+        if not self.streaming:
+            for shard in range(-(-self.total // shard_size)):
+                if wanted(shard):
+                    stop = min((shard + 1) * shard_size, self.total)
+                    yield shard, [(index, self.data[index]) for index in range(shard * shard_size, stop)]
+            return
+        rows: list[tuple[int, Any]] = []
+        shard = 0
+        for index, row in enumerate(self.data):
+            if self.limit is not None and index >= self.limit:
+                break
+            if index // shard_size != shard:
+                if rows:
+                    yield shard, rows
+                rows, shard = [], index // shard_size
+            if wanted(shard):
+                rows.append((index, row))
+        if rows:
+            yield shard, rows
+
+    def read(self, index: int, row: Mapping[str, Any]) -> Example:
+        """
+        A row as the classifier sees it.
+
+        Raises:
+            ValueError: If its image, label or mask cannot be used; the message names the image.
+        """
+        try:
+            value = row[self.image_column]
+            image = load_rgb(decode_image(value) if isinstance(value, dict) else value)
+            pixel_values = self._processor(images=image, return_tensors="pt", input_data_format=ChannelDimension.LAST)[
+                "pixel_values"
+            ][0]
+            label = self._labels(row[self.label_column]) if self.label_column is not None else None
+            mask = None
+            if self.mask_column is not None:
+                mask = _seen_mask(row[self.mask_column], (image.height, image.width), self._processor)
+        except (ValueError, TypeError, OSError) as error:
+            raise ValueError(f"image {index} of `data` cannot be used: {error}") from error
+        return Example(index, pixel_values, label, mask)
+
+
+def seen_image(pixel_values: torch.Tensor, classifier: FrozenClassifier) -> Image.Image:
+    """What the classifier saw, as a picture: `pixel_values` of shape `(3, height, width)`, normalisation undone."""
+    mean, std = (torch.tensor(value)[:, None, None] for value in (classifier.image_mean, classifier.image_std))
+    picture = (pixel_values.float() * std + mean).clamp(0, 1)
+    return Image.fromarray((picture * 255).round().to(torch.uint8).permute(1, 2, 0).numpy())
+
+
+def _checksum(image) -> str:
+    if isinstance(image, dict) and image.get("bytes") is not None:
+        image = decode_image(image)
+    if isinstance(image, Image.Image):
+        content = image.mode.encode() + np.asarray(image).tobytes()
+    else:
+        content = repr(image).encode()
+    return hashlib.sha256(content).hexdigest()[:16]
+
+
+def _seen_mask(value, size: tuple[int, int], processor) -> torch.Tensor:
+    """A mask of the original image as the part of it the classifier sees, at the size of its input."""
+    if value is None:
+        raise ValueError("it has no mask; leave out images without one.")
+    mask = torch.from_numpy(np.array(decode_image(value) if isinstance(value, dict) else value))
+    if mask.ndim == 3:
+        mask = mask.amax(-1)
+    if tuple(mask.shape) != size:
+        raise ValueError(f"its mask is {tuple(mask.shape)} (height, width) and the image {size}; sizes must agree.")
+    geometry = CropGeometry.from_processor(processor, size)
+    resized = F.interpolate((mask != 0).float()[None, None], size=geometry.resized_size, mode="nearest-exact")[0, 0]
+    (top, left), (height, width) = geometry.offset, geometry.crop_size
+    padded = F.pad(resized, (max(0, -left), max(0, width), max(0, -top), max(0, height)))
+    top, left = max(0, top), max(0, left)
+    return padded[top : top + height, left : left + width]

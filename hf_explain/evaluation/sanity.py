@@ -1,0 +1,232 @@
+"""Sanity checks: maps must change when the classifier's weights are random, or another class is explained."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+from hf_explain.evaluation.explainer import Explainer, resolve_explainer
+from hf_explain.evaluation.inputs import ExampleReader
+from hf_explain.methods.controls import centre_maps, random_maps
+from hf_explain.metrics.functional import auc_d
+from hf_explain.metrics.presets import PRESETS
+from hf_explain.metrics.statistics import bootstrap_interval
+
+
+# Stated in every result. Rank correlations lie in [-1, 1]; gains are of AUC-D over a random map's.
+THRESHOLDS = {
+    "max_similarity_random_weights": 0.5,
+    "max_gain_kept_random_weights": 0.5,
+    "max_similarity_random_label": 0.9,
+}
+_SIDE = 28  # maps are compared at this resolution at most: pixel noise of gradients is no structure
+
+
+def check_sanity(
+    model_or_pipeline,
+    data,
+    *,
+    method: str | None = None,
+    method_options: Mapping[str, Any] | None = None,
+    image_column: str | None = None,
+    max_examples: int = 32,
+    batch_size: int = 8,
+    seed: int = 0,
+) -> dict[str, Any]:
+    """
+    Whether maps depend on what the classifier learnt, on the class explained, and beat maps that look at nothing.
+
+    Four checks on the same images, each with AUC-D on the unchanged classifier: (1) *random weights*: the explainer on
+    a copy whose weights are redrawn, from the top layer down (cascading) until none is left (full): maps must change
+    and lose what they gain over random maps; (2) *random label*: a random other class is explained: maps must change
+    and AUC-D must fall; (3) *random map*: AUC-D must be higher than that of random maps; (4) *centre*: AUC-D of a
+    Gaussian in the middle, stated beside it.
+
+    A tensor is redrawn from a normal distribution of its own mean and standard deviation, which keeps activations in
+    range in every architecture. Similarity is Spearman's rank correlation.
+
+    Source: Adebayo et al. 2018 (https://huggingface.co/papers/1810.03292).
+
+    Args:
+        model_or_pipeline, method, method_options: As for [`SaliencyEvaluator.compute`]. It is not changed.
+        data: Data set, map-style or streaming.
+        image_column (`str`, *optional*): Its images.
+        max_examples (`int`, *optional*, defaults to 32): Images.
+        batch_size (`int`, *optional*, defaults to 8): Images per pass.
+        seed (`int`, *optional*, defaults to 0): Of the weights, the labels and the random maps.
+
+    Returns:
+        `dict`: `passed` (`bool`), `verdict` (one line), `checks` (name to `passed` and numbers), `cascade` (list of
+            the number of tensors redrawn, similarity, AUC-D and gain kept), `thresholds`, `num_images`.
+
+    Raises:
+        ValueError: If the classifier has one class alone, or as for [`SaliencyEvaluator.compute`].
+    """
+    explainer = resolve_explainer(model_or_pipeline, method, method_options, seed)
+    reader = ExampleReader(data, explainer, image_column, max_examples=max_examples)
+    examples = [reader.read(index, row) for _, rows in reader.shards(max_examples, lambda shard: True)
+                for index, row in rows]  # fmt: skip
+    classifier = explainer.classifier
+    if classifier.num_labels < 2:
+        raise ValueError("the sanity checks explain another class, but the classifier has one class alone.")
+    batches = []
+    for start in range(0, len(examples), batch_size):
+        batch = examples[start : start + batch_size]
+        pixel_values = torch.stack([example.pixel_values for example in batch])
+        pixel_values = pixel_values.to(device=classifier.device, dtype=classifier.dtype)
+        with torch.no_grad():
+            logits = classifier(pixel_values)
+        batches.append((pixel_values, torch.tensor([example.index for example in batch]), logits))
+    predicted = [logits.argmax(-1) for _, _, logits in batches]
+    generator = torch.Generator().manual_seed(seed)
+    offsets = torch.randint(1, classifier.num_labels, (len(examples),), generator=generator).to(classifier.device)
+    others = [(top + shift) % classifier.num_labels for top, shift in zip(predicted, offsets.split(batch_size))]
+
+    def explain(source: Explainer, targets) -> list[torch.Tensor]:
+        return [
+            source.explain(pixels, target, ids).saliency.float() for (pixels, ids, _), target in zip(batches, targets)
+        ]
+
+    def score(maps) -> torch.Tensor:
+        return torch.cat([
+            auc_d(classifier, pixels, saliency, logits=logits, image_ids=ids, seed=seed, **PRESETS["auc_d"]["default"],
+                  image_mean=classifier.image_mean, image_std=classifier.image_std).auc_d
+            for (pixels, ids, logits), saliency in zip(batches, maps)
+        ]).cpu()  # fmt: skip
+
+    own = explain(explainer, predicted)
+    own_score = score(own)
+    random_score = score([random_maps(pixels, tuple(own[0].shape[-2:]), seed, ids) for pixels, ids, _ in batches])
+    centre_score = score([centre_maps(pixels) for pixels, _, _ in batches])
+    gain = (own_score - random_score).mean().item()
+
+    cascade = []
+    randomised = _copy_of(explainer, seed)
+    for redrawn in redraw_from_the_top(randomised.classifier.model, seed):
+        maps = explain(randomised, predicted)
+        redrawn_score = score(maps)
+        cascade.append(
+            {
+                "tensors_redrawn": redrawn,
+                "similarity": similarity(own, maps),
+                "auc_d": redrawn_score.mean().item(),
+                "gain_kept": (redrawn_score - random_score).mean().item() / gain if gain > 0 else None,
+            }
+        )
+    other = explain(explainer, others)
+    fall = own_score - score(other)
+
+    low = bootstrap_interval((own_score - random_score)[:, None].double(), 0.95, 1000, seed)[0].item()
+    full, label_similarity = cascade[-1], similarity(own, other)
+    checks = {
+        "random_weights": {
+            "similarity": full["similarity"],
+            "auc_d": full["auc_d"],
+            "gain_kept": full["gain_kept"],
+            "passed": abs(full["similarity"]) <= THRESHOLDS["max_similarity_random_weights"]
+            and (full["gain_kept"] is None or full["gain_kept"] <= THRESHOLDS["max_gain_kept_random_weights"]),
+        },
+        "random_label": {
+            "similarity": label_similarity,
+            "fall_of_auc_d": fall.mean().item(),
+            "passed": label_similarity <= THRESHOLDS["max_similarity_random_label"] and fall.mean().item() > 0,
+        },
+        "random_map": {"gain_of_auc_d": gain, "gain_low": low, "passed": low > 0},
+        "centre": {"gain_of_auc_d": (own_score - centre_score).mean().item()},
+    }
+    return {
+        **_judge(checks),
+        "checks": checks,
+        "cascade": cascade,
+        "own_auc_d": own_score.mean().item(),
+        "random_map_auc_d": random_score.mean().item(),
+        "centre_auc_d": centre_score.mean().item(),
+        "thresholds": {**THRESHOLDS, "min_fall_random_label": 0, "min_gain_low_random_map": 0},
+        "num_images": len(examples),
+        "seed": seed,
+    }
+
+
+def similarity(maps: list[torch.Tensor], others: list[torch.Tensor]) -> float:
+    """
+    Mean Spearman rank correlation of maps and others, image by image; 0 where one of the two is constant.
+
+    Args:
+        maps, others (list of `torch.Tensor` of shape `(batch_size, height, width)`): Batches of maps.
+    """
+    found = []
+    for one, other in zip(maps, others, strict=True):
+        one, other = (_ranks(entry) for entry in (one, other))
+        norm = one.norm(dim=1) * other.norm(dim=1)
+        found.append(torch.where(norm > 0, (one * other).sum(1) / norm.clamp(min=1e-12), 0.0))
+    return torch.cat(found).mean().item()
+
+
+def redraw_from_the_top(model: nn.Module, seed: int = 0):
+    """
+    Redraw a model's weights in place, the top layer first: a generator that stops after the top layer, after a
+    quarter, a half and three quarters of the weighted layers, and after all of them.
+
+    Args:
+        model (`torch.nn.Module`): Changed in place; give a copy.
+        seed (`int`, *optional*, defaults to 0): Of the weights.
+
+    Yields:
+        `int`: Tensors redrawn so far.
+    """
+    layers = [module for module in model.modules() if any(True for _ in module.parameters(recurse=False))][::-1]
+    stops = sorted({1, *(round(len(layers) * part / 4) for part in (1, 2, 3)), len(layers)} - {0})
+    generator = torch.Generator().manual_seed(seed)
+    redrawn = 0
+    for position, layer in enumerate(layers, start=1):
+        for tensor in layer.parameters(recurse=False):
+            redrawn += 1
+            values = tensor.detach().float()
+            spread = values.std(correction=0).item()
+            if spread == 0:  # a fresh scale or bias: nothing was learnt in it
+                continue
+            drawn = torch.randn(tensor.shape, generator=generator) * spread + values.mean().item()
+            with torch.no_grad():
+                tensor.copy_(drawn.to(device=tensor.device, dtype=tensor.dtype))
+        if position in stops:
+            yield redrawn
+
+
+def _copy_of(explainer: Explainer, seed: int) -> Explainer:
+    """The same explainer on a copy of its classifier, weights and all."""
+    options = explainer.identity.get("method_options")
+    model = copy.deepcopy(explainer.head if options is None else explainer.classifier)
+    classifier = model.backbone if options is None else model
+    classifier.image_processor = explainer.image_processor
+    return resolve_explainer(model, None if options is None else explainer.identity["explainer"], options, seed)
+
+
+def _ranks(maps: torch.Tensor) -> torch.Tensor:
+    """Ranks of the places of each map, ties sharing their mean rank, centred; shape `(batch_size, places)`."""
+    if max(maps.shape[-2:]) > _SIDE:
+        maps = F.adaptive_avg_pool2d(maps[:, None], (min(_SIDE, maps.shape[-2]), min(_SIDE, maps.shape[-1])))[:, 0]
+    values = maps.flatten(1).double().contiguous()
+    ordered = values.sort(dim=1).values
+    ranks = (torch.searchsorted(ordered, values) + torch.searchsorted(ordered, values, right=True)).double() / 2
+    return ranks - ranks.mean(1, keepdim=True)
+
+
+def _judge(checks) -> dict[str, Any]:
+    weights, label, random_map = (checks[name] for name in ("random_weights", "random_label", "random_map"))
+    reasons = []
+    if not weights["passed"]:
+        kept = "" if weights["gain_kept"] is None else f", {100 * weights['gain_kept']:.0f} % of its gain kept"
+        reasons.append(f"maps survive random weights (rank correlation {weights['similarity']:.2f}{kept})")
+    if not label["passed"]:
+        reasons.append(
+            f"maps do not depend on the class (rank correlation {label['similarity']:.2f}, AUC-D falls by "
+            f"{label['fall_of_auc_d']:.1f})"
+        )
+    if not random_map["passed"]:
+        reasons.append(f"no better than random maps (AUC-D gain {random_map['gain_of_auc_d']:.1f})")
+    return {"passed": not reasons, "verdict": f"fails: {'; '.join(reasons)}" if reasons else "passes"}

@@ -1,0 +1,99 @@
+"""The base of every head's configuration, checked as a whole wherever it comes from."""
+
+from __future__ import annotations
+
+import inspect
+from numbers import Integral, Real
+from typing import Any
+
+from transformers import CONFIG_MAPPING, AutoConfig, PreTrainedConfig
+
+from hf_explain.io.downloads import check_sizes
+
+
+# Annotations of fields whose values a command line or a config.json can get wrong, and what they take
+_KINDS = {"float": (Real, "a number"), "int": (Integral, "a whole number"), "bool": (bool, "true or false"),
+          "str": (str, "a string")}  # fmt: skip
+
+
+class ExplainerConfig(PreTrainedConfig):
+    """
+    What every head's configuration holds: which classifier it explains, and where it taps it.
+
+    Args:
+        backbone (`str`, *optional*): Directory or Hub id of the classifier.
+        backbone_revision (`str`, *optional*): Commit of the classifier on the Hub.
+        backbone_config (`dict` or `PreTrainedConfig`, *optional*): The classifier's own configuration.
+        backbone_fingerprint (`dict`, *optional*): Checksums of the classifier's weights, by dtype.
+        self_contained (`bool`, *optional*, defaults to `False`): Whether the classifier's weights are saved inside.
+        feature_layers (`list[str]`, *optional*): Names of the tapped layers; the head's own choice when not given.
+        feature_channels (`list[int]`, *optional*): Channels of each tapped layer; filled in from the classifier.
+        image_mean (`list[float]`, *optional*): Mean the classifier's pixels are normalised with, one per channel.
+        image_std (`list[float]`, *optional*): Standard deviation, likewise.
+    """
+
+    model_type = "saliency_explainer"
+    sub_configs = {"backbone_config": AutoConfig}
+
+    backbone: str | None = None
+    backbone_revision: str | None = None
+    backbone_config: dict | PreTrainedConfig | None = None
+    backbone_fingerprint: dict | None = None
+    self_contained: bool = False
+    feature_layers: list[str] | tuple[str, ...] | None = None
+    feature_channels: list[int] | tuple[int, ...] | None = None
+    image_mean: list[float] | tuple[float, ...] | None = None
+    image_std: list[float] | tuple[float, ...] | None = None
+
+    def __post_init__(self, **kwargs):
+        # A pipeline entry would make loading ask for trust_remote_code even where the package is installed.
+        kwargs.pop("custom_pipelines", None)
+        check_sizes({**kwargs, "feature_channels": self.feature_channels})
+        if isinstance(self.backbone_config, dict):
+            values = dict(self.backbone_config)
+            check_sizes(values, "backbone_config")
+            model_type = values.pop("model_type", None)
+            if model_type not in CONFIG_MAPPING:
+                raise ValueError(f"`backbone_config` has model_type {model_type!r}, which transformers does not know.")
+            self.backbone_config = CONFIG_MAPPING[model_type](**values)
+        if self.backbone_config is not None and "id2label" not in kwargs and self.id2label is None:
+            self.id2label = dict(self.backbone_config.id2label)
+            self.label2id = dict(self.backbone_config.label2id)
+        super().__post_init__(**kwargs)
+        self.validate_explainer()
+
+    def validate_explainer(self) -> None:
+        """
+        Check the fields together; subclasses add their own and call this one.
+
+        Raises:
+            ValueError: If a field has a value that no head can work with; the message names both.
+            TypeError: If a field has a value of another type than its own; likewise.
+        """
+        own = [cls for cls in reversed(type(self).__mro__) if issubclass(cls, ExplainerConfig)]
+        kinds = {name: kind for cls in own for name, kind in inspect.get_annotations(cls).items()}
+        for name, kind in kinds.items():
+            _check_kind(name, getattr(self, name), kind.__name__ if isinstance(kind, type) else str(kind))
+        if self.feature_layers is not None and len(self.feature_layers) == 0:
+            raise ValueError("`feature_layers` is empty; name at least one layer, or leave it out for the default.")
+
+    def to_dict(self) -> dict[str, Any]:
+        output = super().to_dict()
+        nested = output.get("backbone_config")
+        if isinstance(nested, dict):
+            nested.pop("_name_or_path", None)  # would publish a path of the machine it was trained on
+        return output
+
+
+def _check_kind(name: str, value, annotation: str) -> None:
+    """A TypeError that says what a configuration's field takes, rather than what Python cannot compare."""
+    kinds = annotation.split(" | ")
+    if value is None and "None" in kinds:
+        return
+    wanted, words = (tuple, list), "a list"
+    if kinds[0] in _KINDS:
+        wanted, words = _KINDS[kinds[0]]
+    elif not kinds[0].startswith("list["):
+        return
+    if not isinstance(value, wanted) or isinstance(value, bool) and kinds[0] != "bool":
+        raise TypeError(f"`{name}` must be {words}{' or None' if 'None' in kinds else ''}, got {value!r}.")

@@ -1,0 +1,542 @@
+"""The base of every trained head: a small model around a frozen classifier, saved without it."""
+
+from __future__ import annotations
+
+import copy
+import os
+from dataclasses import fields
+from pathlib import Path
+from typing import Any, ClassVar
+
+import torch
+from torch import nn
+from transformers import PreTrainedConfig, PreTrainedModel
+from transformers import initialization as init
+
+from hf_explain.classifiers.fingerprint import fingerprints, matches
+from hf_explain.classifiers.frozen_classifier import ClassifierFeatures, FrozenClassifier, load_image_processor
+from hf_explain.heads.configuration_explainer import ExplainerConfig
+from hf_explain.io.downloads import (
+    HUB_OPTIONS,
+    check_downloads,
+    hub_errors,
+    pin_revision,
+    usable_files,
+    whole_downloads,
+)
+from hf_explain.io.files import write_directory
+from hf_explain.tensors.maps import check_finite, min_max
+from hf_explain.tensors.outputs import SaliencyOutput
+
+
+_BACKBONE = "backbone."
+# What `from_pretrained` is told about loading that the classifier must hear too
+_SHARED_LOADING = ("dtype", "torch_dtype", "device_map", "token", "cache_dir", "local_files_only", "trust_remote_code")
+
+
+class ExplainerPreTrainedModel(PreTrainedModel):
+    """
+    A head that explains a frozen classifier.
+
+    Subclasses implement `default_feature_layers`, `saliency_logits` and `compute_loss`; loading, saving, freezing and
+    the forward pass live here.
+    """
+
+    config_class = ExplainerConfig
+    presets: ClassVar[dict[str, dict[str, Any]]] = {}  # fields of the config that go together, by name
+    base_model_prefix = "explainer"
+    main_input_name = "pixel_values"
+    _supports_sdpa = True
+    _keys_to_ignore_on_load_unexpected = [r"^backbone\."]
+    _no_split_modules = ["FrozenClassifier"]
+
+    def __init__(self, config: ExplainerConfig):
+        super().__init__(config)
+        if config.feature_channels is None:
+            raise ValueError(
+                f"The configuration of {type(self).__name__} names no tapped layers and their channels, so it belongs "
+                f"to no head; make a new head for a classifier with {type(self).__name__}.from_classifier(classifier)."
+            )
+        self.backbone: FrozenClassifier | None = None
+        if config.self_contained:
+            if config.backbone_config is None:
+                raise ValueError("`self_contained` is true but the config has no `backbone_config` to build it from.")
+            self.backbone = FrozenClassifier.from_config(config.backbone_config)
+        self.register_forward_hook(_check_call)
+        self.register_state_dict_post_hook(_drop_backbone)
+        self.register_load_state_dict_post_hook(_forget_backbone)
+
+    # ------------------------------------------------------------------ what a head implements
+
+    @classmethod
+    def default_feature_layers(cls, classifier: FrozenClassifier, config: ExplainerConfig) -> list[str]:
+        """Layers to tap where the config names none."""
+        return [classifier.default_layer]
+
+    @classmethod
+    def preset_fields(cls, preset: str, classifier: FrozenClassifier) -> dict[str, Any]:
+        """The fields a preset of this head stands for; heads add what depends on the classifier."""
+        if preset not in cls.presets:
+            known = " and ".join(map(repr, cls.presets)) or "none, so leave it out"
+            raise ValueError(f"`preset` {preset!r} does not exist; {cls.__name__} has {known}.")
+        return copy.deepcopy(cls.presets[preset])  # a config is its owner's to change
+
+    @classmethod
+    def complete_config(cls, classifier: FrozenClassifier, config: ExplainerConfig) -> None:
+        """Fill in, in place, fields whose default depends on the classifier; its tapped layers are known by then."""
+
+    def saliency_logits(self, features: ClassifierFeatures, target: torch.Tensor) -> torch.Tensor:
+        """The raw maps of `target` from the tapped features, `(batch_size, height, width)`, unbounded."""
+        raise TypeError(f"{type(self).__name__} does not define `saliency_logits`.")
+
+    def scale_maps(self, maps: torch.Tensor) -> torch.Tensor:
+        """Raw maps, `(batch_size, height, width)`, as they are given out: float32, from 0 to 1 each."""
+        return min_max(maps.float())
+
+    def compute_loss(
+        self, pixel_values: torch.Tensor, features: ClassifierFeatures, target: torch.Tensor
+    ) -> SaliencyOutput:
+        """The training pass: an output with `loss`, `saliency_logits` and `loss_terms` (weighted, detached)."""
+        raise TypeError(f"{type(self).__name__} does not define `compute_loss`.")
+
+    # ------------------------------------------------------------------ forward
+
+    def forward_features(self, pixel_values: torch.Tensor) -> ClassifierFeatures:
+        """
+        The frozen classifier's pass: the tapped features and the logits, without a graph.
+
+        Args:
+            pixel_values (`torch.FloatTensor` of shape `(batch_size, num_channels, height, width)`): Normalised pixels.
+
+        Returns:
+            [`ClassifierFeatures`].
+        """
+        if self.backbone is None:
+            raise ValueError(
+                f"{type(self).__name__} has no classifier; build it with from_classifier or from_pretrained, or call "
+                "attach(classifier)."
+            )
+        with torch.no_grad():
+            return self.backbone.features(pixel_values, self.config.feature_layers)
+
+    def forward_head(self, features: ClassifierFeatures, target=None) -> SaliencyOutput:
+        """
+        Maps of one class per image from features that were computed once, so that several classes cost one pass.
+
+        Args:
+            features ([`ClassifierFeatures`]): From [`~ExplainerPreTrainedModel.forward_features`].
+            target (*optional*): As for `forward`.
+
+        Returns:
+            [`SaliencyOutput`] with `saliency`, `saliency_logits`, `logits` and `target`.
+        """
+        target = self.backbone.resolve_target(target, len(features.logits), features.logits)
+        maps = self.saliency_logits(features, target)
+        return SaliencyOutput(
+            saliency=self.scale_maps(maps.detach()), logits=features.logits, target=target, saliency_logits=maps
+        )
+
+    def forward(self, pixel_values: torch.Tensor, target=None, return_loss: bool = False) -> SaliencyOutput:
+        """
+        Explain a batch of images, or train on it.
+
+        Args:
+            pixel_values (`torch.FloatTensor` of shape `(batch_size, num_channels, height, width)`): Normalised pixels,
+                as the classifier's image processor makes them.
+            target (`int`, `str`, list of them or `torch.LongTensor` of shape `(batch_size,)`, *optional*): The class
+                to explain, by index or label name, for the batch or per image. The classifier's own top class when
+                not given.
+            return_loss (`bool`, *optional*, defaults to `False`): Also run the training pass and return `loss`.
+
+        Returns:
+            [`SaliencyOutput`].
+
+        Raises:
+            ValueError: If the head has no classifier, `target` names no class of it, or an image's logits or map are
+                not finite (the loss of a training pass is its caller's to check).
+        """
+        features = self.forward_features(pixel_values)
+        if not return_loss:
+            return self.forward_head(features, target)
+        # a container's requires_grad_ goes straight to the parameters and so past the classifier's own
+        self.backbone.requires_grad_(False)
+        target = self.backbone.resolve_target(target, len(features.logits), features.logits)
+        output = self.compute_loss(pixel_values, features, target)
+        output.logits, output.target = features.logits, target
+        if output.saliency is None:
+            output.saliency = self.scale_maps(output.saliency_logits.detach())
+        return output
+
+    # ------------------------------------------------------------------ the classifier stays as it is
+
+    def train(self, mode: bool = True):
+        """Train or evaluate the head; the classifier stays in eval mode."""
+        return super().train(mode)  # FrozenClassifier.train ignores the mode
+
+    def requires_grad_(self, requires_grad: bool = True):
+        """Switch gradients of the head's parameters; the classifier's stay off."""
+        super().requires_grad_(requires_grad)
+        if self.backbone is not None:
+            self.backbone.requires_grad_(False)
+        return self
+
+    def set_attn_implementation(self, attn_implementation, **kwargs) -> None:
+        """Heads have no attention of their own: this sets the classifier's."""
+        self.backbone.model.set_attn_implementation(attn_implementation, **kwargs)
+
+    def _init_weights(self, module: nn.Module) -> None:
+        """PyTorch's own defaults, which the released implementations were trained from."""
+        if isinstance(module, (nn.Conv2d, nn.ConvTranspose2d, nn.Linear)):
+            init.kaiming_uniform_(module.weight, a=5**0.5)
+            if module.bias is not None:
+                bound = nn.init._calculate_fan_in_and_fan_out(module.weight)[0] ** -0.5
+                init.uniform_(module.bias, -bound, bound)
+        else:
+            super()._init_weights(module)
+
+    # ------------------------------------------------------------------ attaching a classifier
+
+    def attach(self, classifier: FrozenClassifier, *, verify_fingerprint: bool = True):
+        """
+        Give the head its classifier.
+
+        Args:
+            classifier ([`FrozenClassifier`]): The classifier.
+            verify_fingerprint (`bool`, *optional*, defaults to `True`): Refuse one whose weights are not those the
+                head was trained on.
+
+        Returns:
+            The head itself.
+
+        Raises:
+            ValueError: If the classifier has another number of classes, lacks a tapped layer, or its weights differ.
+        """
+        config = self.config
+        if classifier.num_labels != config.num_labels:
+            raise ValueError(
+                f"This head explains {config.num_labels} classes, the classifier "
+                f"{classifier.name_or_path or type(classifier.model).__name__!r} has {classifier.num_labels}; "
+                "load the classifier the head was trained on."
+            )
+        channels = [classifier.num_channels(layer) for layer in config.feature_layers]
+        if channels != list(config.feature_channels):
+            raise ValueError(
+                f"This head taps {list(config.feature_layers)} with {list(config.feature_channels)} channels, the "
+                f"classifier has {channels} there; load the classifier the head was trained on."
+            )
+        if (
+            verify_fingerprint
+            and config.backbone_fingerprint
+            and not matches(classifier.model, config.backbone_fingerprint)
+        ):
+            raise ValueError(
+                f"The classifier {classifier.name_or_path or type(classifier.model).__name__!r} is not the one this "
+                "head was trained on: its weights have another fingerprint. Load the right classifier, or pass "
+                "verify_fingerprint=False to explain this one all the same."
+            )
+        self.backbone = classifier
+        return self
+
+    @classmethod
+    def from_classifier(cls, classifier, *, preset: str | None = None, revision: str | None = None, **kwargs):
+        """
+        A new, untrained head for a classifier.
+
+        Args:
+            classifier (`str`, `os.PathLike`, `torch.nn.Module` or [`FrozenClassifier`]): Directory, Hub id or
+                instance.
+            preset (`str`, *optional*): Fields that go together, by the name the head knows them under (see its class);
+                a field given beside it wins. By default every field is as published.
+            revision (`str`, *optional*): Branch, tag or commit of a Hub id.
+            kwargs: Fields of the head's configuration; and, for a directory or Hub id, what
+                `AutoModelForImageClassification.from_pretrained` takes (dtype, device_map, attn_implementation,
+                token, ...).
+
+        Returns:
+            The head, with the classifier attached, in eval mode.
+
+        Raises:
+            TypeError: If a keyword is neither a field of the configuration nor a loading option, or is one for
+                loading while the classifier is loaded already.
+            ValueError: If a field's value does not fit, or there is no such preset; the message names it.
+        """
+        known = {field.name for field in fields(cls.config_class)}
+        own = {field.name for field in fields(ExplainerConfig)} - {"feature_layers", "self_contained"}
+        loading = {key: kwargs.pop(key) for key in (*_SHARED_LOADING, "attn_implementation") if key in kwargs}
+        loading = {key: value for key, value in loading.items() if value is not None}
+        unknown = set(kwargs) - known
+        if unknown:
+            raise TypeError(
+                f"{cls.config_class.__name__} has no field {sorted(unknown)[0]!r}; its fields are "
+                f"{', '.join(sorted(known - own - {field.name for field in fields(PreTrainedConfig)}))}, "
+                "feature_layers, self_contained."
+            )
+        if isinstance(classifier, (str, os.PathLike)):
+            classifier = FrozenClassifier.from_pretrained(classifier, revision=revision, **loading)
+        elif loading or revision is not None:
+            option = next(iter(loading), "revision")
+            raise TypeError(
+                f"`{option}` says how to load a classifier, but `classifier` is loaded already (a "
+                f"{type(classifier).__name__}); leave it out, or give a directory or Hub id."
+            )
+        elif not isinstance(classifier, FrozenClassifier):
+            classifier = FrozenClassifier(classifier)
+        self_contained = kwargs.pop("self_contained", False)
+        if self_contained and not isinstance(classifier.config, PreTrainedConfig):
+            raise ValueError(
+                f"`self_contained` needs a Transformers classifier; {type(classifier.model).__name__} has no config "
+                "to rebuild it from."
+            )
+        if preset is not None:
+            kwargs = cls.preset_fields(preset, classifier) | kwargs
+        config = cls.config_class(**kwargs)
+        config.backbone = _portable_name(classifier.name_or_path)
+        config.backbone_revision = classifier.revision
+        if isinstance(classifier.config, PreTrainedConfig):
+            # a copy: the live config would share its attention implementation with the head's
+            config.backbone_config = copy.deepcopy(classifier.config)
+            config.backbone_config._name_or_path = ""
+            # a config that was never saved does not say its class, and "deit" alone has two
+            config.backbone_config.architectures = [type(classifier.model).__name__]
+        config.id2label = dict(classifier.id2label)
+        config.label2id = {label: index for index, label in config.id2label.items()}
+        config.backbone_fingerprint = fingerprints(classifier.model)
+        config.image_mean, config.image_std = list(classifier.image_mean), list(classifier.image_std)
+        layers = config.feature_layers or cls.default_feature_layers(classifier, config)
+        config.feature_layers = [classifier.resolve_layer(layer) for layer in layers]
+        config.feature_channels = [classifier.num_channels(layer) for layer in config.feature_layers]
+        cls.complete_config(classifier, config)
+        config.validate_explainer()
+        model = cls(config).to(device=classifier.device, dtype=classifier.dtype)
+        model.attach(classifier, verify_fingerprint=False)
+        config.self_contained = self_contained
+        return model.eval()
+
+    # ------------------------------------------------------------------ loading
+
+    @classmethod
+    def from_pretrained(
+        cls, pretrained_model_name_or_path, *model_args, classifier=None, verify_fingerprint: bool = True, **kwargs
+    ):
+        """
+        Load a head and its classifier.
+
+        Args:
+            pretrained_model_name_or_path (`str` or `os.PathLike`): Directory or Hub id of a saved head.
+            classifier (`str`, `os.PathLike`, `torch.nn.Module` or [`FrozenClassifier`], *optional*): Used instead of
+                the classifier the head names.
+            verify_fingerprint (`bool`, *optional*, defaults to `True`): Refuse a classifier whose weights differ from
+                those the head was trained on.
+            kwargs: As for `PreTrainedModel.from_pretrained`; dtype, device_map, token, cache_dir, local_files_only,
+                trust_remote_code and attn_implementation also reach the classifier.
+
+        Returns:
+            The head in eval mode, with its classifier attached.
+
+        Raises:
+            FileNotFoundError: If the classifier's directory is missing.
+            ValueError: If the classifier is not the one the head was trained on, or a self-contained head was saved
+                without its classifier's weights.
+        """
+        name = os.fspath(pretrained_model_name_or_path)
+        attn_implementation = kwargs.pop("attn_implementation", None)
+        want_info = kwargs.pop("output_loading_info", False)
+        shared = {key: kwargs[key] for key in _SHARED_LOADING if kwargs.get(key) is not None}
+        kwargs["use_safetensors"] = True  # a pickle can run code; heads are never saved as one
+        hub_options = {key: kwargs[key] for key in HUB_OPTIONS if kwargs.get(key) is not None}
+        with hub_errors(name, f"loading the head {name!r}"):
+            kwargs["revision"] = pin_revision(name, kwargs.get("revision"), **hub_options) or "main"
+        with whole_downloads(name, kwargs["revision"], **hub_options):
+            model, info = super().from_pretrained(name, *model_args, output_loading_info=True, **kwargs)
+        check_downloads(name, kwargs["revision"], **hub_options)
+        missing = sorted(info["missing_keys"])  # filled with random numbers, which explain nothing
+        lost = [key for key in missing if key.startswith(_BACKBONE)]
+        if lost:
+            raise ValueError(
+                f"{name!r} says self_contained=true but its weights lack the classifier ({len(lost)} tensors, "
+                f"such as {lost[0]!r}); save it again with self_contained=True or set it to false."
+            )
+        if missing:
+            raise ValueError(
+                f"The weights of the head {name!r} lack {len(missing)} tensors, such as {missing[0]!r}; it was saved "
+                "incompletely or by another version: save or download it again."
+            )
+        if model.config.self_contained:
+            model.backbone.requires_grad_(False)  # the meta device forgets what __init__ froze
+            model.backbone.image_processor = load_image_processor(name, kwargs["revision"], **hub_options)
+            if classifier is None and attn_implementation is not None:
+                model.set_attn_implementation(attn_implementation)
+        if classifier is not None or not model.config.self_contained:
+            if attn_implementation is not None:
+                shared["attn_implementation"] = attn_implementation
+            with usable_files(name):
+                found = model._load_classifier(name, classifier, shared)
+            if "device_map" not in shared and not isinstance(classifier, (nn.Module,)):
+                found.to(model.device)
+            try:
+                with usable_files(name):
+                    model.attach(found, verify_fingerprint=verify_fingerprint)
+            except ValueError:
+                if found.revision is not None:  # a damaged download is no other classifier
+                    check_downloads(found.name_or_path, found.revision, **hub_options)
+                raise
+        model.eval()
+        return (model, info) if want_info else model
+
+    def _load_classifier(self, head_name: str, classifier, options: dict) -> FrozenClassifier:
+        if isinstance(classifier, FrozenClassifier):
+            return classifier
+        if isinstance(classifier, nn.Module):
+            return FrozenClassifier(classifier)
+        if classifier is not None:
+            return FrozenClassifier.from_pretrained(classifier, **options)
+        config = self.config
+        if not config.backbone:
+            raise ValueError(
+                f"The head {head_name!r} does not name its classifier (it was trained on an instance); pass "
+                "from_pretrained(..., classifier=...)."
+            )
+        if os.path.isdir(head_name):
+            name = _find_classifier(config.backbone, head_name)
+        elif _is_path(config.backbone):
+            raise ValueError(
+                f"The head {head_name!r} from the Hub names a local path, {config.backbone!r}, as its classifier, "
+                "which is refused; pass from_pretrained(..., classifier=...) with the classifier you mean."
+            )
+        else:
+            name = config.backbone
+        try:
+            return FrozenClassifier.from_pretrained(name, revision=config.backbone_revision, **options)
+        except OSError as error:
+            kind = type(error) if type(error) in (FileNotFoundError, PermissionError, ConnectionError) else OSError
+            raise kind(f"The head {head_name!r} needs its classifier, which did not load: {error}") from error
+
+    # ------------------------------------------------------------------ saving
+
+    def save_pretrained(
+        self, save_directory, *, self_contained: bool | None = None, push_to_hub: bool = False, **kwargs
+    ):
+        """
+        Save the head (and with `self_contained=True` the classifier) and its image processor, all or nothing.
+
+        Everything is written to a temporary directory first and then moved in place, a new directory as a whole and
+        the files of an existing one with a way back, so a failed save leaves what was there before.
+
+        Args:
+            save_directory (`str` or `os.PathLike`): Directory; created where missing.
+            self_contained (`bool`, *optional*): Whether to save the classifier's weights too; the config's setting
+                when not given.
+            push_to_hub (`bool`, *optional*, defaults to `False`): Upload afterwards, as in Transformers.
+            kwargs: As for `PreTrainedModel.save_pretrained`.
+
+        Raises:
+            OSError: If the directory cannot be written; nothing is left behind.
+        """
+        target = Path(os.path.abspath(save_directory))
+        if target.is_file():
+            raise NotADirectoryError(f"`save_directory` {str(target)!r} is a file; give a directory.")
+        before = self.config.self_contained
+        if self_contained:
+            if self.config.backbone_config is None:
+                raise ValueError("`self_contained` needs a Transformers classifier; this one has no config to save.")
+        hub = {key: kwargs.pop(key) for key in ("repo_id", "commit_message", "private", "token") if key in kwargs}
+        try:
+            if self_contained is not None:
+                self.config.self_contained = self_contained
+            with write_directory(target, "save_directory") as new:
+                super().save_pretrained(new, **kwargs)
+                processor = self.backbone.image_processor if self.backbone is not None else None
+                if processor is not None:
+                    processor.save_pretrained(new)
+        finally:
+            self.config.self_contained = before
+        if push_to_hub:
+            self.push_to_hub(hub.pop("repo_id", target.name), **hub)
+
+    def push_to_hub(self, repo_id: str, *args, **kwargs):
+        """
+        Upload the head as Transformers does; [`~hf_explain.publish.hub.push_explainer`] also checks, lists and writes
+        a card.
+
+        Args:
+            repo_id (`str`): Repository on the Hub.
+            args, kwargs: As for `PreTrainedModel.push_to_hub`.
+
+        Raises:
+            ValueError: If the classifier is a local directory, which nobody else has.
+        """
+        backbone = self.config.backbone
+        local = bool(backbone) and _is_path(backbone)
+        if local and not self.config.self_contained:
+            raise ValueError(
+                "The head's classifier (`backbone`) is a local directory, which nobody else has; push the classifier "
+                "first and train or attach the head from there, or set config.self_contained to true."
+            )
+        try:
+            if local:
+                self.config.backbone = None  # its weights go along; where they came from is nobody's business
+            return super().push_to_hub(repo_id, *args, **kwargs)
+        finally:
+            self.config.backbone = backbone
+
+
+def check_output(output: SaliencyOutput) -> SaliencyOutput:
+    """
+    `output` if its logits and maps are finite: a map that is not would be scaled to zeros and look like an answer.
+
+    Args:
+        output ([`SaliencyOutput`]): From a head's `forward_head`; calling the head itself checks already.
+
+    Raises:
+        ValueError: Names the first image whose logits or map hold NaN or infinity.
+    """
+    # one number to wait for, and none where a compiler would have to break the graph for it
+    if not torch.compiler.is_compiling():
+        logits, maps = output.logits, output.saliency_logits
+        if not bool(torch.isfinite(maps).all() & torch.isfinite(logits).all().to(maps.device)):
+            check_finite(logits, "logits that are")
+            check_finite(maps, "a map that is")
+    return output
+
+
+def _check_call(module: ExplainerPreTrainedModel, args, output: SaliencyOutput) -> None:
+    if output.loss is None:
+        check_output(output)
+
+
+def _drop_backbone(module: ExplainerPreTrainedModel, state_dict: dict, prefix: str, local_metadata) -> None:
+    """A head's state is its own: kilobytes on disk and in every checkpoint."""
+    if not module.config.self_contained:
+        for key in [key for key in state_dict if key.startswith(prefix + _BACKBONE)]:
+            del state_dict[key]
+
+
+def _forget_backbone(module: ExplainerPreTrainedModel, incompatible_keys) -> None:
+    """What is deliberately not saved is not missing."""
+    if not module.config.self_contained:
+        missing = incompatible_keys.missing_keys  # with the prefixes of whatever wraps the head
+        missing[:] = [key for key in missing if f".{_BACKBONE}" not in f".{key}"]
+
+
+def _is_path(name: str) -> bool:
+    return os.path.isabs(name) or name.startswith((".", "~")) or "\\" in name or name.count("/") > 1
+
+
+def _portable_name(name: str) -> str | None:
+    """A directory by its absolute path, so that the head loads from any working directory; a Hub id as it is."""
+    return os.path.abspath(name) if name and os.path.isdir(name) else name or None
+
+
+def _find_classifier(backbone: str, head_directory: str) -> str:
+    """The classifier's directory, also where it moved together with the head's; the fingerprint guards the guess."""
+    if not _is_path(backbone) or os.path.isdir(backbone):
+        return backbone
+    name = os.path.basename(os.path.normpath(backbone))
+    head_directory = os.path.abspath(head_directory)
+    for candidate in (os.path.join(os.path.dirname(head_directory), name), os.path.join(head_directory, name)):
+        if os.path.isdir(candidate) and candidate != head_directory:
+            return candidate
+    raise FileNotFoundError(
+        f"The classifier directory {backbone!r} that the head {head_directory!r} was trained on does not exist; put "
+        "it back or pass from_pretrained(..., classifier=...)."
+    )

@@ -1,0 +1,203 @@
+"""Training by masking, shared by L-CAM and T-TAME: a good map is a small one that keeps the class."""
+
+from __future__ import annotations
+
+import math
+
+import torch
+
+from hf_explain.classifiers.frozen_classifier import ClassifierFeatures
+from hf_explain.heads.configuration_explainer import ExplainerConfig
+from hf_explain.heads.distributed import batch_uniform, gather_targets
+from hf_explain.heads.losses import area_loss, cross_entropy, ranked_masks, removal_loss, variation_loss
+from hf_explain.heads.modeling_explainer import ExplainerPreTrainedModel
+from hf_explain.tensors.maps import resize_maps, standardize
+from hf_explain.tensors.outputs import SaliencyOutput
+from hf_explain.tensors.perturbation import FILLS, MASK_SPACES, blend, fill_values, mask_space_fill
+
+
+class MaskTrainedConfig(ExplainerConfig):
+    """
+    Fields of the loss: `ce_weight * CE + area_weight * area + variation_weight * variation`, and, where asked for,
+    `+ removal_weight * removal + ranking_weight * ranking`.
+
+    Args:
+        ce_weight (`float`, *optional*, defaults to 1.5): Weight of the cross-entropy on the kept image; at 0 that
+            image is not asked for.
+        area_weight (`float`, *optional*, defaults to 2.0): Weight of the area; 0 with `variation_weight=0` is the
+            papers' ablation "*".
+        area_power (`float`, *optional*, defaults to 0.3): Exponent of the area.
+        area_epsilon (`float`, *optional*, defaults to 5e-4): Added to the map before the power.
+        variation_weight (`float`, *optional*, defaults to 0.01): Weight of the variation.
+        border_weight (`float`, *optional*, defaults to 0.3): Weight of the border inside the variation.
+        regularize (`str`, *optional*, defaults to `"batch"`): The maps that area and variation see: `"own"`, every
+            image's map of its own target, or `"batch"`, every image's map of every target in the batch, as released.
+        removal_weight (`float`, *optional*, defaults to 0.0): Weight of the removal term (ours): the image with the
+            map's evidence removed must lose the class. 0 is the loss as published.
+        ranking_weight (`float`, *optional*, defaults to 0.0): Weight of the ranking term (ours): of a random part of
+            the pixels, drawn per image and step, the most salient must keep the class, and removing them must lose it;
+            what perturbation curves ask of a map. The drawn area is the prior, so it goes with `area_weight=0`,
+            `regularize="own"`, and either `contrast` or `ce_weight=0`. 0 is the loss as published.
+        ranking_temperature (`float`, *optional*, defaults to 0.3): Softness of the threshold at the drawn area, in
+            standard deviations of the map.
+        contrast (`float`, *optional*): Give every map the same contrast (ours): in the loss and as it is given out, a
+            map is `sigmoid(contrast * z)`, z the raw map brought to mean 0 and standard deviation 1. It goes with the
+            ranking term, which leaves the contrast open, and it changes no ranking. By default the sigmoid of the raw
+            map in the loss and the raw map given out, as published.
+        mask_space (`str`, *optional*): `"pixel"` multiplies the [0, 1] image (masked pixels go black),
+            `"normalized"` multiplies `pixel_values` (masked pixels go to the mean colour). `"pixel"` when not given.
+        mask_fills (`list[str]`, *optional*): What masked pixels become instead (ours): every image of every step draws
+            one of these [`~hf_explain.tensors.perturbation.fill_values`], so that a map has to hold whatever its
+            pixels are replaced by. With one fill the head learns what that fill does to the classifier, too. By
+            default the one fill of `mask_space`, as published.
+    """
+
+    ce_weight: float = 1.5
+    area_weight: float = 2.0
+    area_power: float = 0.3
+    area_epsilon: float = 5e-4
+    variation_weight: float = 0.01
+    border_weight: float = 0.3
+    regularize: str = "batch"
+    removal_weight: float = 0.0
+    ranking_weight: float = 0.0
+    ranking_temperature: float = 0.3
+    contrast: float | None = None
+    mask_space: str = "pixel"
+    mask_fills: list[str] | tuple[str, ...] | None = None
+
+    def validate_explainer(self) -> None:
+        super().validate_explainer()
+        weights = ("ce_weight", "area_weight", "variation_weight", "border_weight", "removal_weight", "ranking_weight")
+        for name in weights:
+            if not 0 <= getattr(self, name) < math.inf:
+                raise ValueError(f"`{name}` must be at least 0 and finite, got {getattr(self, name)}.")
+        if not 0 < self.area_power <= 1:
+            raise ValueError(f"`area_power` must lie in (0, 1], got {self.area_power}.")
+        if not 0 < self.ranking_temperature < math.inf:
+            raise ValueError(f"`ranking_temperature` must be above 0 and finite, got {self.ranking_temperature}.")
+        if self.contrast is not None and not 0 < self.contrast < math.inf:
+            raise ValueError(f"`contrast` must be above 0 and finite, or None, got {self.contrast}.")
+        if not (self.ce_weight or self.removal_weight or self.ranking_weight):
+            raise ValueError(
+                "`ce_weight`, `removal_weight` and `ranking_weight` are all 0, so nothing would ask the classifier; "
+                "give at least one of them a weight."
+            )
+        if not self.area_epsilon > 0:
+            raise ValueError(f"`area_epsilon` must be above 0, got {self.area_epsilon}.")
+        if self.regularize not in ("own", "batch"):
+            raise ValueError(f"`regularize` must be 'own' or 'batch', got {self.regularize!r}.")
+        # None: a head whose default depends on the classifier, not attached yet
+        if self.mask_space is not None and self.mask_space not in MASK_SPACES:
+            raise ValueError(f"`mask_space` must be one of {', '.join(MASK_SPACES)}, got {self.mask_space!r}.")
+        fills = self.mask_fills
+        if fills is not None and (not fills or any(fill not in FILLS or fills.count(fill) > 1 for fill in fills)):
+            raise ValueError(f"`mask_fills` must be one or several of {', '.join(FILLS)}, each once, got {fills!r}.")
+
+
+class MaskTrainedExplainer(ExplainerPreTrainedModel):
+    """A head whose map is trained by masking what the classifier sees and asking it again."""
+
+    config_class = MaskTrainedConfig
+
+    def pairwise_saliency_logits(self, features: ClassifierFeatures, target: torch.Tensor) -> torch.Tensor:
+        """
+        Every image's map of every target given, `(batch_size, num_targets, height, width)`: entry `[i, j]` is image
+        i's map of target j. Training gives the targets of the batch (of all processes), never other classes.
+        """
+        raise TypeError(f"{type(self).__name__} does not define `pairwise_saliency_logits`.")
+
+    def masked_logits(
+        self, pixel_values: torch.Tensor, features: ClassifierFeatures, attention: torch.Tensor
+    ) -> torch.Tensor:
+        """
+        The classifier's logits where only what `attention` keeps is left.
+
+        Args:
+            pixel_values (`torch.FloatTensor` of shape `(batch_size, num_channels, height, width)`): The images.
+            features ([`ClassifierFeatures`]): Of the same images.
+            attention (`torch.FloatTensor` of shape `(copies * batch_size, height, width)`): In [0, 1]; several copies
+                of the batch, one behind the other, go through the classifier in one pass.
+
+        Returns:
+            `torch.FloatTensor` of shape `(copies * batch_size, num_labels)`.
+        """
+        kept = resize_maps(attention, tuple(pixel_values.shape[-2:]))
+        copies = len(kept) // len(pixel_values)
+        filled = self._filled(pixel_values)
+        if len(filled) > 1:
+            filled = filled.repeat(copies, 1, 1, 1)
+        return self.backbone(blend(pixel_values.repeat(copies, 1, 1, 1), kept, filled))
+
+    def _filled(self, pixel_values: torch.Tensor) -> torch.Tensor:
+        """What masked pixels become: one colour for all images, or every image's own drawn fill."""
+        config = self.config
+        fills = config.mask_fills or [mask_space_fill(config.mask_space)]
+        values = [fill_values(pixel_values, fill, config.image_mean, config.image_std) for fill in fills]
+        if len(values) == 1:
+            return values[0]
+        size, device = len(pixel_values), pixel_values.device
+        # as the parts of the ranking term: training draws, validation takes them in turn and is always alike
+        drawn = batch_uniform(size, device) * len(values) if self.training else torch.arange(size, device=device)
+        choice = (drawn.long() % len(values))[:, None, None, None]
+        # every fill of every image, then a choice: a blur costs next to nothing, an index would wait for the GPU
+        filled = values[0].expand_as(pixel_values)
+        for place, value in enumerate(values[1:], 1):
+            filled = torch.where(choice == place, value, filled)
+        return filled
+
+    def masks(self, maps: torch.Tensor) -> torch.Tensor:
+        """What of each pixel raw maps, `(..., height, width)`, keep: as many masks, in [0, 1]."""
+        contrast = self.config.contrast
+        return maps.sigmoid() if contrast is None else (contrast * standardize(maps.float())).sigmoid()
+
+    def scale_maps(self, maps: torch.Tensor) -> torch.Tensor:
+        return super().scale_maps(maps if self.config.contrast is None else self.masks(maps))
+
+    def compute_loss(
+        self, pixel_values: torch.Tensor, features: ClassifierFeatures, target: torch.Tensor
+    ) -> SaliencyOutput:
+        config = self.config
+        if config.regularize == "batch" and (config.area_weight or config.variation_weight):
+            # of the batch of all processes while training; validation batches may differ in length between processes
+            targets, first = gather_targets(target) if self.training else (target, 0)
+            pairs = self.pairwise_saliency_logits(features, targets)
+            maps = pairs[:, first : first + len(target)].diagonal(dim1=0, dim2=1).permute(2, 0, 1)
+            attention, regularized = self.masks(maps), self.masks(pairs)
+        else:
+            maps = self.saliency_logits(features, target)
+            attention = regularized = self.masks(maps)
+
+        asked = {}  # what the classifier is asked about, all in one pass
+        if config.ce_weight:
+            asked["cross_entropy"] = attention
+        if config.removal_weight:
+            asked["removal"] = 1 - attention
+        if config.ranking_weight:
+            # of every image its own part: training draws it, validation covers the range evenly and always alike
+            size, device = len(target), maps.device
+            drawn = batch_uniform(size, device) if self.training else (torch.arange(size, device=device) + 0.5) / size
+            asked["ranking_kept"] = ranked_masks(maps.float(), drawn, config.ranking_temperature)
+            asked["ranking_removed"] = 1 - asked["ranking_kept"]
+        logits = self.masked_logits(pixel_values, features, torch.cat(list(asked.values())))
+        logits = dict(zip(asked, logits.float().split(len(target)), strict=True))
+
+        terms = {}
+        if config.ce_weight:
+            terms["cross_entropy"] = config.ce_weight * cross_entropy(logits["cross_entropy"], target)
+        if config.area_weight:
+            area = area_loss(regularized.float(), config.area_power, config.area_epsilon)
+            terms["area"] = config.area_weight * area
+        if config.variation_weight:
+            variation = variation_loss(regularized.float(), len(target), config.border_weight)
+            terms["variation"] = config.variation_weight * variation
+        if config.removal_weight:
+            terms["removal"] = config.removal_weight * removal_loss(logits["removal"], target)
+        if config.ranking_weight:
+            kept = cross_entropy(logits["ranking_kept"], target)
+            terms["ranking"] = config.ranking_weight * (kept + removal_loss(logits["ranking_removed"], target))
+        return SaliencyOutput(
+            loss=sum(terms.values()),
+            saliency_logits=maps,
+            loss_terms={name: term.detach() for name, term in terms.items()},
+        )

@@ -1,0 +1,213 @@
+"""Charts of the numbers about saliency maps: curves and bars, as RGB `PIL.Image.Image`.
+
+They are drawn on their own matplotlib canvas, never through pyplot, so there is no global state: it works in threads
+and without a display. Colours are safe for the colour-blind.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+import torch
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.figure import Figure
+from PIL import Image
+
+
+# Okabe and Ito's palette without its yellow, which is too faint for a line on white, and with black last
+PALETTE = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
+_DASHES = ("-", "--", ":", "-.")
+_DPI = 160  # a chart is 720 px wide: 10 pt type is still 11 px tall when a phone shows it 360 px wide
+
+
+def plot_curves(
+    curves: Mapping[str, Sequence[float]],
+    steps: Sequence[float] | None = None,
+    *,
+    bands: Mapping[str, tuple[Sequence[float], Sequence[float]]] | None = None,
+    title: str | None = None,
+    x_label: str = "pixels removed (%)",
+    y_label: str = "score (%)",
+) -> Image.Image:
+    """
+    Curves over the same steps, such as a perturbation curve per method.
+
+    Up to six curves are labelled at their ends in their own colours; more get a legend below. Lines differ in dash
+    and marker as well as in colour.
+
+    Args:
+        curves (`Mapping[str, Sequence[float]]`): A name and one value per step for each curve.
+        steps (`Sequence[float]`, *optional*): Positions on the x axis; 0, 1, 2, … when absent.
+        bands (`Mapping[str, tuple]`, *optional*): `(low, high)` for some of the curves, shaded (confidence bounds).
+        title (`str`, *optional*): Above the chart.
+        x_label (`str`, *optional*): With its unit.
+        y_label (`str`, *optional*): With its unit.
+
+    Returns:
+        `PIL.Image.Image`: RGB, 720 px wide, readable at half that width.
+
+    Raises:
+        ValueError: If there are no curves, lengths differ, values are not finite or a band has no curve.
+    """
+    if not curves:
+        raise ValueError("`curves` is empty; give at least one curve.")
+    series = {name: _as_series(values, f"curves[{name!r}]") for name, values in curves.items()}
+    length = len(next(iter(series.values())))
+    positions = np.arange(length) if steps is None else _as_series(steps, "steps")
+    bounds = {}
+    for name, (low, high) in (bands or {}).items():
+        if name not in series:
+            raise ValueError(f"`bands` names {name!r}, which is not among the curves: {', '.join(series)}.")
+        bounds[name] = _as_series(low, f"bands[{name!r}] (low)"), _as_series(high, f"bands[{name!r}] (high)")
+    for name, values in [*series.items(), *((name, side) for name, pair in bounds.items() for side in pair)]:
+        if len(values) != len(positions):
+            raise ValueError(f"{name!r} has {len(values)} values, but there are {len(positions)} steps.")
+
+    direct = len(series) <= 6
+    legend_rows = 0 if direct else -(-len(series) // 3)
+    figure = _figure(3.4 + 0.24 * legend_rows)
+    axes = figure.add_subplot()
+    for index, (name, values) in enumerate(series.items()):
+        color, dash = PALETTE[index % len(PALETTE)], _DASHES[index % len(_DASHES)]
+        axes.plot(
+            positions, values, color=color, linestyle=dash, marker="os^Dv<>"[index % 7], markersize=3.5, label=name
+        )
+        if name in bounds:
+            axes.fill_between(positions, *bounds[name], color=color, alpha=0.15, linewidth=0)
+    _dress(axes, title, x_label, y_label)
+    axes.grid(color="#e3e3e3", linewidth=0.6)
+    if direct:
+        _label_ends(axes, positions, series)
+    else:
+        figure.legend(loc="outside lower center", ncols=3, fontsize=9, frameon=False)
+    return _render(figure)
+
+
+def bar_chart(
+    values: Mapping[str, float],
+    errors: Mapping[str, float | tuple[float, float]] | None = None,
+    *,
+    title: str | None = None,
+    x_label: str = "",
+    highlight: str | Sequence[str] = (),
+    precision: int = 1,
+) -> Image.Image:
+    """
+    One horizontal bar per name, with its number beside it.
+
+    Args:
+        values (`Mapping[str, float]`): From the top down, in the order given.
+        errors (`Mapping[str, float | tuple[float, float]]`, *optional*): For some of the names, the half-width of the
+            error bar, or its `(low, high)` ends on the axis, as a bootstrap gives them.
+        title (`str`, *optional*): Above the chart.
+        x_label (`str`, *optional*): With its unit.
+        highlight (`str` or `Sequence[str]`, *optional*): Names whose bars are drawn in the accent colour.
+        precision (`int`, *optional*, defaults to 1): Decimals of the numbers.
+
+    Returns:
+        `PIL.Image.Image`: RGB, 720 px wide, readable at half that width.
+
+    Raises:
+        ValueError: If there are no bars, numbers are not finite, or `errors` or `highlight` names an unknown bar.
+    """
+    if not values:
+        raise ValueError("`values` is empty; give at least one bar.")
+    names = list(values)
+    lengths = _as_series(list(values.values()), "values")
+    highlight = [highlight] if isinstance(highlight, str) else list(highlight)
+    for option, given in (("errors", errors or {}), ("highlight", highlight)):
+        unknown = [name for name in given if name not in values]
+        if unknown:
+            raise ValueError(f"`{option}` names {unknown[0]!r}, which is not among the bars: {', '.join(names)}.")
+    low, high = lengths.copy(), lengths.copy()
+    for name, error in (errors or {}).items():
+        index = names.index(name)
+        ends = (lengths[index] - error, lengths[index] + error) if np.isscalar(error) else error
+        low[index], high[index] = _as_series(ends, f"errors[{name!r}]")
+        if not low[index] <= lengths[index] <= high[index]:
+            raise ValueError(
+                f"`errors[{name!r}]` spans {low[index]:g} to {high[index]:g}, which does not hold the value "
+                f"{lengths[index]:g}; give a positive half-width or the (low, high) ends."
+            )
+
+    figure = _figure(0.9 + 0.32 * len(names))
+    axes = figure.add_subplot()
+    rows = np.arange(len(names))
+    colors = [PALETTE[1] if name in highlight else PALETTE[0] for name in names]
+    axes.barh(rows, lengths, height=0.66, color=colors)
+    drawn = [index for index, name in enumerate(names) if name in (errors or {})]
+    if drawn:
+        reach = np.stack([lengths - low, high - lengths])[:, drawn]
+        axes.errorbar(lengths[drawn], rows[drawn], xerr=reach, fmt="none", ecolor="#202124", elinewidth=1, capsize=2.5)
+    for row, length in enumerate(lengths):
+        end, side = (low[row], -1) if length < 0 else (high[row], 1)
+        axes.annotate(
+            f"{length:.{precision}f}".replace("-", "\N{MINUS SIGN}"),
+            (end, row),
+            xytext=(4 * side, 0),
+            textcoords="offset points",
+            ha="left" if side > 0 else "right",
+            va="center",
+            fontsize=9,
+        )
+    axes.set_yticks(rows, names)
+    axes.set_ylim(len(names) - 0.4, -0.6)  # the first on top; margins of the bars' own would grow with their number
+    axes.axvline(0, color="#202124", linewidth=0.8)
+    axes.margins(x=0.16)  # room for the numbers
+    _dress(axes, title, x_label, "")
+    axes.spines["left"].set_visible(False)
+    axes.tick_params(axis="y", length=0, pad=10)  # clear of a negative number
+    return _render(figure)
+
+
+def _as_series(values, name: str) -> np.ndarray:
+    array = np.asarray(values.detach().cpu() if isinstance(values, torch.Tensor) else values, dtype=np.float64)
+    if array.ndim != 1 or array.size == 0 or not np.isfinite(array).all():
+        raise ValueError(f"`{name}` must be a list of finite numbers, got {values!r}.")
+    return array
+
+
+def _figure(height: float) -> Figure:
+    figure = Figure(figsize=(720 / _DPI, height), dpi=_DPI, layout="constrained", facecolor="white")
+    FigureCanvasAgg(figure)
+    return figure
+
+
+def _dress(axes, title: str | None, x_label: str, y_label: str) -> None:
+    if title:
+        axes.set_title(title, fontsize=11, loc="left")
+    axes.set_xlabel(x_label, fontsize=10)
+    axes.set_ylabel(y_label, fontsize=10)
+    axes.tick_params(labelsize=9)
+    axes.spines[["top", "right"]].set_visible(False)
+
+
+def _label_ends(axes, positions: np.ndarray, series: Mapping[str, np.ndarray]) -> None:
+    """Name each curve at its right end, moving names apart where ends are close."""
+    bottom, top = axes.get_ylim()
+    room = (top - bottom) * 0.075  # one line of text
+    order = sorted(series, key=lambda name: series[name][-1])
+    heights = [float(series[name][-1]) for name in order]
+    for index in range(1, len(heights)):  # up, away from the one below ...
+        heights[index] = max(heights[index], heights[index - 1] + room)
+    heights[-1] = min(heights[-1], top - room / 2)
+    for index in range(len(heights) - 2, -1, -1):  # ... and back down from the frame
+        heights[index] = min(heights[index], heights[index + 1] - room)
+    for name, height in zip(order, heights):
+        color = PALETTE[list(series).index(name) % len(PALETTE)]
+        axes.annotate(
+            name,
+            (positions[-1], height),
+            xytext=(8, 0),
+            textcoords="offset points",
+            color=color,
+            fontsize=9.5,
+            va="center",
+            annotation_clip=False,
+        )
+
+
+def _render(figure: Figure) -> Image.Image:
+    figure.canvas.draw()
+    return Image.fromarray(np.asarray(figure.canvas.buffer_rgba())[..., :3].copy())

@@ -1,0 +1,295 @@
+"""Pictures of saliency maps: overlays and grids, as RGB `PIL.Image.Image`, in colours safe for the colour-blind."""
+
+from __future__ import annotations
+
+import functools
+import os
+import uuid
+from collections.abc import Sequence
+from pathlib import Path
+
+import matplotlib
+import numpy as np
+import torch
+from PIL import Image, ImageDraw, ImageFont, ImageOps
+
+
+COLORMAPS = ("viridis", "cividis", "inferno", "magma", "plasma")
+_INK, _PAPER = (32, 33, 36), (255, 255, 255)
+
+
+def overlay(
+    image,
+    saliency_map,
+    *,
+    colormap: str = "viridis",
+    alpha: float = 0.8,
+    legend: bool = False,
+    grayscale: bool = False,
+    stretch: bool = True,
+) -> Image.Image:
+    """
+    Lay a saliency map over its image; the more salient a pixel, the more opaque its colour.
+
+    A map whose highest values stand on a few single pixels, as those of gradients and of FGVis do, would hardly be
+    seen. Where the highest 2 % of the pixels do not reach 0.5, it is drawn brighter, until they do (at most tenfold);
+    the legend then ends at the value drawn as the highest. Every other map is drawn as it is.
+
+    Args:
+        image (`PIL.Image.Image`, `np.ndarray` or `torch.Tensor`): The picture: any PIL mode (its EXIF rotation is
+            applied), `uint8` in [0, 255] or floating point in [0, 1], of shape `(height, width)`,
+            `(height, width, 3)` or `(3, height, width)`. Channels are RGB.
+        saliency_map (`PIL.Image.Image`, `np.ndarray` or `torch.Tensor` of shape `(height, width)`): In [0, 1] (a PIL
+            image of mode "L": in [0, 255]), at the image's size, as `pipeline("saliency")` returns both.
+        colormap (`str`, *optional*, defaults to `"viridis"`): One of `COLORMAPS`.
+        alpha (`float`, *optional*, defaults to 0.8): Opacity where the map is 1; at 0,
+            the image shows unchanged.
+        legend (`bool`, *optional*, defaults to `False`): Adds a strip below with the colour scale, from 0 to 1 or to
+            the value that a stretched map's highest colour stands for.
+        grayscale (`bool`, *optional*, defaults to `False`): Draws the image without its own colours, so that every
+            colour seen is the map's; best for colourful pictures.
+        stretch (`bool`, *optional*, defaults to `True`): Draws a map of few high pixels brighter, as above; `False`
+            draws every map as it is.
+
+    Returns:
+        `PIL.Image.Image`: RGB, the image's size, or taller by the strip.
+
+    Raises:
+        ValueError: If the map's size is not the image's, values are NaN or out of range, or an option is unknown.
+        TypeError: If `image` or `saliency_map` is of another type.
+    """
+    if not 0 <= alpha <= 1:
+        raise ValueError(f"`alpha` is an opacity and must lie in [0, 1], got {alpha}.")
+    image = _as_image(image)
+    saliency = _as_map(saliency_map, "saliency_map")
+    if saliency.shape != (image.height, image.width):
+        raise ValueError(
+            f"`saliency_map` is {saliency.shape[0]}x{saliency.shape[1]} (height x width) and `image` is "
+            f"{image.height}x{image.width}; bring the map to the image's size first, with "
+            "`hf_explain.tensors.maps.resize_maps` or by using `pipeline('saliency')`, which does."
+        )
+    if grayscale:
+        image = image.convert("L").convert("RGB")
+    highest = _highest_drawn(saliency) if stretch else 1.0
+    drawn = np.minimum(saliency / highest, 1)
+    blended = Image.fromarray(_blend(np.asarray(image, dtype=np.float32), drawn, colormap, alpha))
+    return _with_legend(blended, colormap, alpha, highest) if legend else blended
+
+
+def colorize(saliency_map, *, colormap: str = "viridis") -> Image.Image:
+    """
+    A saliency map as colours, without the image; arguments as in [`overlay`].
+
+    Returns:
+        `PIL.Image.Image`: RGB, the map's size.
+    """
+    return Image.fromarray(_paint(_as_map(saliency_map, "saliency_map"), colormap).round().astype(np.uint8))
+
+
+def saliency_grid(
+    rows: Sequence[Sequence],
+    columns: Sequence[str] | None = None,
+    captions: Sequence[Sequence[str | None]] | None = None,
+    row_labels: Sequence[str] | None = None,
+    cell_size: int = 160,
+    text_size: int | None = None,
+) -> Image.Image:
+    """
+    Pictures side by side: one row per image, one column per method, say.
+
+    Args:
+        rows (`Sequence[Sequence]`): Pictures as [`overlay`] takes or returns them; `None` leaves a cell empty. Rows
+            may differ in length.
+        columns (`Sequence[str]`, *optional*): A heading per column.
+        captions (`Sequence[Sequence[str]]`, *optional*): A line under each picture, nested as `rows` is.
+        row_labels (`Sequence[str]`, *optional*): A line above each row.
+        cell_size (`int`, *optional*, defaults to 160): Side of the square every picture is fitted into, in pixels.
+            Pictures keep their proportions; enlarged ones show their pixels.
+        text_size (`int`, *optional*): Height of the text in pixels; in proportion to the cells when not given. Larger
+            text survives when a wide grid is shown on a phone.
+
+    Returns:
+        `PIL.Image.Image`: RGB, white background. Text too wide for its cell ends in "…".
+
+    Raises:
+        ValueError: If there are no pictures, or headings or captions do not fit them in number.
+    """
+    rows = [list(row) for row in rows]
+    width = max((len(row) for row in rows), default=0)
+    if width == 0:
+        raise ValueError("`rows` holds no pictures; give at least one row with one picture.")
+    if cell_size < 32:
+        raise ValueError(f"`cell_size` must be at least 32 pixels, got {cell_size}.")
+    for name, given, wanted in (("columns", columns, width), ("captions", captions, len(rows))):
+        if given is not None and len(given) != wanted:
+            raise ValueError(f"`{name}` has {len(given)} entries, but `rows` needs {wanted}.")
+    if row_labels is not None and len(row_labels) != len(rows):
+        raise ValueError(f"`row_labels` has {len(row_labels)} entries, but there are {len(rows)} rows.")
+    for index, row in enumerate(rows):
+        if captions is not None and len(captions[index]) != len(row):
+            raise ValueError(
+                f"`captions[{index}]` has {len(captions[index])} entries, but its row {len(row)} pictures."
+            )
+
+    gap, text_size = max(4, cell_size // 24), max(8, text_size or max(11, cell_size // 11))
+    line = round(text_size * 1.5)
+    heading, above = line * (columns is not None), line * (row_labels is not None)
+    row_height = above + cell_size + line * (captions is not None) + gap
+    sheet = Image.new("RGB", (gap + width * (cell_size + gap), gap + heading + len(rows) * row_height), _PAPER)
+    pen = ImageDraw.Draw(sheet)
+    for column, text in enumerate(columns or ()):
+        _write(pen, gap + column * (cell_size + gap), gap, text, cell_size, text_size, bold=True)
+    for index, row in enumerate(rows):
+        top = gap + heading + index * row_height
+        if row_labels is not None:
+            _write(pen, gap, top, row_labels[index], sheet.width - 2 * gap, text_size, bold=True)
+        for column, picture in enumerate(row):
+            left = gap + column * (cell_size + gap)
+            if picture is not None:
+                fitted = _fit(_as_image(picture), cell_size)
+                offset = (cell_size - fitted.width) // 2, (cell_size - fitted.height) // 2
+                sheet.paste(fitted, (left + offset[0], top + above + offset[1]))
+            if captions is not None and captions[index][column]:
+                _write(pen, left, top + above + cell_size, captions[index][column], cell_size, text_size)
+    return sheet
+
+
+def save_image(image: Image.Image, path: str | os.PathLike) -> Path:
+    """
+    Write a picture under a temporary name beside `path`, then rename it, so that `path` is never half a file.
+
+    Args:
+        image (`PIL.Image.Image`): The picture.
+        path (`str` or `os.PathLike`): Where to; the suffix names the format (`.png`, `.jpg`, `.webp`, …).
+
+    Returns:
+        `pathlib.Path`: `path`.
+
+    Raises:
+        ValueError: If the suffix names no image format.
+        FileNotFoundError: If the folder does not exist.
+    """
+    path = Path(path)
+    file_format = Image.registered_extensions().get(path.suffix.lower())
+    if file_format is None:
+        raise ValueError(f"`path` is {str(path)!r}: {path.suffix!r} names no image format; use .png, for example.")
+    if not path.parent.is_dir():
+        raise FileNotFoundError(f"`path` is {str(path)!r}, but the folder {str(path.parent)!r} does not exist.")
+    temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex}")
+    try:
+        with open(temporary, "xb") as file:
+            image.save(file, format=file_format)
+        os.replace(temporary, path)
+    except BaseException:
+        temporary.unlink(missing_ok=True)
+        raise
+    return path
+
+
+def _as_image(image) -> Image.Image:
+    if isinstance(image, Image.Image):
+        return ImageOps.exif_transpose(image).convert("RGB")
+    array = _as_array(image, "image")
+    if array.ndim == 2:
+        array = np.stack([array] * 3, axis=-1)
+    elif array.ndim == 3 and array.shape[-1] != 3 and array.shape[0] == 3:
+        array = np.moveaxis(array, 0, -1)
+    if array.ndim != 3 or array.shape[-1] != 3:
+        raise ValueError(
+            f"`image` must have shape (height, width), (height, width, 3) or (3, height, width), got {array.shape}."
+        )
+    if array.dtype != np.uint8:
+        _check_range(array, "image", "undo the normalisation of `pixel_values` before showing them")
+        array = (array * 255).round().astype(np.uint8)
+    return Image.fromarray(np.ascontiguousarray(array))
+
+
+def _as_map(saliency_map, name: str) -> np.ndarray:
+    if isinstance(saliency_map, Image.Image):
+        return np.asarray(saliency_map.convert("L"), dtype=np.float32) / 255
+    array = _as_array(saliency_map, name)
+    if array.ndim != 2:
+        raise ValueError(f"`{name}` must have shape (height, width), one map for one image, got {array.shape}.")
+    if array.dtype == np.uint8:
+        return array.astype(np.float32) / 255
+    array = array.astype(np.float32)
+    _check_range(array, name, "scale the map with `hf_explain.tensors.maps.min_max` first")
+    return array
+
+
+def _as_array(value, name: str) -> np.ndarray:
+    if isinstance(value, torch.Tensor):
+        value = value.detach().cpu()
+        return (value.float() if value.is_floating_point() else value).numpy()
+    if isinstance(value, np.ndarray):
+        return value
+    raise TypeError(f"`{name}` must be a PIL image, a numpy array or a torch tensor, got {type(value).__name__}.")
+
+
+def _check_range(array: np.ndarray, name: str, remedy: str) -> None:
+    if array.size == 0:
+        raise ValueError(f"`{name}` is empty: its shape is {array.shape}.")
+    low, high = float(array.min()), float(array.max())
+    if not (low >= 0 and high <= 1):  # so that NaN is caught too
+        raise ValueError(f"`{name}` must lie in [0, 1], got values from {low:g} to {high:g}; {remedy}.")
+
+
+def _paint(saliency: np.ndarray, colormap: str) -> np.ndarray:
+    if colormap not in COLORMAPS:
+        raise ValueError(f"`colormap` is {colormap!r}; choose one that is safe for the colour-blind: {COLORMAPS}.")
+    return matplotlib.colormaps[colormap](saliency)[..., :3].astype(np.float32) * 255
+
+
+def _blend(image: np.ndarray, saliency: np.ndarray, colormap: str, alpha: float) -> np.ndarray:
+    opacity = (alpha * saliency)[..., None]
+    return (image + opacity * (_paint(saliency, colormap) - image)).round().astype(np.uint8)
+
+
+def _highest_drawn(saliency: np.ndarray) -> float:
+    """The value drawn as 1: lower, the sparser the map, and 1 where its highest 2 % reach 0.5."""
+    return float(np.clip(2 * np.quantile(saliency, 0.98), 0.1, 1)) if saliency.any() else 1.0
+
+
+def _with_legend(image: Image.Image, colormap: str, alpha: float, highest: float) -> Image.Image:
+    text_size = min(28, max(10, image.width // 20))
+    strip, pad = round(text_size * 1.8), text_size // 2
+    sheet = Image.new("RGB", (image.width, image.height + strip), _PAPER)
+    sheet.paste(image, (0, 0))
+    pen, font = ImageDraw.Draw(sheet), _font(text_size, False)
+    middle = image.height + strip // 2
+    end = "1" if highest == 1 else f"{highest:.2f} to 1"
+    left = pad + round(font.getlength("0")) + pad
+    right = image.width - pad - round(font.getlength(end)) - pad
+    pen.text((pad, middle), "0", fill=_INK, font=font, anchor="lm")
+    pen.text((image.width - pad, middle), end, fill=_INK, font=font, anchor="rm")
+    if right > left:
+        height = max(4, strip // 2)
+        ramp = np.broadcast_to(np.linspace(0, 1, right - left, dtype=np.float32), (height, right - left))
+        # On white, and as transparent as on the picture: the strip shows the colours the picture has
+        bar = _blend(np.full((*ramp.shape, 3), 255, dtype=np.float32), ramp, colormap, alpha)
+        sheet.paste(Image.fromarray(bar), (left, middle - height // 2))
+    return sheet
+
+
+def _fit(image: Image.Image, side: int) -> Image.Image:
+    scale = side / max(image.size)
+    size = tuple(max(1, round(edge * scale)) for edge in image.size)
+    return image.resize(size, Image.Resampling.NEAREST if scale > 1 else Image.Resampling.LANCZOS)
+
+
+@functools.lru_cache(maxsize=32)
+def _font(size: int, bold: bool) -> ImageFont.FreeTypeFont:
+    # matplotlib ships this font, so text looks the same on every machine
+    name = "DejaVuSans-Bold.ttf" if bold else "DejaVuSans.ttf"
+    return ImageFont.truetype(os.path.join(matplotlib.get_data_path(), "fonts", "ttf", name), size)
+
+
+def _write(
+    pen: ImageDraw.ImageDraw, left: int, top: int, text: str, width: int, size: int, bold: bool = False
+) -> None:
+    font, text = _font(size, bold), str(text)
+    if font.getlength(text) > width:
+        while text and font.getlength(text + "…") > width:
+            text = text[:-1]
+        text = text.rstrip() + "…"
+    pen.text((left, top + size // 6), text, fill=_INK, font=font)

@@ -1,0 +1,86 @@
+"""Work that several processes share: who is who, what the first one does for all, and how they part."""
+
+from __future__ import annotations
+
+import os
+import platform
+import sys
+from collections.abc import Callable
+from importlib import metadata
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from accelerate import Accelerator, PartialState
+from accelerate.utils import broadcast_object_list
+
+
+def check_launched(accelerator: Accelerator) -> None:
+    """A ValueError where a launcher started several processes that Accelerate does not join."""
+    launched = int(os.environ.get("WORLD_SIZE", 1))
+    if launched != accelerator.num_processes:
+        # Without a GPU Accelerate quietly makes each of them a run of its own, all writing to one directory.
+        raise ValueError(
+            f"{launched} processes were launched but Accelerate sees {accelerator.num_processes}: on the CPU set "
+            "ACCELERATE_USE_CPU=true and start with torchrun, or pass use_cpu=True."
+        )
+
+
+def package_versions() -> dict[str, str]:
+    """Versions of Python and of the installed packages a result depends on."""
+    names = ("hf_explain", "torch", "transformers", "datasets", "accelerate", "numpy", "pillow")
+    installed = {found.name.lower().replace("-", "_") for found in metadata.distributions() if found.name}
+    return {"python": platform.python_version(), **{n: metadata.version(n) for n in names if n in installed}}
+
+
+def launched_processes() -> tuple[int, int, torch.device | None]:
+    """Rank and number of the processes a launcher started, and the device of this one; joins them."""
+    if int(os.environ.get("WORLD_SIZE", 1)) == 1:
+        return 0, 1, None
+    state = PartialState(cpu=not torch.cuda.is_available())
+    return state.process_index, state.num_processes, state.device
+
+
+def on_main_process(accelerator: Accelerator, action: Callable[[], Any]) -> Any:
+    """Run `action` on the main process only; its result, or its error, reaches all of them."""
+    return on_first_process(accelerator.process_index, accelerator.num_processes, action)
+
+
+def on_first_process(rank: int, world: int, action: Callable[[], Any]) -> Any:
+    """The same for process `rank` of `world` where there is no accelerator."""
+    outcome: list[Any] = [None, None]
+    if rank == 0:
+        try:
+            outcome[0] = action()
+        except (OSError, ValueError) as error:
+            if world == 1:
+                raise
+            outcome[1] = error
+    if world > 1:
+        broadcast_object_list(outcome)
+    if outcome[1] is not None:
+        raise outcome[1]
+    return outcome[0]
+
+
+def leave(status: int) -> int:
+    """
+    End a process of several: wait for the others when all went well, and close the connections between them.
+
+    Without it the first process to exit takes the store the others still talk to with it, and they die at exit.
+
+    Args:
+        status (`int`): Exit status of this process; after an error the others are not waited for.
+
+    Returns:
+        `int`: `status`.
+    """
+    if dist.is_available() and dist.is_initialized():
+        if status == 0:
+            dist.barrier()
+        dist.destroy_process_group()
+        # threads of the backend can outlive the interpreter's shutdown and abort a process whose work is done
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(status)
+    return status

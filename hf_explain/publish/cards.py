@@ -1,0 +1,439 @@
+"""Model cards of trained heads, filled from what was recorded. What is not known is left out, and said so."""
+
+from __future__ import annotations
+
+import os
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import fields
+from importlib import resources
+from pathlib import Path
+from typing import Any
+
+from huggingface_hub import EvalResult, ModelCard, ModelCardData
+from transformers import PreTrainedConfig
+
+from hf_explain.classifiers.fingerprint import FINGERPRINT_DTYPES
+from hf_explain.heads.configuration_explainer import ExplainerConfig
+from hf_explain.io.files import write_atomically
+from hf_explain.publish.card_facts import (
+    EVALUATION,
+    EVALUATION_KEYS,
+    TRAINING_KEYS,
+    TRAINING_RECORD,
+    Measurement,
+    OwnResult,
+    find_own_result,
+    head_weights,
+    is_hub_id,
+    is_local_path,
+    look_up,
+    read_config,
+    read_json,
+    read_measurements,
+)
+from hf_explain.publish.citations import PAPERS
+
+
+# -------------------------------------------------------------------------------------------------------------- a card
+
+
+def build_model_card(
+    model_or_dir,
+    *,
+    repo_id: str | None = None,
+    training_record: str | os.PathLike | Mapping | None = None,
+    evaluation: str | os.PathLike | Mapping | None = None,
+    explainer: str | None = None,
+    picture: str | os.PathLike | None = None,
+    dataset: str | None = None,
+    evaluation_dataset: str | None = None,
+    data_terms: str | None = None,
+    license: str | None = None,
+    limitations: str | None = None,
+    card_directory: str | os.PathLike | None = None,
+) -> ModelCard:
+    """
+    The model card of a trained head.
+
+    Every field comes from the configuration, the training record, the evaluation or an argument. A field that none of
+    them has is left out of the card's data and named under "Not known".
+
+    Args:
+        model_or_dir ([`ExplainerPreTrainedModel`], `str` or `os.PathLike`): A head, or the directory it was saved to;
+            a `training_record.json` and an `evaluation.json` in there are read where none is given.
+        repo_id (`str`, *optional*): Where it will be on the Hub; the directory's name stands in the snippet if not.
+        training_record (`str`, `os.PathLike` or `dict`, *optional*): Written by training.
+        evaluation (`str`, `os.PathLike` or `dict`, *optional*): `results.json` of an evaluation.
+        explainer (`str`, *optional*): The name of this head in an evaluation that compares several; found by the
+            fingerprint of its weights when not given.
+        picture (`str` or `os.PathLike`, *optional*): An image file beside the card, shown on top.
+        dataset (`str`, *optional*): Hub id or name of the training data, where the record has only a local name.
+        evaluation_dataset (`str`, *optional*): Hub id or name of the evaluation's data, likewise.
+        data_terms (`str`, *optional*): Terms of the training data, in a sentence.
+        license (`str`, *optional*): Licence of the head's weights, a Hub licence identifier.
+        limitations (`str`, *optional*): Markdown, added to the limitations that follow from the configuration.
+        card_directory (`str` or `os.PathLike`, *optional*): Where the card will lie, if not in the head's directory.
+
+    Returns:
+        `huggingface_hub.ModelCard`.
+
+    Raises:
+        FileNotFoundError: If a file that was named is missing.
+        ValueError: If the configuration is not a head's, a JSON cannot be read, or the evaluation does not say which
+            part of it is this head's, or measured other weights.
+    """
+    config = read_config(model_or_dir)
+    directory = Path(model_or_dir) if isinstance(model_or_dir, (str, os.PathLike)) else None
+    if directory is not None:
+        found = {name: directory / name for name in (TRAINING_RECORD, EVALUATION) if (directory / name).is_file()}
+        training_record = found.get(TRAINING_RECORD) if training_record is None else training_record
+        evaluation = found.get(EVALUATION) if evaluation is None else evaluation
+    beside = Path(card_directory) if card_directory is not None else directory
+    if picture is not None and beside is not None and not (beside / picture).is_file():
+        raise FileNotFoundError(f"`picture` {os.fspath(picture)!r} is not in {str(beside)!r}.")
+    training = read_json(training_record, "training_record")
+    measured = read_json(evaluation, "evaluation")
+    own = OwnResult(None, {}, {})
+    if measured is not None:
+        own = find_own_result(measured, explainer, config["model_type"], head_weights(model_or_dir))
+    name = repo_id or (directory.resolve().name if directory is not None else config["model_type"])
+
+    unknown: list[str] = []
+    method = PAPERS[config["model_type"]]
+    title = method.variants.get(config.get("variant"), method.name)
+    additions = [f"{term} term" for term in ("removal", "ranking") if config.get(f"{term}_weight")]
+    additions += ["drawn fills"] * bool(config.get("mask_fills"))
+    additions += ["contrast of its own"] * bool(config.get("contrast"))
+    additions += ["mask by contribution"] * (config.get("mask_by") == "contribution")
+    if additions:
+        listed = " and ".join(filter(None, [", ".join(additions[:-1]), additions[-1]]))
+        title += f" (with this package's {listed}; not in the paper)"
+    classifier = _classifier(config, training, unknown)
+    dataset = dataset or _data_name(look_up(training, TRAINING_KEYS["dataset"]), "training data", unknown)
+    license = license or look_up(training, TRAINING_KEYS["license"])
+    if license is None:
+        unknown.append("Licence of the weights: none was given.")
+    if data_terms is None:
+        unknown.append("Terms of the training data: none were given.")
+    if training is None:
+        unknown.append("How the head was trained: there is no training record.")
+    results, tested_on = [], evaluation_dataset
+    if measured is None:
+        unknown.append("How faithful its maps are: there is no evaluation.")
+    else:
+        results = read_measurements(own.result, look_up(measured, ("protocol",)))
+        if not results:
+            unknown.append("How faithful its maps are: the evaluation holds no metric this package knows.")
+        recorded = look_up(measured, EVALUATION_KEYS["dataset"])
+        tested_on = tested_on or _data_name(recorded, "data of the evaluation", unknown)
+    sanity = look_up(own.result, EVALUATION_KEYS["sanity"]) or look_up(measured, EVALUATION_KEYS["sanity"])
+    if not sanity:
+        unknown.append("Sanity checks (random weights, random labels): none were recorded.")
+
+    split = look_up(measured, EVALUATION_KEYS["dataset_split"])
+    data = ModelCardData(
+        library_name="hf-explain",
+        tags=["saliency", "explainability", "image-classification", config["model_type"]],
+        model_name=name,
+        base_model=classifier["hub_id"],
+        base_model_relation="adapter" if classifier["hub_id"] else None,
+        base_model_revision=classifier["revision"],
+        datasets=[dataset] if dataset and is_hub_id(dataset) else None,
+        license=license,
+        metrics=sorted({result.metric for result in results}) or None,
+        eval_results=[
+            EvalResult(
+                task_type="saliency",
+                task_name="Saliency",
+                dataset_type=tested_on,
+                dataset_name=tested_on,
+                dataset_split=split,
+                dataset_revision=look_up(measured, EVALUATION_KEYS["dataset_revision"]),
+                metric_type=result.metric,
+                metric_name=_title(result.metric),
+                metric_value=result.value,
+                metric_args=_plain(result.protocol) or None,
+            )
+            for result in results
+        ]
+        if tested_on
+        else None,
+    )
+    template = resources.files("hf_explain").joinpath("publish", "card_template.md").read_text(encoding="utf-8")
+    return ModelCard.from_template(
+        data,
+        template_str=template,
+        name=name,
+        title=title,
+        method=method,
+        classifier=classifier,
+        layers=list(config.get("feature_layers") or []),
+        settings=_own_settings(config),
+        picture=None if picture is None else Path(picture).as_posix(),
+        dataset=dataset,
+        dataset_split=look_up(training, TRAINING_KEYS["dataset_split"]),
+        recipe=_recipe(training),
+        results=[_row(result, own.references) for result in results],
+        references=list(own.references),
+        tested_on=tested_on,
+        tested_split=split,
+        num_images=look_up(own.result, ("num_images",)) or look_up(measured, EVALUATION_KEYS["num_images"]),
+        interval=_interval(results),
+        protocols=_protocols(results),
+        explained=_explained(results),
+        sanity=_sanity(sanity),
+        failed=_failure(sanity),
+        limitations=limitations,
+        license=license,
+        data_terms=data_terms,
+        unknown=unknown,
+    )
+
+
+def write_model_cards(
+    directories: Sequence[str | os.PathLike],
+    output_dir: str | os.PathLike,
+    *,
+    evaluations: Sequence[str | os.PathLike] = (),
+    user: str | None = None,
+    **fields,
+) -> list[Path]:
+    """
+    Cards of many heads, each as `HEAD-CLASSIFIER.md` in one folder.
+
+    HEAD is the head's name in the evaluation that measured its weights, CLASSIFIER the classifier's name. A file
+    `pictures/HEAD-CLASSIFIER.png` in the folder is shown on the card. Nothing is written unless all can be.
+
+    Args:
+        directories (`list[str or os.PathLike]`): Saved heads.
+        output_dir (`str` or `os.PathLike`): Folder of the cards; made where missing.
+        evaluations (`list[str or os.PathLike]`, *optional*): `results.json` files; each head's is the one that
+            measured its weights, or the `evaluation.json` in its directory.
+        user (`str`, *optional*): Whose repositories the snippets name.
+        fields: As for [`build_model_card`], the same for all.
+
+    Returns:
+        `list[pathlib.Path]`: The cards, in the order of the heads.
+
+    Raises:
+        FileNotFoundError, ValueError: As for [`build_model_card`]; also if no evaluation measured a head, or two heads
+            would have one card.
+    """
+    folder = Path(output_dir)
+    read = {os.fspath(path): read_json(path, "evaluations") for path in evaluations}
+    cards: dict[Path, ModelCard] = {}
+    for directory in map(Path, directories):
+        config = read_config(directory)
+        head, evaluation = _name_and_evaluation(directory, config, read)
+        classifier = _classifier(config, _json_in(directory, TRAINING_RECORD), [])["name"]
+        classifier = classifier or look_up(evaluation, EVALUATION_KEYS["classifier"]) or ""
+        name = "-".join(filter(None, (head, classifier.split("/")[-1])))
+        path = folder / f"{name}.md"
+        if path in cards:
+            raise ValueError(f"`directories` has two heads for the card {path.name}; write them to different folders.")
+        picture = Path("pictures", f"{name}.png")
+        cards[path] = build_model_card(
+            directory,
+            repo_id=f"{user}/{name}" if user else name,
+            evaluation=evaluation,
+            explainer=head if evaluation else None,
+            picture=picture if (folder / picture).is_file() else None,
+            card_directory=folder,
+            **fields,
+        )
+    folder.mkdir(parents=True, exist_ok=True)
+    for path, card in cards.items():
+        write_atomically(path, str(card).encode())
+    return list(cards)
+
+
+def _name_and_evaluation(directory: Path, config: Mapping[str, Any], evaluations: Mapping[str, Mapping]):
+    """What a head is called, and the evaluation that measured it, if there is one."""
+    if not evaluations and (own := _json_in(directory, EVALUATION)) is not None:
+        evaluations = {EVALUATION: own}
+    if not evaluations:
+        return "-".join(filter(None, (config["model_type"], config.get("variant")))), None
+    weights = head_weights(directory)
+    for evaluation in evaluations.values():
+        try:
+            own = find_own_result(evaluation, None, config["model_type"], weights)
+        except ValueError:
+            continue  # measured other heads; that none measured this one is an error below
+        if own.name is not None:
+            return own.name, evaluation
+    raise ValueError(
+        f"None of `evaluations` ({', '.join(evaluations)}) measured the head in {os.fspath(directory)!r}; evaluate "
+        "it, or leave it out."
+    )
+
+
+def _json_in(directory: Path, name: str) -> dict[str, Any] | None:
+    return read_json(directory / name, name) if (directory / name).is_file() else None
+
+
+# ---------------------------------------------------------------------------------------------------- its single facts
+
+
+def _classifier(config: Mapping[str, Any], training: Mapping | None, unknown: list[str]) -> dict[str, Any]:
+    """What is known of the explained classifier; its `hub_id` is `None` where nobody else can load it."""
+    backbone, nested = config.get("backbone"), config.get("backbone_config") or {}
+    checksums = config.get("backbone_fingerprint") or {}
+    local = not backbone or is_local_path(backbone)
+    name = look_up(training, TRAINING_KEYS["classifier"]) if local else backbone
+    if not name and backbone:
+        name = re.split(r"[/\\]", backbone.rstrip("/\\"))[-1]
+    if name and is_local_path(name):
+        name = None
+    if not name:
+        unknown.append("The classifier's name: the head was trained on a model in memory.")
+    elif local:
+        unknown.append("The classifier's place on the Hub (base_model): the head was trained on a local directory.")
+    revision = None if local else config.get("backbone_revision")
+    if not local and revision is None:
+        unknown.append("The classifier's revision: it was not recorded.")
+    return {
+        "name": name,
+        "hub_id": None if local else name,
+        "revision": revision,
+        "kind": nested.get("model_type"),
+        "fingerprint": next(((kind, checksums[kind]) for kind in FINGERPRINT_DTYPES if kind in checksums), None),
+        "included": bool(config.get("self_contained")),
+        "num_labels": len(config.get("id2label") or {}) or None,
+    }
+
+
+def _data_name(value: Any, what: str, unknown: list[str]) -> str | None:
+    """A data set's name; one that means nothing to others is named as unknown."""
+    if not isinstance(value, str) or not value or is_local_path(value):
+        unknown.append(f"The {what}: " + ("only a local path was recorded." if value else "not recorded."))
+        return None
+    if not is_hub_id(value):
+        unknown.append(f"The {what}: only the local name `{value}` was recorded.")
+    return value
+
+
+def _own_settings(config: Mapping[str, Any]) -> list[tuple[str, Any]]:
+    """The fields that belong to the head's method, not to every Transformers config."""
+    shared = {entry.name for entry in fields(PreTrainedConfig)} | {entry.name for entry in fields(ExplainerConfig)}
+    shared |= {
+        "model_type",
+        "transformers_version",
+        "auto_map",
+        "torch_dtype",
+        "custom_pipelines",
+        "output_attentions",
+    }
+    return [
+        (key, value)
+        for key, value in sorted(config.items())
+        if key not in shared and not key.startswith("_") and not isinstance(value, Mapping)
+    ]
+
+
+def _recipe(training: Mapping | None) -> list[tuple[str, str]]:
+    rows = []
+    for label, keys in TRAINING_KEYS.items():
+        value = look_up(training, keys)
+        if label in ("classifier", "dataset", "dataset_split", "dataset_revision", "license") or value is None:
+            continue
+        if isinstance(value, Mapping):
+            value = ", ".join(f"{key} {item}" for key, item in value.items() if isinstance(item, (str, int, float)))
+        if isinstance(value, float):
+            value = f"{value:.4g}"
+        if value != "" and not (isinstance(value, str) and is_local_path(value)):
+            rows.append((label, str(value)))
+    return rows
+
+
+# --------------------------------------------------------------------------------------------------------- its numbers
+
+
+def _title(metric: str) -> str:
+    if metric == "auc_d":
+        return "AUC-D"
+    words = re.sub(r" (\d+)$", r" at \1 %", metric.replace("_", " "))
+    return re.sub(r"\bauc\b", "AUC", words[:1].upper() + words[1:])
+
+
+def _number(value: float) -> str:
+    return f"{value:.2f}" if value == 0 or abs(value) >= 0.005 else f"{value:.1g}"
+
+
+def _row(result: Measurement, references: Mapping[str, Mapping]) -> dict[str, Any]:
+    value = _number(result.value)
+    if result.interval:
+        value += f" [{_number(result.interval[0])}, {_number(result.interval[1])}]"
+    others = []
+    for reference in references.values():
+        same = [other for other in read_measurements(reference) if other.metric == result.metric]
+        others.append(_number(same[0].value) if same else "")
+    return {"metric": _title(result.metric), "better": result.better, "value": value, "references": others}
+
+
+def _plain(protocol: Mapping[str, Any]) -> dict[str, Any]:
+    """A protocol without anything that YAML cannot hold or that names a path; a long list takes one line."""
+    found = {}
+    for key, value in protocol.items():
+        if isinstance(value, (list, tuple)):
+            found[key] = list(value) if len(value) <= 3 else ", ".join(map(str, value))
+        elif isinstance(value, (int, float)) or (isinstance(value, str) and not is_local_path(value)):
+            found[key] = value
+    return found
+
+
+def _protocols(results: list[Measurement]) -> list[tuple[str, str]]:
+    """Each distinct protocol once, with the metrics that follow it."""
+    shared: dict[str, list[str]] = {}
+    for result in results:
+        plain = _plain(result.protocol)
+        plain = {key: ", ".join(map(str, value)) if isinstance(value, list) else value for key, value in plain.items()}
+        text = "; ".join(f"{key} {value}" for key, value in plain.items()) or "not recorded"
+        shared.setdefault(text, []).append(_title(result.metric))
+    return [(", ".join(metrics), text) for text, metrics in shared.items()]
+
+
+def _explained(results: list[Measurement]) -> list[str]:
+    """What the metrics measure, in the words of their own documentation."""
+    texts = []
+    for name in dict.fromkeys(str(result.protocol.get("metric")) for result in results):
+        readme = resources.files("hf_explain").joinpath("metrics", name, "README.md")
+        if re.fullmatch(r"\w+", name) and readme.is_file():
+            section = readme.read_text(encoding="utf-8").split("## Metric description")[-1]
+            texts.append(section.strip().split("\n\n")[0].replace("\n", " "))
+    return texts
+
+
+def _interval(results: list[Measurement]) -> str | None:
+    """What the brackets behind the numbers are."""
+    for result in results:
+        stated = result.protocol.get("interval")
+        if result.interval and isinstance(stated, Mapping) and isinstance(stated.get("confidence"), (int, float)):
+            return f"{100 * stated['confidence']:g} % bootstrap intervals over the images"
+    return "intervals as recorded" if any(result.interval for result in results) else None
+
+
+def _sanity(sanity: Any) -> list[tuple[str, str]]:
+    """The verdict of the sanity checks, then each check with its numbers."""
+    if isinstance(sanity, str):
+        return [("verdict", sanity)]
+    if not isinstance(sanity, Mapping):
+        return []
+    rows = [(key, str(sanity[key])) for key in ("verdict",) if key in sanity]
+    for name, check in (sanity.get("checks") or {}).items():
+        parts = [
+            f"{key.replace('_', ' ')} {_number(value)}"
+            for key, value in check.items()
+            if isinstance(value, (int, float)) and not isinstance(value, bool)
+        ]
+        passed = check.get("passed")
+        verdict = "" if passed is None else "passed: " if passed else "failed: "
+        rows.append((name.replace("_", " "), verdict + ", ".join(parts)))
+    if isinstance(sanity.get("num_images"), int):
+        rows.append(("images", str(sanity["num_images"])))
+    return rows
+
+
+def _failure(sanity: Any) -> str | None:
+    verdict = sanity if isinstance(sanity, str) else look_up(sanity, ("verdict",))
+    return verdict.removeprefix("fails: ") if isinstance(verdict, str) and verdict.startswith("fails") else None

@@ -1,6 +1,0 @@
-"""One command from nothing to a trained explainer, its pictures and its numbers."""
-
-from hf_explain.quickstart.run import run_quickstart
-
-
-__all__ = ["run_quickstart"]

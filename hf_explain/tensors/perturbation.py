@@ -1,0 +1,277 @@
+"""Fills, rankings with seeded ties, and exact pixel masks: what RISE, FGVis and every metric perturb images with.
+
+Tensors here are `pixel_values`, already normalised by an image processor; `image_mean` and `image_std` are that
+processor's, so that "black" can mean black in the picture and not the mean colour a zero stands for.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+import torch
+import torch.nn.functional as F
+
+from hf_explain.tensors.checks import check_numbers, check_percent, check_saliency
+from hf_explain.tensors.maps import resize_maps
+from hf_explain.tensors.randomness import random_bits
+
+
+FILLS = ("black", "mean", "blur")
+MASK_SPACES = ("pixel", "normalized")
+KEEP_RULES = ("ceil", "quantile")
+ROUNDINGS = ("nearest", "floor")
+
+
+# --------------------------------------------------------------------------------------------------------------- fills
+
+
+def gaussian_blur(pixel_values: torch.Tensor, kernel_size: int = 11, sigma: float = 5.0) -> torch.Tensor:
+    """
+    Blur as RISE does for its insertion curve: a `kernel_size`² kernel, zeros outside the image.
+
+    The published kernel is a Gaussian of 4σ support folded back into the window at its edges, so it still sums to 1.
+
+    Source: RISE (https://huggingface.co/papers/1806.07421), released evaluation code.
+
+    Args:
+        pixel_values (`torch.Tensor` of shape `(batch_size, channels, height, width)`): Images, any range.
+        kernel_size (`int`, *optional*, defaults to 11): Side of the kernel in pixels, odd.
+        sigma (`float`, *optional*, defaults to 5.0): Standard deviation in pixels.
+
+    Returns:
+        `torch.Tensor` of the same shape and dtype.
+
+    Raises:
+        ValueError: If `kernel_size` is not odd and positive or `sigma` is not positive.
+    """
+    if kernel_size < 1 or kernel_size % 2 == 0:
+        raise ValueError(f"`kernel_size` must be odd and at least 1, got {kernel_size}.")
+    if not sigma > 0:
+        raise ValueError(f"`sigma` must be positive, got {sigma}.")
+    radius = int(4 * sigma + 0.5)
+    weights = torch.exp(-0.5 * (torch.arange(-radius, radius + 1, dtype=torch.float64) / sigma) ** 2)
+    place = torch.arange(-radius, radius + 1) + kernel_size // 2
+    place = place.remainder(2 * kernel_size)  # reflection d c b a | a b c d | d c b a has period 2 * kernel_size
+    place = torch.minimum(place, 2 * kernel_size - 1 - place)
+    kernel = torch.zeros(kernel_size, dtype=torch.float64).index_add_(0, place, weights / weights.sum())
+    channels = pixel_values.shape[1]
+    kernel = kernel.to(pixel_values).expand(channels, 1, kernel_size)
+    half = kernel_size // 2
+    rows = F.conv2d(pixel_values, kernel[..., None], padding=(half, 0), groups=channels)
+    return F.conv2d(rows, kernel[:, :, None], padding=(0, half), groups=channels)
+
+
+def fill_values(
+    pixel_values: torch.Tensor,
+    fill: str | Sequence[float] = "black",
+    image_mean: Sequence[float] | None = None,
+    image_std: Sequence[float] | None = None,
+) -> torch.Tensor:
+    """
+    What removed pixels are replaced by, as `pixel_values`.
+
+    Args:
+        pixel_values (`torch.Tensor` of shape `(batch_size, channels, height, width)`): Normalised images.
+        fill (`str` or sequence of `float`, *optional*, defaults to `"black"`): `"black"` (0 in the picture),
+            `"mean"` (the processor's mean colour: 0 in `pixel_values`), `"blur"` (RISE's 11×11 Gaussian of σ = 5) or
+            a colour, one number in [0, 1] per channel.
+        image_mean (sequence of `float`, *optional*): The image processor's; for `"black"` and colours.
+        image_std (sequence of `float`, *optional*): The image processor's; for `"black"` and colours.
+
+    Returns:
+        `torch.Tensor` of shape `(1, channels, 1, 1)`, or that of `pixel_values` for `"blur"`.
+
+    Raises:
+        ValueError: If `fill` is unknown or not a colour in [0, 1], or if `image_mean` and `image_std` are needed and
+            missing or of the wrong length.
+    """
+    channels = pixel_values.shape[1]
+    if isinstance(fill, (str, int, float)):
+        if fill not in FILLS:
+            raise ValueError(f"`fill` must be one of {', '.join(FILLS)} or a colour, got {fill!r}.")
+        if fill == "mean":
+            return pixel_values.new_zeros(1, channels, 1, 1)
+        if fill == "blur":
+            return gaussian_blur(pixel_values)
+        colour = [0.0] * channels
+    else:
+        colour = check_numbers(fill, "fill")
+        if len(colour) != channels or not all(0 <= value <= 1 for value in colour):
+            raise ValueError(f"`fill` as a colour needs {channels} numbers in [0, 1], got {tuple(colour)}.")
+    if image_mean is None or image_std is None:
+        raise ValueError(
+            f"`image_mean` and `image_std` are needed for fill={fill!r}: pass the image processor's, or (0, 0, 0) and "
+            "(1, 1, 1) for images in [0, 1]."
+        )
+    mean, std = (torch.as_tensor(values, dtype=torch.float64).flatten() for values in (image_mean, image_std))
+    for name, values in (("image_mean", mean), ("image_std", std)):
+        if len(values) not in (1, channels):
+            raise ValueError(f"`{name}` must hold {channels} numbers, one per channel, got {len(values)}.")
+    if not bool((std > 0).all()):
+        raise ValueError(f"`image_std` must be positive, got {tuple(std.tolist())}.")
+    value = (torch.tensor(colour, dtype=torch.float64) - mean) / std
+    return value.to(pixel_values).view(1, channels, 1, 1)
+
+
+def mask_space_fill(mask_space: str) -> str:
+    """
+    The fill a mask space means: multiplying the [0, 1] picture (`"pixel"`) leaves black, multiplying `pixel_values`
+    (`"normalized"`) leaves the mean colour.
+
+    Raises:
+        ValueError: If `mask_space` is neither.
+    """
+    if mask_space not in MASK_SPACES:
+        raise ValueError(f"`mask_space` must be one of {', '.join(MASK_SPACES)}, got {mask_space!r}.")
+    return "black" if mask_space == "pixel" else "mean"
+
+
+def blend(pixel_values: torch.Tensor, kept: torch.Tensor, filled: torch.Tensor) -> torch.Tensor:
+    """
+    `kept * pixel_values + (1 - kept) * filled`; a boolean `kept` copies values exactly.
+
+    Args:
+        pixel_values (`torch.Tensor` of shape `(batch_size, channels, height, width)`): Images.
+        kept (`torch.Tensor` of shape `(batch_size, height, width)`): How much of each pixel stays, in [0, 1] or bool.
+        filled (`torch.Tensor` broadcastable to `pixel_values`): From [`fill_values`].
+
+    Returns:
+        `torch.Tensor` of the shape of `pixel_values`; the input is not touched.
+    """
+    kept = kept[:, None]
+    if kept.dtype == torch.bool:
+        return torch.where(kept, pixel_values, filled)
+    kept = kept.to(pixel_values.dtype)
+    return filled + kept * (pixel_values - filled)
+
+
+# ------------------------------------------------------------------------------------------------------------ rankings
+
+
+def rank_pixels(saliency: torch.Tensor, keys: torch.Tensor) -> torch.Tensor:
+    """
+    The place of every pixel in its image's order of saliency; 0 is the most salient, ties in seeded random order.
+
+    Args:
+        saliency (`torch.Tensor` of shape `(batch_size, height, width)`): Finite maps, compared in float32.
+        keys (`torch.LongTensor` of shape `(batch_size,)`): From [`image_keys`].
+
+    Returns:
+        `torch.LongTensor` of shape `(batch_size, height, width)`: each image holds every number in
+        `range(height * width)` once.
+    """
+    values = saliency.detach().flatten(1).float() + 0.0  # -0.0 and 0.0 tie
+    bits = values.contiguous().view(torch.int32).long()
+    bits = torch.where(bits < 0, bits ^ 0x7FFFFFFF, bits)  # integers in the order of the floats
+    # The value above, random bits below: one sort orders both, and any number of equal values
+    order = ((bits << 31) | random_bits(keys, bits.shape[1])).argsort(dim=1, descending=True)
+    places = torch.arange(bits.shape[1], device=bits.device).expand_as(order)
+    return torch.empty_like(order).scatter_(1, order, places).view(saliency.shape)
+
+
+def pixel_counts(fractions: Sequence[float], num_pixels: int, rounding: str = "nearest") -> list[int]:
+    """
+    How many pixels a fraction of the image is.
+
+    Args:
+        fractions (sequence of `float`): In [0, 1].
+        num_pixels (`int`): Pixels of the image, `height * width`.
+        rounding (`str`, *optional*, defaults to `"nearest"`): `"nearest"` (halves up) or `"floor"` (published code of
+            Chefer et al.).
+
+    Returns:
+        `list[int]`, one count per fraction.
+
+    Raises:
+        ValueError: If a fraction is outside [0, 1] or `rounding` is unknown.
+    """
+    if rounding not in ROUNDINGS:
+        raise ValueError(f"`rounding` must be one of {', '.join(ROUNDINGS)}, got {rounding!r}.")
+    shift = 0.5 if rounding == "nearest" else 0.0
+    counts = []
+    for fraction in fractions:
+        if not 0 <= fraction <= 1:
+            raise ValueError(f"`fractions` must lie in [0, 1], got {fraction}.")
+        # 1e-9: 0.1 * 50 must count as 5 whatever float rounding made of it
+        counts.append(min(num_pixels, math.floor(fraction * num_pixels + shift + 1e-9)))
+    return counts
+
+
+def removed_pixels(ranks: torch.Tensor, counts: torch.Tensor | int, most_salient_first: bool = True) -> torch.Tensor:
+    """
+    True at exactly `counts` pixels of each image: the most, or the least, salient ones.
+
+    Args:
+        ranks (`torch.LongTensor` of shape `(batch_size, height, width)`): From [`rank_pixels`].
+        counts (`int` or `torch.LongTensor` of shape `(batch_size,)`): Pixels to remove.
+        most_salient_first (`bool`, *optional*, defaults to `True`): Which end goes first.
+
+    Returns:
+        `torch.BoolTensor` of the shape of `ranks`.
+    """
+    counts = torch.as_tensor(counts, device=ranks.device).view(-1, 1, 1)
+    return ranks < counts if most_salient_first else ranks >= ranks[0].numel() - counts
+
+
+def keep_top(
+    saliency: torch.Tensor, percent: float, rule: str = "ceil", ranks: torch.Tensor | None = None
+) -> torch.Tensor:
+    """
+    Set all but the most salient `percent` of each map to 0; the rest stays soft.
+
+    Source: L-CAM (`rule="ceil"`: exactly ⌈v·HW⌉ pixels stay, ties broken) and T-TAME (`rule="quantile"`: every pixel
+    at or above the 1 − v quantile stays, ties included), released code of both.
+
+    Args:
+        saliency (`torch.Tensor` of shape `(batch_size, height, width)`): Maps in [0, 1] at the image's resolution.
+        percent (`float`): Pixels kept, in (0, 100].
+        rule (`str`, *optional*, defaults to `"ceil"`): `"ceil"` or `"quantile"`.
+        ranks (`torch.LongTensor` of shape `(batch_size, height, width)`): From [`rank_pixels`]; for `"ceil"`.
+
+    Returns:
+        `torch.Tensor` of the shape of `saliency`.
+
+    Raises:
+        ValueError: If `percent` is outside (0, 100], `rule` is unknown, or `ranks` is missing for `"ceil"`.
+    """
+    percent = check_percent(percent)
+    if rule not in KEEP_RULES:
+        raise ValueError(f"`rule` must be one of {', '.join(KEEP_RULES)}, got {rule!r}.")
+    if percent == 100:
+        return saliency
+    num_pixels = saliency[0].numel()
+    if rule == "ceil":
+        if ranks is None:
+            raise ValueError("`ranks` (from rank_pixels) is needed for rule='ceil'.")
+        return torch.where(ranks < math.ceil(percent / 100 * num_pixels - 1e-9), saliency, 0.0)
+    # torch.quantile refuses more than 16 M numbers; a sort and a lerp do not
+    ordered = saliency.flatten(1).sort(dim=1).values
+    position = (1 - percent / 100) * (num_pixels - 1)
+    low = math.floor(position)
+    threshold = torch.lerp(ordered[:, low], ordered[:, min(low + 1, num_pixels - 1)], position - low)
+    return torch.where(saliency >= threshold.view(-1, 1, 1), saliency, 0.0)
+
+
+def full_size_saliency(
+    saliency: torch.Tensor, pixel_values: torch.Tensor, at_most_one: bool = False, exact_ties: bool = True
+) -> torch.Tensor:
+    """
+    Checked maps (see [`check_saliency`]), on the device and at the resolution of `pixel_values`, float32.
+
+    Args:
+        saliency (`torch.Tensor` of shape `(batch_size, map_height, map_width)`): Maps at any resolution.
+        pixel_values (`torch.Tensor` of shape `(batch_size, channels, height, width)`): The images.
+        at_most_one (`bool`, *optional*, defaults to `False`): Also refuse values above 1.
+        exact_ties (`bool`, *optional*, defaults to `True`): Resize in float64. In float32 the interpolation of equal
+            numbers comes out unequal in the last digit, and a constant map would be ranked by its rounding errors,
+            the same way in every image, instead of by the seed. `False` is what published code does.
+
+    Returns:
+        `torch.FloatTensor` of shape `(batch_size, height, width)`.
+    """
+    saliency = check_saliency(saliency, len(pixel_values), at_most_one)
+    if exact_ties:
+        # by way of the CPU for the one kind of device that has no float64
+        saliency = (saliency.cpu() if saliency.device.type == "mps" else saliency).double()
+    return resize_maps(saliency, tuple(pixel_values.shape[-2:])).float().to(pixel_values.device)

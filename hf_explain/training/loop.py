@@ -1,0 +1,499 @@
+"""
+Training of explainer heads with Accelerate. The loop knows nothing of any method: it reads `output.loss`.
+
+How numbers are averaged: a head's loss is the mean over the images of one process's micro-batch, gradients are
+averaged over micro-batches (`gradient_accumulation_steps`) and processes, and every optimiser step sees the same
+number of images. So `n` processes with `per_device_batch_size=b` take the same steps as one with `n * b`, up to float
+rounding. Heads whose loss mixes the images of a batch (`regularize="batch"`, BatchNorm, SCAN's percentiles) see to it
+themselves, with `hf_explain.heads.distributed`. A stream is divided between processes by its shards, so there the
+images of one step are others.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import json
+import math
+import time
+from pathlib import Path
+from typing import Any
+
+import torch
+from accelerate.utils import gather_object
+from tqdm.auto import tqdm
+from transformers.utils import logging as transformers_logging
+
+from hf_explain.io.datasets import LabelReader, is_stream, num_stream_examples, resolve_columns
+from hf_explain.io.files import lock_directory, write_directory
+from hf_explain.io.processes import on_main_process, package_versions
+from hf_explain.training.arguments import (
+    ExplainerTrainingArguments,
+    check_same_path,
+    describe_path,
+    learning_rate_at,
+    make_optimizer,
+    plan_steps,
+)
+from hf_explain.training.batches import (
+    ImageBatches,
+    MapBatchSampler,
+    StreamBatchSampler,
+    eval_samples,
+    make_loader,
+    prepare_columns,
+    prepare_stream,
+)
+from hf_explain.training.checkpoints import LOG_FILE, load_checkpoint, prepare_output_dir, save_checkpoint, trim_log
+from hf_explain.training.runtime import (
+    derive_seed,
+    describe_machine,
+    deterministic_kernels,
+    make_accelerator,
+    summarize_losses,
+)
+from hf_explain.training.transforms import TrainingTransform
+
+
+RECORD_FILE = "training_record.json"
+
+
+def train(
+    model: torch.nn.Module,
+    train_dataset: Any,
+    eval_dataset: Any = None,
+    image_processor: Any = None,
+    args: ExplainerTrainingArguments | None = None,
+    description: dict[str, Any] | None = None,
+) -> dict[str, Any]:
+    r"""
+    Train a head and save it, with its image processor and a record of the run, to `args.output_dir`.
+
+    Args:
+        model (`torch.nn.Module`): Anything called as `model(pixel_values=..., target=..., return_loss=True).loss`,
+            with `save_pretrained`; usually an `ExplainerPreTrainedModel`. Only parameters that require gradients
+            change.
+        train_dataset: A `datasets.Dataset` or `IterableDataset` (do not `shuffle` a stream before: a sliding shuffle
+            buffer cannot be resumed), or anything with length and index that gives dictionaries.
+        eval_dataset (*optional*): The same, for the validation loss; never augmented.
+        image_processor (*optional*): Defaults to the classifier's own, `model.backbone.image_processor`.
+        args (`ExplainerTrainingArguments`): Settings.
+        description (`dict[str, Any]`, *optional*): Facts for the record, for example where the data came from.
+
+    Returns:
+        `dict[str, Any]`: What `training_record.json` holds: settings, data, versions, machine, steps, time, losses.
+
+    Raises:
+        ValueError: If the data or the settings cannot work, or the checkpoint is of a run with other settings.
+        OSError: If `output_dir` is not writable or another run is using it, the disk is full or the checkpoint is
+            unreadable.
+        FloatingPointError: If the loss is not finite; names the step, the samples and the last good checkpoint.
+    """
+    if not isinstance(args, ExplainerTrainingArguments):
+        raise TypeError(f"args must be ExplainerTrainingArguments, got {type(args).__name__}.")
+    if image_processor is None:
+        image_processor = getattr(getattr(model, "backbone", None), "image_processor", None)
+    with contextlib.ExitStack() as held:
+        return _Run(model, train_dataset, eval_dataset, image_processor, args, description or {}, held).run()
+
+
+class _Run:
+    """One call of `train`; `held` gets the lock of its directory."""
+
+    def __init__(self, model, train_dataset, eval_dataset, image_processor, args, description, held) -> None:
+        self.args, self.output_dir, self.description = args, Path(args.output_dir), description
+        self.accelerator = accelerator = make_accelerator(args)
+        self.image_processor = image_processor
+        self.steps_done, self.elapsed, self.data_wait = 0, 0.0, 0.0
+        self.last_checkpoint: Path | None = None
+        self._sums: dict[str, Any] = {}
+        self._sum_count = 0
+
+        # What can be wrong with the input comes first: a run that cannot start leaves no directory behind.
+        need_label = args.target == "label"
+        image_column, label_column = resolve_columns(train_dataset, args.image_column, args.label_column, need_label)
+        labels = LabelReader(_feature(train_dataset, label_column), _classifier_config(model))
+        transform = TrainingTransform(image_processor, args.augmentation, args.resize_size, args.seed)
+        self.stream = is_stream(train_dataset)
+        self.num_examples = (
+            args.num_examples or num_stream_examples(train_dataset) if self.stream else len(train_dataset)
+        )
+        self.global_batch_size = (
+            args.per_device_batch_size * args.gradient_accumulation_steps * accelerator.num_processes
+        )
+        self.steps_per_epoch, self.total_steps = plan_steps(
+            args, self.num_examples, self.stream, accelerator.num_processes
+        )
+        self.path = describe_path(
+            args, self.num_examples, self.total_steps, accelerator.num_processes, str(accelerator.mixed_precision)
+        )
+        # Without a known epoch validation comes at the end only.
+        self.eval_steps = args.eval_steps or self.steps_per_epoch or self.total_steps
+        optimizer = make_optimizer(model, args)
+
+        def claim() -> Path | None:
+            held.enter_context(lock_directory(self.output_dir))
+            return prepare_output_dir(self.output_dir, args.resume_from_checkpoint, args.overwrite_output_dir)
+
+        resume_path = on_main_process(accelerator, claim)
+        state, info = (None, {}) if resume_path is None else load_checkpoint(resume_path)
+        if state is not None:
+            check_same_path(resume_path, info, self.path, self.total_steps)
+            self.steps_done, self.elapsed, self.last_checkpoint = info["step"], info["elapsed"], resume_path
+        on_main_process(accelerator, lambda: trim_log(self.output_dir, self.steps_done))
+        mine = state["processes"][accelerator.process_index] if state is not None else {}
+
+        columns = [column for column in (image_column, label_column) if column is not None]
+        if self.stream:
+            share = prepare_stream(
+                train_dataset, columns, args.seed, accelerator.process_index, accelerator.num_processes
+            )
+            rows = None
+            self.sampler: Any = StreamBatchSampler(
+                share,
+                args.per_device_batch_size,
+                args.seed,
+                args.shuffle_buffer_size,
+                accelerator.process_index,
+                mine.get("data"),
+            )
+        else:
+            rows = prepare_columns(train_dataset, columns)
+            self.sampler = MapBatchSampler(
+                self.num_examples,
+                args.per_device_batch_size,
+                args.seed,
+                self.steps_done,
+                self.total_steps,
+                args.gradient_accumulation_steps,
+                accelerator.process_index,
+                accelerator.num_processes,
+            )
+        self.loader = self._load(ImageBatches(rows, image_column, transform, label_column, labels), self.sampler)
+        self.eval = None
+        if eval_dataset is not None:
+            eval_image, eval_label = resolve_columns(eval_dataset, args.image_column, args.label_column, need_label)
+            self.eval = (
+                eval_dataset,
+                eval_image,
+                eval_label,
+                LabelReader(_feature(eval_dataset, eval_label), _classifier_config(model)),
+                TrainingTransform(image_processor, "none"),
+            )
+
+        model.to(accelerator.device)
+        if state is not None:
+            try:
+                model.load_state_dict(state["model"])
+            except RuntimeError as error:
+                raise ValueError(
+                    f"checkpoint {str(resume_path)!r} is of another head than this {type(model).__name__}: resume "
+                    "with the head and options it was written with, or start anew in another output_dir."
+                ) from error
+        model.train()
+        self.model, self._had_forward = model, "forward" in model.__dict__
+        self.optimizer = accelerator.prepare_optimizer(optimizer)
+        self.wrapped = accelerator.prepare_model(model)
+        if state is not None:
+            self.optimizer.load_state_dict(state["optimizer"])
+            if accelerator.scaler is not None and state.get("scaler"):
+                accelerator.scaler.load_state_dict(state["scaler"])
+            self._sums, self._sum_count = dict(mine.get("sums", {})), mine.get("sum_count", 0)
+
+    def _load(self, batches: ImageBatches, sampler: Any) -> torch.utils.data.DataLoader:
+        return make_loader(
+            batches, sampler, self.args.dataloader_num_workers, self.accelerator.device.type == "cuda", self.args.seed
+        )
+
+    # ---------------------------------------------------------------------------------------------------- the loop
+
+    def run(self) -> dict[str, Any]:
+        args, accelerator = self.args, self.accelerator
+        if args.report_to:
+            settings = {name: value for name, value in dataclasses.asdict(args).items() if _is_plain(value)}
+            accelerator.init_trackers(args.project_name, config=settings)
+        deterministic = deterministic_kernels() if args.deterministic else contextlib.nullcontext()
+        bar = tqdm(
+            total=self.total_steps,
+            initial=self.steps_done,
+            unit="step",
+            dynamic_ncols=True,
+            disable=args.disable_tqdm or not accelerator.is_local_main_process,
+        )
+        self.started = time.perf_counter() - self.elapsed
+        self.log_time, self.log_step = time.perf_counter(), self.steps_done
+        try:
+            with deterministic:
+                self._loop(bar)
+            record = self._finish()
+        finally:
+            bar.close()
+            if args.report_to:
+                accelerator.end_training()
+            self._release()
+        return record
+
+    def _loop(self, bar: tqdm) -> None:
+        args, accelerator = self.args, self.accelerator
+        batches = iter(self.loader) if self.steps_done < self.total_steps else None
+        on_cpu = accelerator.device.type == "cpu"
+        unchecked = None
+        for step in range(self.steps_done, self.total_steps):
+            rate, momentum = learning_rate_at(args, step, self.total_steps, self.steps_per_epoch)
+            for group in self.optimizer.param_groups:
+                group["lr"] = rate
+                if momentum is not None and "momentum" in group:
+                    group["momentum"] = momentum
+                elif momentum is not None:
+                    group["betas"] = (momentum, group["betas"][1])
+            losses, sample_ids = [], []
+            for micro in range(args.gradient_accumulation_steps):
+                inputs, ids = self._next(batches)
+                # A head that draws random numbers draws the same ones when this step is done again after a resume.
+                torch.manual_seed(derive_seed(args.seed, step, micro, accelerator.process_index))
+                last = micro == args.gradient_accumulation_steps - 1
+                with contextlib.nullcontext() if last else accelerator.no_sync(self.wrapped):
+                    output = self.wrapped(**inputs, return_loss=True)
+                    accelerator.backward(output.loss / args.gradient_accumulation_steps)
+                losses.append(output.loss.detach())
+                sample_ids += ids
+                self._count(output)
+            if args.max_grad_norm is not None:
+                accelerator.clip_grad_norm_(self.wrapped.parameters(), args.max_grad_norm)
+            self.optimizer.step()
+            self.optimizer.zero_grad(set_to_none=True)
+            self.steps_done = step + 1
+
+            last = self.steps_done == self.total_steps
+            save = args.save_steps is not None and self.steps_done % args.save_steps == 0
+            log = self.steps_done % args.logging_steps == 0 or last
+            evaluate = self.eval is not None and (self.steps_done % self.eval_steps == 0 or last)
+            # Reading the loss waits for the GPU: read the previous step's, which is done, unless something is due.
+            self._check_finite(unchecked)
+            unchecked = (self.steps_done, torch.stack(losses), sample_ids)
+            if on_cpu or save or log or evaluate:
+                self._check_finite(unchecked)
+                unchecked = None
+            if log:
+                self._log_training(rate, bar)
+            if evaluate:
+                self._evaluate()
+            if save:
+                self._save_checkpoint()
+            bar.update()
+        self._check_finite(unchecked)
+
+    def _next(self, batches: Any) -> tuple[dict[str, torch.Tensor], list[int]]:
+        start = time.perf_counter()
+        batch = next(batches)
+        self.data_wait += time.perf_counter() - start
+        return self._to_inputs(batch), batch["sample_ids"]
+
+    def _to_inputs(self, batch: dict[str, Any]) -> dict[str, torch.Tensor]:
+        if "error" in batch:
+            raise ValueError(batch["error"])
+        device = self.accelerator.device
+        inputs = {"pixel_values": batch["pixel_values"].to(device, non_blocking=True)}
+        if "labels" in batch:
+            inputs["target"] = batch["labels"].to(device, non_blocking=True)
+        return inputs
+
+    def _count(self, output: Any) -> None:
+        terms = {"loss": output.loss.detach(), **(getattr(output, "loss_terms", None) or {})}
+        for name, value in terms.items():
+            value = torch.as_tensor(value).detach().float()
+            self._sums[name] = value + self._sums.get(name, 0.0)
+        self._sum_count += 1
+
+    def _check_finite(self, pending: tuple[int, torch.Tensor, list[int]] | None) -> None:
+        if pending is None:
+            return
+        step, losses, sample_ids = pending
+        bad = (~torch.isfinite(losses)).any()
+        if self.accelerator.num_processes > 1:
+            bad = self.accelerator.reduce(bad.float(), "sum")
+        if not bad.item():
+            return
+        # The losses as plain numbers; every process arrives here, so gathering cannot hang.
+        gathered = gather_object([(losses.tolist(), sample_ids)])
+        guilty = [(values, ids) for values, ids in gathered if not all(map(math.isfinite, values))]
+        value = next(value for values, _ in guilty for value in values if not math.isfinite(value))
+        ids = ", ".join(str(index) for _, ids in guilty for index in ids)
+        raise FloatingPointError(
+            f"loss is {value} at step {step}, batch of samples {ids}: lower learning_rate, set max_grad_norm, or "
+            f"look at these images; {self._last_good()}"
+        )
+
+    def _last_good(self) -> str:
+        if self.last_checkpoint is None:
+            return "no checkpoint was written before."
+        return f"the last good checkpoint is {str(self.last_checkpoint)!r}."
+
+    # ------------------------------------------------------------------------------------------ what leaves the loop
+
+    def _write_log(self, entry: dict[str, Any]) -> None:
+        if self.accelerator.is_main_process:
+            with open(self.output_dir / LOG_FILE, "a") as file:
+                file.write(json.dumps(entry) + "\n")
+        numbers = {name: value for name, value in entry.items() if name != "step"}
+        if self.args.report_to:
+            self.accelerator.log(numbers, step=entry["step"])
+
+    def _log_training(self, rate: float, bar: tqdm) -> None:
+        now = time.perf_counter()
+        names = sorted(self._sums)
+        device = self.accelerator.device
+        means = torch.stack([torch.as_tensor(self._sums[name], device=device).float() for name in names])
+        means = means / self._sum_count
+        if self.accelerator.num_processes > 1:
+            means = self.accelerator.reduce(means, "mean")
+        entry: dict[str, Any] = {"step": self.steps_done, **dict(zip(names, means.tolist(), strict=True))}
+        if self.steps_per_epoch:
+            entry["epoch"] = round(self.steps_done / self.steps_per_epoch, 4)
+        entry["learning_rate"] = rate
+        images = (self.steps_done - self.log_step) * self.global_batch_size
+        entry["images_per_second"] = round(images / max(now - self.log_time, 1e-9), 2)
+        self._write_log(entry)
+        bar.set_postfix(loss=f"{entry['loss']:.4g}", refresh=False)
+        self._sums, self._sum_count = {}, 0
+        self.log_time, self.log_step = now, self.steps_done
+
+    def _evaluate(self) -> None:
+        dataset, image_column, label_column, labels, transform = self.eval
+        accelerator, args = self.accelerator, self.args
+        columns = [column for column in (image_column, label_column) if column is not None]
+        rows, samples = eval_samples(
+            dataset,
+            columns,
+            args.per_device_batch_size,
+            args.max_eval_samples,
+            accelerator.process_index,
+            accelerator.num_processes,
+        )
+        loader = self._load(ImageBatches(rows, image_column, transform, label_column, labels), samples)
+        started = time.perf_counter()
+        total = torch.zeros(2, dtype=torch.float64 if accelerator.device.type != "mps" else torch.float32)
+        # Not through the distributed wrapper: the processes may have different numbers of batches.
+        self.model.eval()
+        with torch.no_grad():
+            for number, batch in enumerate(loader):
+                inputs = self._to_inputs(batch)
+                torch.manual_seed(derive_seed(args.seed, number, 0, accelerator.process_index))
+                loss = self.model(**inputs, return_loss=True).loss
+                count = len(batch["sample_ids"])
+                total += torch.tensor([loss.item() * count, count], dtype=total.dtype)
+        self.model.train()
+        if accelerator.num_processes > 1:
+            total = accelerator.reduce(total.to(accelerator.device), "sum").cpu()
+        if total[1] == 0:
+            raise ValueError("the eval_dataset is empty: validation needs at least one image.")
+        seconds = time.perf_counter() - started
+        self._write_log({"step": self.steps_done, "eval_loss": (total[0] / total[1]).item(), "eval_seconds": seconds})
+        self.log_time += seconds
+
+    def _save_model(self, directory: Path) -> None:
+        # `save_pretrained` draws a progress bar of its own, through ours, for a file of kilobytes.
+        drawn = transformers_logging.is_progress_bar_enabled()
+        transformers_logging.disable_progress_bar()
+        try:
+            self.model.save_pretrained(directory)
+            self.image_processor.save_pretrained(directory)
+        finally:
+            if drawn:
+                transformers_logging.enable_progress_bar()
+
+    def _save_checkpoint(self) -> None:
+        args, accelerator = self.args, self.accelerator
+        broken = [
+            name
+            for name, value in self.model.named_parameters()
+            if value.requires_grad and not torch.isfinite(value).all()
+        ]
+        if broken:
+            raise FloatingPointError(
+                f"weights {broken[0]!r} are not finite after step {self.steps_done}: {self._last_good()}"
+            )
+        mine = {
+            "data": self.sampler.state_at(
+                self.steps_done * args.gradient_accumulation_steps * args.per_device_batch_size
+            ),
+            "sums": {name: float(value) for name, value in self._sums.items()},
+            "sum_count": self._sum_count,
+        }
+        processes = gather_object([mine])
+        started = time.perf_counter()
+
+        def save() -> Path:
+            state = {
+                "model": self.model.state_dict(),
+                "optimizer": self.optimizer.state_dict(),
+                "scaler": accelerator.scaler.state_dict() if accelerator.scaler is not None else None,
+                "processes": processes,
+            }
+            info = {"path": self.path, "elapsed": started - self.started, "versions": package_versions()}
+            return save_checkpoint(
+                self.output_dir, self.steps_done, state, info, self._save_model, args.save_total_limit
+            )
+
+        try:
+            self.last_checkpoint = on_main_process(self.accelerator, save)
+        except OSError as error:
+            raise OSError(f"{error} Training stopped at step {self.steps_done}; {self._last_good()}") from error
+        self.log_time += time.perf_counter() - started
+
+    def _finish(self) -> dict[str, Any]:
+        self.elapsed = time.perf_counter() - self.started
+
+        def save() -> dict[str, Any]:
+            lines = [json.loads(line) for line in (self.output_dir / LOG_FILE).read_text().splitlines()]
+            record = self._record(lines)
+            with write_directory(self.output_dir) as new:
+                self._save_model(new)
+                (new / RECORD_FILE).write_text(json.dumps(record, indent=2) + "\n")
+            return record
+
+        return on_main_process(self.accelerator, save)
+
+    def _record(self, lines: list[dict[str, Any]]) -> dict[str, Any]:
+        settings = dataclasses.asdict(self.args)
+        for private in ("output_dir", "resume_from_checkpoint", "overwrite_output_dir"):
+            settings.pop(private)
+        return {
+            **self.description,
+            "model": type(self.model).__name__,
+            "arguments": settings,
+            "num_examples": self.num_examples,
+            "streaming": self.stream,
+            "seed": self.args.seed,
+            "steps": self.steps_done,
+            "epochs": self.steps_done / self.steps_per_epoch if self.steps_per_epoch else None,
+            "global_batch_size": self.global_batch_size,
+            "trainable_parameters": sum(p.numel() for p in self.model.parameters() if p.requires_grad),
+            "seconds": round(self.elapsed, 2),
+            "seconds_waiting_for_data": round(self.data_wait, 2),
+            **summarize_losses(lines),
+            "machine": describe_machine(self.accelerator),
+            "versions": package_versions(),
+        }
+
+    def _release(self) -> None:
+        """Give the model back as it came: no wrapper, no patched forward, no gradients, ready to explain."""
+        self.accelerator.unwrap_model(self.wrapped, keep_fp32_wrapper=False)
+        if not self._had_forward:
+            self.model.__dict__.pop("forward", None)
+        self.model.zero_grad(set_to_none=True)
+        self.model.eval()
+        self.accelerator.free_memory()
+
+
+def _is_plain(value: Any) -> bool:
+    return isinstance(value, (bool, int, float, str))
+
+
+def _feature(dataset: Any, column: str | None) -> Any:
+    features = getattr(dataset, "features", None)
+    return features[column] if features is not None and column is not None else None
+
+
+def _classifier_config(model: torch.nn.Module) -> Any:
+    return getattr(getattr(model, "backbone", None), "config", None) or getattr(model, "config", None)

@@ -1,0 +1,272 @@
+"""The quickstart: exact masks, a planted bias of known size, and a run that leaves a page with its own numbers."""
+
+import base64
+import io
+import json
+import os
+import re
+
+import datasets
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from transformers import AutoModelForImageClassification, pipeline
+
+from hf_explain import LCamForSaliency
+from hf_explain.apps.quickstart import data, run, run_quickstart
+from hf_explain.apps.quickstart.data import BIASED_LABEL, LABELS, draw, make_dataset, make_datasets
+from hf_explain.apps.quickstart.measure import EXPLAINERS, HEAD, bootstrap_interval, energy_inside, overlap_with
+from hf_explain.apps.quickstart.run import format_table
+from hf_explain.io.html import number
+
+
+BIASED = LABELS.index(BIASED_LABEL)
+
+
+def test_dataset_depends_on_the_seed_and_on_nothing_else():
+    first, again, other = (make_dataset(12, seed=seed, image_size=32) for seed in (3, 3, 4))
+    torch.rand(5)  # the global generator plays no part
+    assert first[:]["image"][0].size == (32, 32)
+    for column in ("image", "object_mask", "cue_mask"):
+        assert _bytes(first, column) == _bytes(again, column)
+    assert _bytes(first, "image") != _bytes(other, "image")
+    splits = make_datasets(12, 12, seed=3, image_size=32)
+    assert not set(_bytes(splits["train"], "image")) & set(_bytes(splits["validation"], "image"))
+
+
+def _bytes(dataset, column):
+    return [cell["bytes"] for cell in dataset.to_dict()[column]]
+
+
+def test_dataset_decodes_to_what_was_drawn():
+    images, labels, objects, cues = draw(9, 1, 48, 0.5, 0.5)
+    dataset = make_dataset(9, 1, 48, 0.5, 0.5)
+    assert dataset.features["label"].names == list(LABELS)
+    assert dataset["label"][:] == labels.tolist()
+    for row, image, objects_mask, cue in zip(dataset, images, objects, cues):
+        assert row["image"].mode == "RGB" and row["object_mask"].mode == row["cue_mask"].mode == "L"
+        assert (np.asarray(row["image"]) == image.permute(1, 2, 0).numpy()).all()
+        assert (np.asarray(row["object_mask"]) == 255 * objects_mask.numpy()).all()
+        assert (np.asarray(row["cue_mask"]) == 255 * cue.numpy()).all()
+        assert row["has_cue"] == bool(cue.any())
+
+
+def test_classes_are_balanced_and_the_tag_has_the_stated_shares():
+    _, labels, _, cues = draw(600, 0, 32, 0.95, 0.0)
+    assert (labels.bincount() == 100).all()
+    has_cue = cues.flatten(1).any(1)
+    assert has_cue[labels == BIASED].sum() == 95 and not has_cue[labels != BIASED].any()
+    validation = make_datasets(6, 240, image_size=32)["validation"]
+    has_cue, labels = torch.tensor(validation["has_cue"][:]), torch.tensor(validation["label"][:])
+    assert has_cue[labels == BIASED].sum() == 20 and has_cue[labels != BIASED].sum() == 50
+
+
+@pytest.mark.parametrize("soft_edges", [False, True])
+def test_masks_are_exact(monkeypatch, soft_edges):
+    """Repaint only the object, same scene: only its mask changes, or, edges being soft, up to 3 pixels more."""
+    if not soft_edges:
+        monkeypatch.setattr(data, "_coverage", lambda distance, radius: (distance <= 0).float()[:, None])
+    images, _, objects, cues = draw(24, 2, 96, 1.0, 0.0)
+    texture, calls = data._texture, []
+
+    def repaint(*arguments):
+        calls.append(arguments)
+        paint = texture(*arguments)
+        return 1 - paint if len(calls) > data._TEXTURED_SCRAPS else paint  # the object is painted last
+
+    monkeypatch.setattr(data, "_texture", repaint)
+    repainted, _, same_objects, _ = draw(24, 2, 96, 1.0, 0.0)
+    assert len(calls) == data._TEXTURED_SCRAPS + 1 and (same_objects == objects).all()
+    changed = (images != repainted).any(1)
+    reach = torch.nn.functional.max_pool2d(objects[:, None].float(), 7, 1, 3)[:, 0] > 0 if soft_edges else objects
+    assert not (changed & ~reach).any()
+    assert (changed & objects).sum() >= 0.97 * objects.sum()  # mid-grey pixels repaint to themselves
+    assert not (objects & cues).any()
+    area = objects.flatten(1).float().mean(1)
+    assert area.min() > 0.01 and area.max() < 0.35
+
+
+def test_masks_follow_the_shapes():
+    """The disc's mask has a disc's area, to the pixel's quantisation; every object lies wholly inside the image."""
+    _, labels, objects, _ = draw(60, 0, 96, 0.0, 0.0)
+    discs = objects[labels == LABELS.index("striped disc")]
+    height, width = discs.any(2).sum(1), discs.any(1).sum(1)
+    area = discs.flatten(1).sum(1)
+    assert torch.allclose(area.float(), torch.pi / 4 * height * width, rtol=0.05)
+    assert (height - width).abs().max() <= 1
+    border = torch.cat([objects[:, 0], objects[:, -1], objects[:, :, 0], objects[:, :, -1]], dim=1)
+    assert border.float().mean() < 0.01
+
+
+def test_tag_is_drawn_where_its_mask_says():
+    images, _, _, cues = draw(30, 0, 96, 1.0, 1.0)
+    plain, _, _, none = draw(30, 0, 96, 0.0, 0.0)
+    assert not none.any()
+    changed = (images != plain).any(1)
+    assert changed.any() and not (changed & ~cues).any()
+    assert (changed & cues).sum() > 0.99 * cues.sum()
+    assert (cues.flatten(1).sum(1) <= round(96 * 0.11) * round(96 * 0.23)).all()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"num_images": 5}, "`num_images` must be at least 6, one for each class, got 5"),
+        ({"num_images": 6, "image_size": 16}, "`image_size` must be at least 32 pixels, got 16"),
+        ({"num_images": 6, "cue_rate": 1.5}, r"`cue_rate` is a share .* \[0, 1\], got 1.5"),
+        ({"num_images": 6, "other_cue_rate": -1}, r"`other_cue_rate` is a share"),
+    ],
+)
+def test_bad_sizes_get_one_clear_sentence(arguments, message):
+    with pytest.raises(ValueError, match=message):
+        make_dataset(**arguments)
+
+
+def test_png_cells_are_real_files():
+    cell = make_dataset(6, image_size=32).to_dict()["image"][0]
+    assert Image.open(io.BytesIO(cell["bytes"])).format == "PNG"
+
+
+# --------------------------------------------------------------------------------------------------------- the numbers
+
+
+def test_energy_and_overlap_by_hand():
+    saliency = torch.tensor([[[0.4, 0.3], [0.2, 0.1]], [[0.0, 0.0], [0.0, 0.0]], [[0.1, 0.2], [0.3, 0.4]]])
+    masks = torch.tensor([[[1, 0], [1, 0]], [[1, 0], [0, 0]], [[0, 0], [0, 1]]]).bool()
+    assert energy_inside(saliency, masks).tolist() == pytest.approx([0.6, 0.0, 0.4])
+    # two most salient of the first are its top row, one of which is on the object
+    assert overlap_with(saliency, masks)[[0, 2]].tolist() == [0.5, 1.0]
+    assert overlap_with(saliency, torch.zeros_like(masks)).tolist() == [0.0, 0.0, 0.0]
+
+
+def test_perfect_and_random_maps_have_the_overlap_they_must():
+    _, _, objects, _ = draw(60, 0, 48, 0.0, 0.0)
+    assert overlap_with(objects.float(), objects).tolist() == [1.0] * 60
+    assert energy_inside(objects.float(), objects).tolist() == [1.0] * 60
+    noise = torch.rand(objects.shape, generator=torch.Generator().manual_seed(0))
+    area = objects.double().mean((1, 2))
+    assert overlap_with(noise, objects).mean().item() == pytest.approx(area.mean().item(), abs=0.01)
+
+
+def test_bootstrap_interval_is_seeded_and_as_wide_as_theory_says():
+    values = torch.randn(400, generator=torch.Generator().manual_seed(0))
+    low, high = bootstrap_interval(values, seed=0)
+    assert [low, high] == bootstrap_interval(values, seed=0)
+    assert low < values.mean() < high
+    assert high - low == pytest.approx(2 * 1.96 * values.std().item() / 20, rel=0.1)
+
+
+# ------------------------------------------------------------------------------------------------------------- the run
+
+TINY = {"num_train": 48, "num_validation": 48, "image_size": 48, "classifier_epochs": 1, "head_epochs": 1}
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory):
+    output_dir = tmp_path_factory.mktemp("quickstart") / "out"
+    return output_dir, run_quickstart(output_dir, seed=1, disable_tqdm=True, **TINY)
+
+
+def test_run_leaves_a_whole_folder_and_nothing_else(finished):
+    output_dir, results = finished
+    assert os.listdir(output_dir.parent) == ["out"]
+    pictures = {"saliency.png", "bias.png", "auc_d.png", "overlap.png", "removed_first.png", "removed_last.png"}
+    assert set(os.listdir(output_dir)) == {"classifier", "head", "data", "index.html", "results.json"} | pictures
+    assert json.loads((output_dir / "results.json").read_text()) == results
+    written = datasets.load_dataset(str(output_dir / "data"), split="validation")
+    assert written["label"][:] == make_datasets(48, 48, 1, 48)["validation"]["label"][:]
+    for name in pictures:
+        with Image.open(output_dir / name) as picture:
+            assert picture.mode == "RGB" and picture.width >= 700
+
+
+def test_results_hold_numbers_protocol_seed_versions_and_timings(finished):
+    _, results = finished
+    assert results["seed"] == 1 and results["settings"]["image_size"] == 48
+    assert {"torch", "transformers", "datasets", "python"} <= set(results["versions"])
+    assert set(results["seconds"]) == {"data", "classifier", "head", "explain", "measure", "pictures"}
+    assert results["protocol"]["auc_d"]["score"] == "agreement" and results["protocol"]["auc_d"]["fill"] == "black"
+    assert list(results["explainers"]) == list(EXPLAINERS)
+    for row in results["explainers"].values():
+        low, high = row["auc_d_interval"]
+        assert low <= row["auc_d"] <= high
+        assert row["auc_d"] == pytest.approx(row["negative_auc"] - row["positive_auc"])
+        assert 0 <= row["object_overlap"] <= 100 and set(row["AD"]) == {"100", "50", "15"}
+    rows = results["explainers"]
+    assert results["checks"][f"{HEAD} beats random on AUC-D"] == (rows[HEAD]["auc_d"] > rows["random"]["auc_d"])
+    assert set(results["bias"]["accuracy"]) >= {"class with its tag", "class without its tag"}
+
+
+def test_page_shows_the_numbers_of_the_json_and_needs_nothing_beside_it(finished):
+    output_dir, results = finished
+    page = (output_dir / "index.html").read_text()
+    for row in results["explainers"].values():
+        for value in (
+            row["auc_d"],
+            row["object_overlap"],
+            row["object_energy"],
+            *row["AD"].values(),
+            *row["IC"].values(),
+        ):
+            assert number(value) in page
+    for value in results["bias"]["accuracy"].values():
+        assert number(value) in page
+    for sentence in results["checks"]:
+        assert sentence in page
+    assert 'name="viewport"' in page and "prefers-color-scheme" in page
+    sources = re.findall(r'(?:src|href)="([^"]*)"', page)
+    assert len(sources) == 6 and all(source.startswith("data:image/png;base64,") for source in sources)
+    first = base64.b64decode(sources[0].partition(",")[2])
+    assert first == (output_dir / "saliency.png").read_bytes()
+    assert "http" not in page and "$" not in page
+
+
+def test_table_has_one_line_per_explainer_and_one_per_check(finished, capsys):
+    _, results = finished
+    lines = format_table(results).splitlines()
+    assert len(lines) == 1 + len(results["explainers"]) + len(results["checks"])
+    for name, row in results["explainers"].items():
+        assert any(line.startswith(name) and f"{row['auc_d']:.1f}" in line for line in lines)
+
+
+def test_saved_models_load_again_from_the_final_place(finished):
+    output_dir, _ = finished
+    classifier = AutoModelForImageClassification.from_pretrained(output_dir / "classifier")
+    assert classifier.config.id2label == dict(enumerate(LABELS))
+    head = LCamForSaliency.from_pretrained(output_dir / "head")
+    assert head.config.backbone == str(output_dir / "classifier")
+    (result,) = pipeline("saliency", model=str(output_dir / "head"))(Image.new("RGB", (70, 50), "red"))
+    assert result["label"] in LABELS and result["saliency"].size == (70, 50)
+
+
+def test_second_run_replaces_the_first_and_gives_the_same_numbers(finished):
+    output_dir, results = finished
+    (output_dir / "stale.txt").write_text("of the first run")
+    again = run_quickstart(output_dir, seed=1, disable_tqdm=True, **TINY)
+    assert os.listdir(output_dir.parent) == ["out"] and not (output_dir / "stale.txt").exists()
+    timing = {"seconds", "cpu_seconds", "peak_memory_gb"}
+    assert {key: value for key, value in again.items() if key not in timing} == {
+        key: value for key, value in results.items() if key not in timing
+    }
+
+
+def test_foreign_folders_and_files_are_refused_and_left_alone(tmp_path):
+    (tmp_path / "mine").mkdir()
+    (tmp_path / "mine" / "results.json").write_text('{"made_by": "me"}')
+    (tmp_path / "file").write_text("text")
+    with pytest.raises(FileExistsError, match="mine' holds something that is no quickstart's; name a new folder"):
+        run_quickstart(tmp_path / "mine", **TINY)
+    with pytest.raises(FileExistsError, match="file' is not a folder"):
+        run_quickstart(tmp_path / "file", **TINY)
+    assert sorted(os.listdir(tmp_path)) == ["file", "mine"] and os.listdir(tmp_path / "mine") == ["results.json"]
+
+
+def test_failure_leaves_nothing_behind(tmp_path, monkeypatch):
+    def fail(*arguments, **options):
+        raise RuntimeError("no data today")
+
+    monkeypatch.setattr(run, "make_datasets", fail)
+    with pytest.raises(RuntimeError, match="no data today"):
+        run_quickstart(tmp_path / "out", **TINY)
+    assert os.listdir(tmp_path) == []

@@ -1,0 +1,199 @@
+"""The reproduction scripts run as they stand, on data they make themselves."""
+
+import importlib.util
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+from testing_common import save_classifier
+from testing_training import picture_dataset
+
+
+ROOT = Path(__file__).parents[2]
+
+
+@pytest.mark.parametrize(
+    ("script", "name"),
+    [("lcam", "lcam-fm-deit-base"), ("ttame", "ttame-convnext-small"), ("scan", "scan-cub-200")],
+)
+def test_reproduction_smoke(script, name, tmp_path):
+    environment = {**os.environ, "PYTHON": sys.executable, "OUTPUT": str(tmp_path / "out"), "OMP_NUM_THREADS": "1"}
+    environment["PYTHONPATH"] = os.pathsep.join([str(ROOT), environment.get("PYTHONPATH", "")])
+    done = subprocess.run(
+        ["bash", str(ROOT / "scripts" / f"reproduce_{script}.sh"), "--smoke", name],
+        env=environment,
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 0, done.stderr[-3000:]
+    record = json.loads((tmp_path / "out" / name / "training_record.json").read_text())
+    assert record["steps"] == 2 and record["head"] == script
+    assert [path.name for path in (tmp_path / "out").iterdir()] == [name]
+
+
+def test_every_setting_of_every_paper_is_a_complete_command():
+    for script, head in (("lcam", "lcam"), ("ttame", "ttame"), ("scan", "scan")):
+        text = (ROOT / "scripts" / f"reproduce_{script}.sh").read_text()
+        for classifier in ("$resnet", "$vit", "$deit", "$convnext"):
+            assert f'"{classifier}" "$imagenet" {head}' in text
+
+
+def evidence_script():
+    """`scripts/run_evidence.py` as a module."""
+    spec = importlib.util.spec_from_file_location("run_evidence", ROOT / "scripts" / "run_evidence.py")
+    script = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(script)
+    return script
+
+
+@pytest.fixture
+def evidence(monkeypatch, tmp_path):
+    """`scripts/run_evidence.py` as a function of its arguments; what it starts runs in this process."""
+    script, started = evidence_script(), []
+
+    def run(command, stdout, stderr):
+        started.append(command[-1])
+        try:
+            exec(command[-1], {})  # noqa: S102  the program of `python -c`
+        except SystemExit as end:
+            return subprocess.CompletedProcess(command, end.code)
+
+    monkeypatch.setattr(script, "subprocess", SimpleNamespace(run=run, STDOUT=subprocess.STDOUT))
+    save_classifier("resnet", tmp_path / "classifier")
+    picture_dataset(6).to_parquet(tmp_path / "train.parquet")
+
+    def call(stage, *more):
+        started.clear()
+        argv = [stage, "--output_dir", str(tmp_path / "out")]
+        if stage not in ("table", "summary"):
+            argv += ["--classifiers", f"resnet={tmp_path / 'classifier'}", "--methods", "gradcam", "rollout"]
+            argv += ["--dataset", str(tmp_path / "train.parquet"), "--split", "train", "--examples", "4", "--training"]
+            argv += ["max_steps=1", "per_device_batch_size=2", "dataloader_num_workers=0", "use_cpu=true"]
+        monkeypatch.setattr(sys, "argv", ["run_evidence.py", *argv, *more])
+        return script.main(), list(started)
+
+    return call
+
+
+def test_evidence_is_trained_measured_and_tabled_once(evidence, tmp_path, capsys):
+    heads = ("--heads", "lcam-img", "scan", "--seeds", "0", "1")
+    status, started = evidence("train", *heads)
+    assert status == 0 and len(started) == 4
+    record = json.loads((tmp_path / "out/resnet/scan-seed1/training_record.json").read_text())
+    assert record["arguments"]["optimizer"] == "adam" and record["arguments"]["seed"] == 1
+    assert (tmp_path / "out/resnet/scan-seed1/run.sh").read_text().startswith("hf-explain train --classifier")
+    assert evidence("train", *heads) == (0, [])  # what is finished is not done again
+    results = tmp_path / "out/resnet/comparison/results.json"
+    assert evidence("evaluate", *heads[:4], "0")[0] == 0
+    one = json.loads(results.read_text())["explainers"]
+    assert evidence("evaluate", *heads)[0] == 0  # a seed more: what was measured is not measured again
+    two = json.loads(results.read_text())["explainers"]
+    assert set(two) - set(one) == {"lcam-img-seed1", "scan-seed1"}
+    assert two["gradcam"] == one["gradcam"]
+    assert evidence("evaluate", *heads) == (0, [])
+    assert evidence("table")[0] == 0
+    table = (tmp_path / "out/table.md").read_text()
+    assert table in capsys.readouterr().out
+    lines = {line.split(" | ")[0].strip("| "): line for line in table.splitlines()}
+    assert {"lcam-img", "scan", "gradcam", "random", "centre"} <= set(lines)
+    assert "±" in lines["scan"] and "±" not in lines["gradcam"]
+    blurred = ("--metrics", "auc_d", "--metric_option", "auc_d.fill=blur", "--seeds", "0")
+    assert evidence("evaluate", *heads[:3], "--comparison", "comparison-blur", *blurred)[0] == 0
+    results = json.loads((tmp_path / "out/resnet/comparison-blur/results.json").read_text())
+    assert results["explainers"]["random"]["auc_d"]["protocol"]["fill"] == "blur"
+    more = ("--comparison", "comparison-curves", "--metrics", "insertion_deletion", "--seeds", "0")
+    assert evidence("evaluate", *heads[:3], *more)[0] == 0
+    assert evidence("table", "--comparison", "comparison*")[0] == 0
+    table = (tmp_path / "out/table.md").read_text()
+    curves = table.partition("### resnet, comparison-curves")[2]
+    assert "| insertion | deletion |" in curves and "AUC-D" not in curves
+    assert "AUC-D | AD 100" in table.partition("### resnet, comparison:")[2]
+
+
+def test_evidence_summary_puts_classifiers_side_by_side(evidence, tmp_path, capsys):
+    def write(family, comparison, **explainers):
+        directory = tmp_path / "out" / family / comparison
+        directory.mkdir(parents=True)
+        (directory / "results.json").write_text(json.dumps({"explainers": explainers}))
+
+    def result(forward=1, tail=0, options=None, **metrics):
+        costs = {"forward_passes_per_image": forward, "tail_passes_per_image": tail}
+        return {**metrics, **costs, "explainer": {"method_options": options}}
+
+    def auc(value):
+        return {"auc_d": value, "auc_d_interval": [value - 1, value + 1]}
+
+    def road(value):
+        return {"road": value}
+
+    heads = {"ttame": result(auc_d=auc(40)), "ttame-seed1": result(auc_d=auc(42)), "scan": {"error": "no"}}
+    cam = result(tail=1, options={"layer": "stage2"}, auc_d=auc(30))
+    write("resnet", "comparison", **heads, gradcam=cam, rise=result(385, auc_d=auc(10)))
+    write("vit", "comparison", rise=result(193, auc_d=auc(20)))
+    write("resnet", "curves", ttame=result(road=road(0.25)), gradcam=result(tail=1, options={}, road=road(0.5)))
+    numbers = ("--numbers", "comparison/auc_d", "curves/road", "--classifiers", "vit", "resnet")
+    assert evidence("summary", *numbers, "--intervals")[0] == 0
+    printed = capsys.readouterr().out
+    assert printed.splitlines() == [
+        "| explainer | passes | vit | resnet |",
+        "|---|---:|---|---|",
+        "| T-TAME as published | 1 | – | 41.0 ± 1.4 · 0.250 |",
+        "| `gradcam` | 1 + tail | – | 30.0 [29.0, 31.0] · – |",  # the other one was measured with another layer
+        "| `rise` | 193–385 | 20.0 [19.0, 21.0] · – | 10.0 [9.0, 11.0] · – |",
+    ]
+    assert (tmp_path / "out/summary.md").read_text() == printed
+    assert evidence("summary", "--explainers", "rise", "--numbers", "curves/road", "comparison/auc_d")[0] == 0
+    assert capsys.readouterr().out.splitlines()[2:] == ["| `rise` | 193–385 | – · 10.0 | – · 20.0 |"]
+
+    def sanity(weights, label):
+        checks = {"random_weights": {"passed": weights}, "random_label": {"passed": label}, "centre": {}}
+        return {"passed": weights and label, "checks": checks}
+
+    heads = {"ttame": result(sanity=sanity(True, True)), "ttame-seed1": result(sanity=sanity(True, False))}
+    write(
+        "vit", "checks", **heads, rise=result(501, sanity=sanity(False, False)), lime=result(sanity=sanity(True, True))
+    )
+    assert evidence("summary", "--numbers", "checks/sanity", "--intervals")[0] == 0
+    assert capsys.readouterr().out.splitlines()[2:] == [
+        "| T-TAME as published | 1 | fails: random label |",  # of its two seeds one fails
+        "| `rise` | 501 | fails: random weights, random label |",
+        "| `lime` | 1 | passes |",
+    ]
+
+
+def test_evidence_takes_presets_and_config_fields(evidence, tmp_path):
+    own = ("--head_option", 'feature_layers=["stage3"]', "levels=0")
+    assert evidence("train", "--heads", "scan-contribution", *own)[0] == 0
+    config = json.loads((tmp_path / "out/resnet/scan-contribution-seed0/config.json").read_text())
+    assert (config["feature_layers"], config["levels"], config["mask_by"]) == (["stage3"], 0, "contribution")
+    assert evidence("train", "--heads", "ttame-ranking-contrast")[0] == 0  # a preset but for one field
+    config = json.loads((tmp_path / "out/resnet/ttame-ranking-contrast-seed0/config.json").read_text())
+    assert (config["contrast"], config["ranking_weight"], config["mask_fills"]) == (2.0, 1.0, None)
+
+
+def test_evidence_sweep_compares_every_combination(evidence, tmp_path, capsys):
+    status, started = evidence("sweep", "--heads", "ttame", "--vary", "head.regularize=own,batch", "learning_rate=0.1")
+    assert status == 0 and len(started) == 3
+    compared = tmp_path / "out/resnet/sweep/comparison-ttame-regularize-learning_rate/results.json"
+    results = json.loads(compared.read_text())
+    own, batch = "ttame-regularize_own-learning_rate_0.1-seed0", "ttame-regularize_batch-learning_rate_0.1-seed0"
+    assert list(results["explainers"]) == [own, batch, "gradcam", "random", "centre"]
+    config = json.loads((tmp_path / f"out/resnet/sweep/{own}/config.json").read_text())
+    assert config["regularize"] == "own"
+    assert evidence("sweep", "--heads", "ttame", "--vary", "head.nothing=1")[0] == 1
+    assert "failed (1)" in capsys.readouterr().out
+
+
+def test_evidence_says_what_is_wrong(evidence):
+    for words, message in (
+        (("table",), "has no comparison; run `evaluate` first"),
+        (("summary",), "has none of --numbers; run `evaluate` first"),
+        (("summary", "--numbers", "auc_d"), "--numbers 'auc_d' is not COMPARISON/NUMBER with one of auc_d, "),
+        (("train", "--classifiers", "resnet"), "--classifiers 'resnet' is not NAME=VALUE"),
+    ):
+        with pytest.raises(SystemExit, match=message):
+            evidence(*words)

@@ -1,0 +1,77 @@
+"""What two processes do in `test_evaluation.py`; started by torchrun, each writes what it got as JSON."""
+
+import contextlib
+import json
+import os
+import sys
+from pathlib import Path
+
+import evaluate
+import torch
+from accelerate import Accelerator
+from testing_training import picture_dataset
+from torch.utils.data import DataLoader, TensorDataset
+
+from hf_explain import FrozenClassifier, SaliencyEvaluator
+from hf_explain.evaluation.comparison import compare
+from hf_explain.io.datasets import load_image_dataset
+from hf_explain.io.files import lock_directory
+from hf_explain.io.processes import leave
+from hf_explain.metrics import path
+from hf_explain.registry import METHODS
+
+
+def gathered(directory: Path) -> tuple[float, int]:
+    """A loop of one's own: seven images over two processes, the padding of the last batch gathered away."""
+    accelerator = Accelerator(cpu=True)
+    classifier = FrozenClassifier.from_pretrained(directory / "classifier")
+    normalisation = {"image_mean": classifier.image_mean, "image_std": classifier.image_std}
+    images = classifier.image_processor(images=picture_dataset(7)["image"][:], return_tensors="pt")["pixel_values"]
+    loader = accelerator.prepare(DataLoader(TensorDataset(images, torch.arange(7)), batch_size=2))
+    collected: dict[str, list] = {}
+    metric = evaluate.load(path("auc_d"), experiment_id=str(accelerator.process_index))
+    for pixel_values, ids in loader:
+        saliency = METHODS["random"](classifier, pixel_values, image_ids=ids).saliency
+        columns = metric.measure(classifier, pixel_values, saliency, image_ids=ids, **normalisation)
+        for name, column in columns.items():
+            whole = accelerator.gather_for_metrics(torch.tensor(column, dtype=torch.float64))
+            collected.setdefault(name, []).extend(whole.tolist())
+    result = metric.compute(**collected)
+    return result["auc_d"], result["num_images"]
+
+
+def main(directory: Path):
+    def run(data, **options):
+        return SaliencyEvaluator().compute(
+            str(directory / "classifier"), data, ["auc_d"], method="random", progress=False, **options
+        )["auc_d"]["auc_d"]
+
+    found = {
+        "map": run(picture_dataset(7)),
+        "folder": run(picture_dataset(7), output_dir=directory / "out", shard_size=2),
+        "stream": run(load_image_dataset(directory / "shards", streaming=True), shard_size=2),
+    }
+    found["gathered"], found["num_gathered"] = gathered(directory)
+    bad = [dict(row) for row in picture_dataset(5)]
+    bad[4]["image"] = "nowhere.png"
+    try:
+        run(bad, image_column="image")
+    except (ValueError, RuntimeError) as error:
+        found["bad"] = str(error)
+    # the first process alone asks for the lock; the other one learns what it was told
+    first = os.environ["RANK"] == "0"
+    with lock_directory(directory / "busy") if first else contextlib.nullcontext():
+        for name, start in (
+            ("busy", lambda folder: run(picture_dataset(2), output_dir=folder)),
+            ("compared", lambda folder: compare("nowhere", [], "gradcam", output_dir=folder)),
+        ):
+            try:
+                start(directory / "busy")
+            except OSError as error:
+                found[name] = str(error)
+    (directory / f"found-{os.environ['RANK']}.json").write_text(json.dumps(found))
+
+
+if __name__ == "__main__":
+    main(Path(sys.argv[1]))
+    leave(0)

@@ -1,0 +1,140 @@
+"""The comparison as a person runs it: controls, failures kept apart, files, pictures, the command that repeats it."""
+
+import csv
+import json
+
+import pytest
+import torch
+from PIL import Image
+from testing_common import save_classifier, tiny_classifier
+from testing_training import picture_dataset
+
+from hf_explain import LCamForSaliency, SaliencyEvaluator
+from hf_explain.apps.evaluate import parse_dotted
+from hf_explain.cli import main
+from hf_explain.evaluation.comparison import compare, parse_explainers
+from hf_explain.io.files import LOCK_FILE
+
+
+@pytest.fixture(scope="module")
+def directories(tmp_path_factory):
+    root = tmp_path_factory.mktemp("comparison")
+    classifier = save_classifier("resnet", root / "classifier")
+    torch.manual_seed(0)
+    LCamForSaliency.from_classifier(classifier, variant="img").save_pretrained(root / "head")
+    picture_dataset(6).to_parquet(root / "data.parquet")
+    return root
+
+
+def command(root, output, *more):
+    return ["evaluate", "--classifier", str(root / "classifier"), "--dataset", str(root / "data.parquet"),
+            "-o", str(output), "--no_progress", "--batch_size", "4", *more]  # fmt: skip
+
+
+def test_command_writes_everything_and_keeps_what_works(directories, tmp_path, capsys):
+    explainers = f"lcam={directories / 'head'},gradcam,rise,raw_attention"
+    argv = command(
+        directories, tmp_path / "out", "--explainers", explainers, "--metrics", "auc_d,average_drop,win_rate",
+        "--slow_examples", "3", "--method_option", "rise.num_masks=4", "--metric_option", "auc_d.steps=4",
+        "--pictures", "2", "--sanity", "--sanity_examples", "2",
+    )  # fmt: skip
+    assert main(argv) == 1  # a ResNet has no attention
+    captured = capsys.readouterr()
+    assert "1 of 6 explainers failed (raw_attention)" in captured.err and "Traceback" not in captured.err
+    out = tmp_path / "out"
+    table = (out / "table.md").read_text()
+    # one column for each number, with the field's names: AD at 100 % is the average drop itself
+    heading = next(line for line in table.splitlines() if line.startswith("| explainer"))
+    assert [heading.count(name) for name in ("AD 100", "IC 50", "| AUC-D", "drop", "area")] == [1, 1, 1, 0, 0]
+    assert table in captured.out and "| raw_attention | failed: " in table and "| lcam | 6 | " in table
+    results = json.loads((out / "results.json").read_text())
+    found = results["explainers"]
+    assert list(found) == ["lcam", "gradcam", "rise", "raw_attention", "random", "centre"]
+    assert "attention" in found["raw_attention"]["error"]
+    assert found["rise"]["num_images"] == 3 and found["gradcam"]["num_images"] == results["num_images"] == 6
+    assert found["rise"]["forward_passes_per_image"] == 5 and found["lcam"]["forward_passes_per_image"] == 1
+    assert results["dataset"]["name"] == "data.parquet" and results["dataset"]["split"] == "validation"
+    assert len(found["lcam"]["auc_d"]["positive_curve"]) == 5
+    assert found["lcam"]["win_rate"]["protocol"]["against"] == "gradcam" and "win_rate" not in found["gradcam"]
+    assert found["rise"]["win_rate"]["num_images"] == 3
+    assert found["lcam"]["sanity"]["verdict"].startswith(("passes", "fails: "))
+    assert str(directories) not in json.dumps(results)  # published with a head
+    rows = list(csv.DictReader((out / "results.csv").open()))
+    assert [row["explainer"] for row in rows] == list(found)
+    assert float(rows[0]["auc_d.auc_d"]) == found["lcam"]["auc_d"]["auc_d"]
+    for name in ("best", "worst", "auc_d", "average_drop", "auc_d_positive_curve", "auc_d_negative_curve"):
+        with Image.open(out / f"{name}.png") as picture:
+            assert picture.width > 300, name
+    repeated = (out / "command.sh").read_text()
+    assert repeated.startswith("hf-explain evaluate --classifier") and "rise.num_masks=4" in repeated
+    # again: everything is there already, and the numbers are the same
+    assert main(argv) == 1
+    again = json.loads((out / "results.json").read_text())["explainers"]
+    assert again["lcam"]["auc_d"] == found["lcam"]["auc_d"]
+
+
+def test_one_run_at_a_time(directories, tmp_path, capsys):
+    """While the first controls are measured, another comparison starts in the same folder."""
+    argv, codes = command(directories, tmp_path / "out", "--explainers", "gradcam", "--pictures", "0"), []
+    measure = SaliencyEvaluator._measure_batch
+
+    def disturbed(self, *args):
+        if not codes:
+            codes.append(None)
+            codes[0] = main(argv)
+        return measure(self, *args)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(SaliencyEvaluator, "_measure_batch", disturbed)
+        assert main(argv) == 0
+    error = capsys.readouterr().err
+    assert codes == [1] and f"output_dir {str(tmp_path / 'out')!r} is in use by another run" in error
+    assert not list((tmp_path / "out").rglob(LOCK_FILE))
+
+
+def test_head_of_another_classifier_is_a_row(directories, tmp_path):
+    other = save_classifier("resnet", tmp_path / "other", seed=3)
+    lines = []
+    result = compare(
+        other, picture_dataset(2), {"mine": directories / "head"}, "auc_d", output_dir=tmp_path / "out",
+        pictures=0, progress=False, report=lines.append,
+    )  # fmt: skip
+    assert "another fingerprint" in result["explainers"]["mine"]["error"]
+    assert "auc_d" in result["explainers"]["random"] and any("mine failed" in line for line in lines)
+
+
+def test_names_of_explainers():
+    assert parse_explainers("lcam=a/b, gradcam,") == {"lcam": "a/b", "gradcam": None}
+    for text, message in (
+        ("gradcamm", "explainer 'gradcamm' is no training-free method .gradcam, .* given as NAME=DIRECTORY"),
+        ("lcam=", "explainer 'lcam=' is not NAME=DIRECTORY"),
+        ("../x=head", "is not NAME=DIRECTORY"),
+        ("rise=head", "has the name of a training-free method"),
+        ("rise,rise", "explainer 'rise' is given twice"),
+        (" ", "`explainers` names none"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            parse_explainers(text)
+
+
+def test_bad_arguments_are_one_sentence_before_anything_is_measured(directories, tmp_path, capsys):
+    for more, message in (
+        (["--explainers", "gradcam", "--metrics", "auc"], "Unknown metric 'auc'"),
+        (["--explainers", "gradcam", "--metrics", "win_rate"], "`metrics` needs at least one that measures maps"),
+        (["--explainers", "gradcam", "--slow", "rise"], "`slow` names 'rise', which is no explainer: gradcam, random"),
+        (["--explainers", "gradcam", "--method_option", "rise.n=1"], "`method_options` names 'rise'"),
+        (["--explainers", "gradcam", "--method_option", "rise"], "method_option 'rise' is not NAME.OPTION=VALUE"),
+        (["--explainers", "gradcam", "--preset", "auc_d"], "preset 'auc_d' is not METRIC=PRESET"),
+        (["--explainers", "gradcam", "--image_column", "x"], "image_column 'x' is not a column of the dataset"),
+        (["--explainers", "gradcam", "--max_examples", "0"], "`max_examples` must be a whole number"),
+    ):
+        assert main(command(directories, tmp_path / "out", *more)) == 1
+        error = capsys.readouterr().err
+        assert message in error and "Traceback" not in error
+    assert not (tmp_path / "out/results.json").exists()
+    assert parse_dotted(["a.b=1", "a.c=x"], "option") == {"a": {"b": 1, "c": "x"}}
+
+
+def test_classifier_instance_without_processor(tmp_path):
+    with pytest.raises(ValueError, match="has no image processor"):
+        compare(tiny_classifier("resnet"), picture_dataset(2), "gradcam", output_dir=tmp_path, progress=False)

@@ -1,0 +1,117 @@
+"""The checks tell a method that looks at the classifier from one that does not, and change nothing."""
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from testing_common import assert_unchanged, snapshot, tiny_classifier, tiny_model, tiny_processor
+from testing_training import processor
+
+from hf_explain import FrozenClassifier, LCamForSaliency
+from hf_explain.evaluation.sanity import check_sanity, redraw_from_the_top, similarity
+
+
+def pictures(count):
+    rng = np.random.default_rng(0)
+    return [{"image": Image.fromarray(rng.integers(0, 256, (48, 64, 3), dtype=np.uint8))} for _ in range(count)]
+
+
+@pytest.fixture
+def classifier(tmp_path):
+    return FrozenClassifier(tiny_model("resnet"), image_processor=tiny_processor("resnet", tmp_path))
+
+
+def test_controls_fail_and_say_why(classifier):
+    result = check_sanity(classifier, pictures(6), method="centre")
+    assert not result["passed"]
+    assert "maps survive random weights (rank correlation 1.00" in result["verdict"]
+    assert "maps do not depend on the class (rank correlation 1.00, AUC-D falls by 0.0)" in result["verdict"]
+    assert result["own_auc_d"] == result["centre_auc_d"] and result["num_images"] == 6
+    result = check_sanity(classifier, pictures(6), method="random")
+    assert not result["passed"] and not result["checks"]["random_map"]["passed"]
+
+
+class Colours(torch.nn.Module):
+    """A class for each of red, green and blue: it knows what it looks for, and where."""
+
+    def __init__(self):
+        super().__init__()
+        self.conv, self.head = torch.nn.Conv2d(3, 9, 3, stride=2, padding=1), torch.nn.Linear(9, 3)
+        own = torch.arange(9)[:, None] % 3 == torch.arange(3)
+        noise = 0.02 * torch.randn(9, 3, 3, 3, generator=torch.Generator().manual_seed(0))
+        self.conv.weight.data = torch.where(own, 1.0, -1.0)[:, :, None, None] + noise
+        self.head.weight.data = torch.where(own.T, 2.0, -1.0)
+        self.conv.bias.data.zero_()
+        self.head.bias.data.zero_()
+
+    def forward(self, pixel_values):
+        return self.head(self.conv(pixel_values).relu().mean((2, 3)))
+
+
+def coloured_squares(count):
+    rng, pictures = np.random.default_rng(0), []
+    for _ in range(count):
+        picture = np.full((32, 32, 3), 40, dtype=np.uint8)
+        for colour, (place, side) in enumerate(zip(rng.permutation(4), rng.permutation([14, 10, 6]))):
+            top, left = 16 * (place // 2), 16 * (place % 2)
+            picture[top : top + side, left : left + side] = 255 * np.eye(3, dtype=np.uint8)[colour]
+        pictures.append({"image": Image.fromarray(picture)})
+    return pictures
+
+
+def test_a_method_that_looks_at_the_classifier_passes():
+    classifier = FrozenClassifier(Colours(), image_size=(32, 32), image_processor=processor(32))
+    result = check_sanity(classifier, coloured_squares(8), method="gradcam")
+    assert result["passed"] and result["verdict"] == "passes"
+    assert all(result["checks"][name]["passed"] for name in ("random_weights", "random_label", "random_map"))
+    assert result["own_auc_d"] > 50 > result["cascade"][-1]["auc_d"]
+
+
+def test_nothing_changes_and_the_seed_decides(classifier):
+    torch.manual_seed(0)
+    head = LCamForSaliency.from_classifier(classifier, variant="img").eval()
+    before = snapshot(head)
+    first = check_sanity(head, pictures(5), seed=1, batch_size=2)
+    assert_unchanged(head, before)
+    again = check_sanity(head, pictures(5), seed=1, batch_size=5)
+    assert again["cascade"][-1]["similarity"] == pytest.approx(first["cascade"][-1]["similarity"], abs=1e-3)
+    assert len(first["cascade"]) == 5 and first["cascade"][0]["tensors_redrawn"] == 2
+    counts = [step["tensors_redrawn"] for step in first["cascade"]]
+    assert counts == sorted(counts) and counts[-1] == len(list(classifier.model.parameters()))
+    assert first["thresholds"]["max_similarity_random_weights"] == 0.5
+    assert check_sanity(head, pictures(5), seed=2)["cascade"] != first["cascade"]
+
+
+@pytest.mark.parametrize("family", ["vit", "deit", "convnext", "resnet"])
+def test_weights_are_redrawn_from_the_top(family):
+    model, original = tiny_model(family), tiny_model(family)
+    before = dict(original.named_parameters())
+    steps = redraw_from_the_top(model, seed=0)
+    next(steps)
+    changed = [name for name, p in model.named_parameters() if not torch.equal(p, before[name])]
+    assert changed and all(name.startswith(("classifier", "cls_classifier")) for name in changed)
+    list(steps)
+    for name, parameter in model.named_parameters():
+        if before[name].std(correction=0) > 0:
+            assert not torch.equal(parameter, before[name]), name
+    assert FrozenClassifier(model)(torch.randn(2, 3, 64 if family in ("convnext", "resnet") else 32, 64 if family in (
+        "convnext", "resnet") else 32)).isfinite().all()  # fmt: skip
+
+
+def test_similarity_is_spearmans(classifier):
+    from scipy.stats import spearmanr
+
+    generator = torch.Generator().manual_seed(0)
+    maps = torch.randn(3, 6, 7, generator=generator).relu()  # half of the places tie
+    others = (maps + torch.randn(3, 6, 7, generator=generator)).relu()
+    expected = np.mean([spearmanr(a.flatten(), b.flatten()).statistic for a, b in zip(maps, others)])
+    assert similarity([maps[:2], maps[2:]], [others[:2], others[2:]]) == pytest.approx(expected, abs=1e-9)
+    assert similarity([maps], [torch.zeros_like(maps)]) == 0
+    assert similarity([maps], [2 * maps + 1]) == pytest.approx(1)
+
+
+def test_one_class_has_no_other(tmp_path):
+    classifier = tiny_classifier("resnet", num_labels=1)
+    classifier.image_processor = tiny_processor("resnet", tmp_path)
+    with pytest.raises(ValueError, match="the classifier has one class alone"):
+        check_sanity(classifier, pictures(1), method="centre")

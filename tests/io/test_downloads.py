@@ -1,0 +1,281 @@
+"""What happens to a head when the network or the other side misbehaves."""
+
+import contextlib
+import hashlib
+import os
+import resource
+import shutil
+import stat
+
+import pytest
+import torch
+from conftest import GUEST_TOKEN, HF_HOME, OWNER_TOKEN
+from hub_clients import pixels, push_classifier, push_quietly, tiny_head
+
+from hf_explain import AutoModelForSaliency, FrozenClassifier
+from hf_explain.io.downloads import redact
+
+
+@pytest.fixture
+def published(hub, tmp_path):
+    """A head and its classifier on the Hub, the head's directory, an empty cache."""
+    push_classifier()
+    head = tiny_head()
+    head.save_pretrained(tmp_path / "head")
+    push_quietly(tmp_path / "head", "user/head")
+    empty_cache()
+    hub.requests.clear()
+    return head
+
+
+@pytest.fixture
+def weights(hub, published):
+    """Where the classifier's weights, the one file of some size, are downloaded from."""
+    return "/cdn/" + hashlib.sha256(hub.files("user/resnet")["model.safetensors"]).hexdigest()
+
+
+def empty_cache():
+    shutil.rmtree(HF_HOME / "hub", ignore_errors=True)
+
+
+def load(**kwargs):
+    return AutoModelForSaliency.from_pretrained("user/head", **kwargs)
+
+
+def same(one, other):
+    inputs = pixels()
+    return torch.equal(one(inputs).saliency, other(inputs).saliency)
+
+
+def cached_files():
+    return [path for path in (HF_HOME / "hub").rglob("*") if path.is_file()]
+
+
+# ---- downloads
+
+
+def test_rate_limits_are_waited_for(hub, published):
+    hub.inject("status", "/cdn/", status=429, headers={"Retry-After": "3"}, times=1)
+    assert same(load(), published)
+    assert hub.waits and hub.waits[0] >= 3
+
+
+def test_a_server_that_fails_is_named_and_the_cache_serves_on(hub, published):
+    fault = hub.inject("status", "/resolve/", status=500)
+    with pytest.raises(ConnectionError, match="The Hub failed with error 500 while loading the head 'user/head'"):
+        load()
+    hub.faults.clear()
+    load()
+    hub.faults.append(fault)
+    assert same(load(), published)
+
+
+@pytest.mark.parametrize("kind", ["drop", "stall"])
+def test_interrupted_downloads_are_resumed(hub, published, weights, monkeypatch, kind):
+    monkeypatch.setattr("huggingface_hub.constants.DOWNLOAD_CHUNK_SIZE", 512)
+    hub.inject(kind, weights, method="GET", after=3000, times=1, seconds=0.1)
+    assert same(load(), published)
+    assert 206 in [request.status for request in hub.seen("GET", "/cdn/")]
+
+
+def test_a_silent_server_is_given_up(hub, published, monkeypatch):
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_DOWNLOAD_TIMEOUT", 0.1)
+    hub.inject("stall", "/cdn/", method="GET", seconds=0.5)
+    with pytest.raises(ConnectionError, match="not be reached while loading 'user/head'.*no directory 'user/head'"):
+        load()
+    assert not [path for path in cached_files() if path.name.endswith(".incomplete")]
+    hub.faults.clear()
+    assert same(load(), published)
+
+
+def test_a_slow_server_is_waited_for(hub, published):
+    hub.inject("drip", "/cdn/", method="GET", after=400, seconds=0.02)
+    assert same(load(), published)
+
+
+def test_a_short_file_is_not_kept(hub, published, weights):
+    hub.inject("truncate", weights, after=500, times=1)
+    with pytest.raises(OSError, match="Consistency check failed"):
+        load()
+    assert same(load(), published)
+
+
+def test_a_damaged_head_is_caught_and_downloaded_again(hub, published):
+    hub.inject("corrupt", "/cdn/", times=1)
+    with pytest.raises(OSError, match="'model.safetensors' of 'user/head' was damaged .*load again"):
+        load()
+    assert same(load(), published)
+
+
+def test_a_damaged_classifier_is_caught_and_downloaded_again(hub, published, weights):
+    hub.inject("corrupt", weights, times=1)
+    with pytest.raises(OSError, match="'model.safetensors' of 'user/resnet' was damaged"):
+        load()
+    assert same(load(), published)
+
+
+def test_a_wrong_etag_is_caught(hub, published):
+    hub.inject("wrong_etag", "/user/head/resolve/.*safetensors", times=1)
+    with pytest.raises(OSError, match="was damaged on its way"):
+        load()
+    assert same(load(), published)
+
+
+def test_another_classifier_under_the_same_commit_is_refused(hub, published):
+    """Tampering on the server: the length and the checksum of the download agree, the fingerprint does not."""
+    push_classifier("user/other", seed=5)
+    repo = hub.repo("user/resnet")
+    repo.commits[repo.head]["model.safetensors"] = hub.files("user/other")["model.safetensors"]
+    with pytest.raises(ValueError, match="not the one this head was trained on: its weights have another fingerprint"):
+        load()
+    assert load(verify_fingerprint=False).backbone is not None
+
+
+# ---- who may, and what is there
+
+
+def test_gated_and_private_classifiers_are_named(hub, published, monkeypatch):
+    hub.repo("user/resnet").gated = True
+    monkeypatch.delenv("HF_TOKEN")
+    for token in (None, GUEST_TOKEN):
+        with pytest.raises(PermissionError, match="head 'user/head' needs its classifier.*'user/resnet' is gated"):
+            load(token=token)
+    hub.repo("user/resnet").granted.add("guest")
+    assert same(load(token=GUEST_TOKEN), published)
+    empty_cache()
+    hub.repo("user/resnet").private = True
+    with pytest.raises(FileNotFoundError, match="'user/head' needs.*'user/resnet' does not exist on the Hub"):
+        load(token=GUEST_TOKEN)
+
+
+def test_a_wrong_token_is_named_and_not_shown(hub, published):
+    wrong = "hf_wrongSecretWrongSecretWrongSecret"
+    with pytest.raises(PermissionError, match="The Hub does not accept this token") as refusal:
+        load(token=wrong)
+    assert wrong not in str(refusal.value)
+    hub.inject("status", "/resolve/", status=403, message="no")
+    with pytest.raises(PermissionError, match="This token has no permission for loading the head 'user/head'"):
+        load()
+
+
+def test_missing_repositories_revisions_and_files(hub, published):
+    # `runs/nothing` is a Hub id and a relative path: the answer fits both readings
+    for load_one in (AutoModelForSaliency.from_pretrained, FrozenClassifier.from_pretrained):
+        with pytest.raises(
+            FileNotFoundError, match="'runs/nothing' does not exist on the Hub.*no directory 'runs/not"
+        ):
+            load_one("runs/nothing")
+    with pytest.raises(FileNotFoundError, match="'user/head' has no such branch, tag or commit"):
+        load(revision="nowhere")
+    repo = hub.repo("user/resnet")
+    files = repo.commits.pop(published.config.backbone_revision)
+    with pytest.raises(FileNotFoundError, match="needs its classifier.*'user/resnet' has no such branch, tag"):
+        load()
+    repo.commits[published.config.backbone_revision] = {name: files[name] for name in ("config.json",)}
+    with pytest.raises(FileNotFoundError, match="needs its classifier.*'user/resnet' has no weights"):
+        load()
+    hub.add_repo("user/empty", {"README.md": b"nothing"})
+    with pytest.raises(FileNotFoundError, match="'user/empty' has no config.json on the Hub"):
+        FrozenClassifier.from_pretrained("user/empty")
+
+
+# ---- uploads
+
+
+@pytest.mark.parametrize(
+    ("fault", "error", "message"),
+    [
+        ({"kind": "status", "path": "/lfs-upload/", "status": 500}, ConnectionError, "failed with error 500"),
+        ({"kind": "refuse", "path": "/lfs-upload/"}, ConnectionError, "could not be reached while publishing"),
+        ({"kind": "status", "path": "/commit/", "status": 503}, ConnectionError, "failed with error 503"),
+        ({"kind": "refuse", "path": "/commit/"}, ConnectionError, "could not be reached while publishing"),
+        ({"kind": "status", "path": "/preupload/", "status": 429}, ConnectionError, "limits the rate of requests"),
+        ({"kind": "status", "path": "/commit/", "status": 412}, ConnectionError, "Somebody else changed"),
+        (
+            {"kind": "status", "path": "/repos/create", "status": 403},
+            PermissionError,
+            "has no permission for publishing",
+        ),
+    ],
+)
+def test_an_interrupted_upload_leaves_nothing_and_can_be_repeated(hub, published, tmp_path, fault, error, message):
+    hub.objects.clear()  # the server knows these weights already
+    hub.inject(**fault)
+    with pytest.raises(error, match=message) as failure:
+        push_quietly(tmp_path / "head", "user/again")
+    if error is ConnectionError:
+        assert "Nothing was published; it can be repeated" in str(failure.value)
+    assert ("model", "user/again") not in hub.repos or set(hub.files("user/again")) == {".gitattributes"}
+    hub.faults.clear()
+    push_quietly(tmp_path / "head", "user/again")
+    assert same(AutoModelForSaliency.from_pretrained("user/again"), published)
+    assert len(hub.repo("user/again").log) == 2
+
+
+def test_uploads_without_permission(hub, published, tmp_path, monkeypatch):
+    with pytest.raises(PermissionError, match="no permission for publishing to 'user/head'"):
+        push_quietly(tmp_path / "head", "user/head", token=GUEST_TOKEN)
+    with pytest.raises(FileNotFoundError, match="'user/none' does not exist on the Hub"):
+        push_quietly(tmp_path / "head", "user/none", create_pr=True)
+    monkeypatch.delenv("HF_TOKEN")
+    with pytest.raises(PermissionError, match="does not know who is publishing .*hf auth login"):
+        push_quietly(tmp_path / "head", "user/new")
+    with pytest.raises(PermissionError, match="does not accept this token"):
+        push_quietly(tmp_path / "head", "user/new", token="hf_wrongSecretWrongSecretWrongSecret")
+
+
+# ---- the cache's own disk
+
+
+def test_a_full_disk_leaves_no_half_file(hub, published):
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (2000, before[1]))  # any write behind it fails, as on a full disk
+    try:
+        with pytest.raises(
+            OSError, match="cache on this machine could not be written .*File too large.*free some spac"
+        ):
+            load()
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+    assert not [path for path in cached_files() if path.name.endswith(".incomplete")]
+    assert same(load(), published)
+
+
+def test_a_cache_that_cannot_be_written(hub, published, tmp_path):
+    blocked = tmp_path / "file"
+    blocked.write_text("not a directory")
+    with pytest.raises(OSError, match="cache on this machine could not be written .*Not a directory"):
+        load(cache_dir=str(blocked / "hub"))
+    # A cache on a read-only disk that has everything is enough.
+    assert same(load(), published)
+    folders = [HF_HOME / "hub", *(path for path in (HF_HOME / "hub").rglob("*") if path.is_dir())]
+    with read_only(*folders):
+        assert same(load(), published)
+    empty_cache()
+    (HF_HOME / "hub").mkdir()
+    with read_only(HF_HOME / "hub"):
+        with pytest.raises(OSError, match="cache on this machine could not be written .*set HF_HOME"):
+            load()
+
+
+@contextlib.contextmanager
+def read_only(*folders):
+    modes = {folder: stat.S_IMODE(folder.stat().st_mode) for folder in (*folders, HF_HOME)}
+    for folder in folders:
+        folder.chmod(0o555)
+    HF_HOME.chmod(0o755)
+    root = os.geteuid() == 0
+    try:
+        if root:
+            os.seteuid(65534)  # permissions do not hold root back
+        yield
+    finally:
+        if root:
+            os.seteuid(0)
+        for folder, mode in modes.items():
+            folder.chmod(mode)
+
+
+def test_redaction():
+    text = f"GET http://hub/?token={OWNER_TOKEN} failed for {GUEST_TOKEN}"
+    assert redact(text) == "GET http://hub/?token=hf_*** failed for hf_***"

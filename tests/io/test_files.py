@@ -1,0 +1,163 @@
+"""Directories written whole or not at all, and the lock of one."""
+
+import contextlib
+import errno
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from testing_common import files_below
+
+from hf_explain.io import files
+from hf_explain.io.files import LOCK_FILE, lock_directory, write_directory
+
+
+ROOT = Path(__file__).parents[2]
+IN_USE = "^output_dir '.*out' is in use by another run.*wait until it has ended, or choose another output_dir.$"
+
+
+def test_one_run_at_a_time_and_nothing_is_left(tmp_path):
+    out = tmp_path / "new/out"
+    with lock_directory(out):
+        for _ in range(2):  # the second one refused does not weaken the first
+            with pytest.raises(OSError, match=IN_USE), lock_directory(out):
+                pass
+        assert (out / LOCK_FILE).exists()
+    assert list(out.iterdir()) == []
+    with pytest.raises(ZeroDivisionError), lock_directory(out):
+        1 / 0  # noqa: B018
+    assert list(out.iterdir()) == []
+    (out / LOCK_FILE).touch()  # as a killed run leaves it
+    with lock_directory(out), pytest.raises(OSError, match=IN_USE), lock_directory(out):
+        pass
+
+
+def test_a_lock_whose_file_was_removed_meanwhile_is_no_lock(tmp_path, monkeypatch):
+    """Another run may end between opening its lock file and locking it; then the file is another's, or nobody's."""
+    flock, removed = files.fcntl.flock, []
+
+    def late(descriptor, how):
+        if not removed:
+            removed.append((tmp_path / LOCK_FILE).unlink())
+        return flock(descriptor, how)
+
+    monkeypatch.setattr(files.fcntl, "flock", late)
+    with lock_directory(tmp_path), pytest.raises(OSError, match="is in use"), lock_directory(tmp_path):
+        pass
+    assert removed and not files._HELD
+
+
+HOLDER = """
+import multiprocessing, sys, time
+from pathlib import Path
+from hf_explain.io.files import lock_directory
+
+with lock_directory(Path(sys.argv[1])):
+    child = multiprocessing.get_context("fork").Process(target=time.sleep, args=(600,))
+    child.start()
+    print(child.pid, flush=True)
+    time.sleep(600)
+"""
+
+
+def test_a_killed_run_locks_nobody_out_even_where_its_workers_live_on(tmp_path):
+    out = tmp_path / "out"
+    process = subprocess.Popen(
+        [sys.executable, "-c", HOLDER, str(out)], stdout=subprocess.PIPE, text=True,
+        env={**os.environ, "PYTHONPATH": str(ROOT)},
+    )  # fmt: skip
+    worker = int(process.stdout.readline())
+    try:
+        with pytest.raises(OSError, match=IN_USE), lock_directory(out):
+            pass
+        process.send_signal(signal.SIGKILL)
+        process.wait()
+        os.kill(worker, 0)
+        with lock_directory(out):
+            pass
+    finally:
+        process.kill()
+        os.kill(worker, signal.SIGKILL)
+        process.stdout.close()
+    assert list(out.iterdir()) == []
+
+
+def test_a_fork_that_leaves_the_block_takes_nothing_with_it(tmp_path):
+    with contextlib.ExitStack() as held:
+        held.enter_context(lock_directory(tmp_path))
+        child = os.fork()
+        if child == 0:
+            held.close()
+            os._exit(0)
+        assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
+        assert (tmp_path / LOCK_FILE).exists()
+        with pytest.raises(OSError, match="is in use"), lock_directory(tmp_path):
+            pass
+
+
+def test_without_locks_it_does_without(tmp_path, monkeypatch):
+    with monkeypatch.context() as patch:
+        patch.setattr(files, "fcntl", None)
+        with lock_directory(tmp_path / "a"), lock_directory(tmp_path / "a"):
+            assert list((tmp_path / "a").iterdir()) == []
+
+    def unknown(descriptor, how):
+        raise OSError(errno.ENOLCK, "No locks available")
+
+    monkeypatch.setattr(files.fcntl, "flock", unknown)
+    with lock_directory(tmp_path / "b"), lock_directory(tmp_path / "b"):
+        assert list((tmp_path / "b").iterdir()) == []
+
+
+def test_a_place_that_cannot_be_written(tmp_path):
+    (tmp_path / "file").touch()
+    with pytest.raises(OSError, match="^output_dir '.*file/out' is not writable .*choose another directory"):
+        with lock_directory(tmp_path / "file/out"):
+            pass
+
+
+def test_a_directory_is_written_whole_or_not_at_all(tmp_path):
+    target = tmp_path / "new/head"
+
+    def write(content, replace=False):
+        with write_directory(target, replace=replace) as new:
+            (new / "part").mkdir()
+            (new / "part/config.json").write_text(content)
+            (new / "weights").write_text(content)
+
+    write("one")
+    (target / "other").write_text("stays")
+    write("two")
+    both = {"part": b"", "part/config.json": b"two", "weights": b"two"}
+    assert files_below(target) == {**both, "other": b"stays"}
+    write("three", replace=True)
+    assert files_below(target) == {name: content and b"three" for name, content in both.items()}
+    assert os.listdir(target.parent) == ["head"]
+
+
+def test_a_failed_move_is_taken_back(tmp_path, monkeypatch):
+    (tmp_path / "head").mkdir()
+    (tmp_path / "head/weights").write_text("old")
+    replace = os.replace
+
+    def fail_at_the_last(source, destination):
+        if destination.name == "config.json":
+            raise OSError(errno.EDQUOT, os.strerror(errno.EDQUOT))
+        return replace(source, destination)
+
+    monkeypatch.setattr(os, "replace", fail_at_the_last)
+    message = "could not save to .*head': Disk quota exceeded. Nothing half-written .* choose another save_directory"
+    with pytest.raises(OSError, match=message), write_directory(tmp_path / "head", "save_directory") as new:
+        for name in ("weights", "config.json", "zzz"):
+            (new / name).write_text("new")
+    assert files_below(tmp_path) == {"head": b"", "head/weights": b"old"}
+
+
+def test_whatever_ends_the_writing_nothing_is_left(tmp_path):
+    with pytest.raises(KeyboardInterrupt), write_directory(tmp_path / "far/away/head") as new:
+        (new / "weights").write_text("half")
+        raise KeyboardInterrupt
+    assert not list(tmp_path.iterdir())

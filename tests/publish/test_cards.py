@@ -1,0 +1,280 @@
+"""Model cards: what they say is what was recorded, what nobody recorded is named, and their snippets run."""
+
+import json
+import re
+from pathlib import Path
+
+import pytest
+import torch
+import yaml
+from hub_clients import push_classifier, push_quietly, tiny_classifier, tiny_head, tiny_image, tiny_processor
+from huggingface_hub import ModelCard
+from testing_training import picture_dataset
+
+from hf_explain import FrozenClassifier, LCamForSaliency, ScanForSaliency, TTameForSaliency
+from hf_explain.cli import main
+from hf_explain.evaluation.comparison import compare
+from hf_explain.publish.card_facts import read_measurements
+from hf_explain.publish.cards import build_model_card, write_model_cards
+
+
+MODEL_CARDS = Path(__file__).parents[2] / "model_cards"
+KINDS = {"lcam": LCamForSaliency, "ttame": TTameForSaliency, "scan": ScanForSaliency}
+
+
+def save_classifier(directory):
+    tiny_classifier().save_pretrained(directory)
+    tiny_processor().save_pretrained(directory)
+    return directory
+
+
+def run_snippet(text, folder, monkeypatch):
+    """Run a card's code where an `image.jpg` lies; what it writes is what it promises."""
+    tiny_image().save(folder / "image.jpg")
+    monkeypatch.chdir(folder)
+    exec(compile(re.search(r"```python\n(.*?)```", text, re.DOTALL).group(1), "card", "exec"), {})
+    assert len(list(folder.glob("saliency_*.png"))) == 2
+    for picture in folder.glob("saliency_*.png"):
+        picture.unlink()
+
+
+# ---- one head, on the Hub
+
+
+@pytest.fixture
+def saved(hub, tmp_path):
+    push_classifier()
+    tiny_head().save_pretrained(tmp_path / "head")
+    return tmp_path / "head"
+
+
+EVALUATION = {
+    "dataset": "user/photographs",
+    "split": "validation",
+    "num_images": 12,
+    "results": {
+        "lcam": {
+            "auc_d": 41.25,
+            "auc_d_interval": [40.0, 42.5],
+            "average_drop": {"average_drop_50": 12.5, "protocol": {"percents": [50], "mask_space": "pixel"}},
+            "seconds": 3.0,
+            "protocol": {"score": "agreement", "fill": "black"},
+        },
+        "random": {"auc_d": -0.5, "average_drop": {"average_drop_50": 80.0}},
+    },
+    "sanity": {"verdict": "passes", "checks": {"random_weights": {"similarity": 0.25, "passed": True}}},
+}
+RECORD = {
+    "dataset": "user/photographs",
+    "train_split": "train",
+    "epochs": 2.0,
+    "global_batch_size": 32,
+    "arguments": {"optimizer": "sgd", "learning_rate": 0.05},
+    "versions": {"torch": "2.13.0"},
+}
+
+
+def test_the_card_says_what_was_recorded_and_runs(hub, saved, tmp_path, monkeypatch):
+    (saved / "training_record.json").write_text(json.dumps(RECORD))
+    (saved / "evaluation.json").write_text(json.dumps(EVALUATION))
+    tiny_image().save(saved / "maps.png")
+    push_quietly(saved, "user/head", license="apache-2.0", data_terms="Research use only.")
+    card = ModelCard.load("user/head")
+    data = card.data
+    assert (data.base_model, data.base_model_relation) == ("user/resnet", "adapter")
+    assert data.base_model_revision == hub.repo("user/resnet").head
+    assert data.datasets == ["user/photographs"] and data.license == "apache-2.0"
+    results = {result.metric_type: result for result in data.eval_results}
+    assert {name: result.metric_value for name, result in results.items()} == {"auc_d": 41.25, "average_drop_50": 12.5}
+    assert results["auc_d"].metric_args == {"score": "agreement", "fill": "black"}
+    assert results["average_drop_50"].metric_args == {"percents": [50], "mask_space": "pixel"}
+    assert {result.dataset_name for result in data.eval_results} == {"user/photographs"}
+    assert "| AUC-D | higher | 41.25 [40.00, 42.50] | -0.50 |" in card.text
+    assert "| random weights | passed: similarity 0.25 |" in card.text and "| verdict | passes |" in card.text
+    assert "![Saliency maps of user/head](maps.png)" in card.text and "maps.png" in hub.files("user/head")
+    assert "gkartzonika2022lcam" in card.text and "| learning rate | 0.05 |" in card.text
+    assert "- The training data (user/photographs): Research use only." in card.text
+    assert "## Not known" not in card.text and "## Limitations" in card.text
+    run_snippet(card.text, tmp_path, monkeypatch)
+
+
+def test_the_card_names_what_it_does_not_know(saved):
+    card = build_model_card(saved, repo_id="user/head")
+    for field in ("datasets", "license", "metrics", "eval_results"):
+        assert getattr(card.data, field) is None
+    unknown = card.text.split("## Not known")[1].split("##")[0]
+    things = ("training data", "Terms of", "Licence", "How the head was trained", "How faithful", "Sanity checks")
+    assert all(thing in unknown for thing in things)
+    head = tiny_head()
+    head.config.removal_weight = 1.0
+    assert "(with this package's removal term; not in the paper)" in build_model_card(head).text
+    head.config.ranking_weight, head.config.mask_fills, head.config.contrast = 1.0, ["black", "blur"], 2.0
+    ours = "(with this package's removal term, ranking term, drawn fills and contrast of its own; not in the paper)"
+    assert ours in build_model_card(head).text
+    head.config.backbone = str(saved)
+    card = build_model_card(head)
+    assert not [field for field in card.data.to_dict() if field.startswith("base_model")]
+    assert str(saved) not in str(card)
+    assert "for a `resnet` image classifier, `head`, whose place on the Hub is not known" in card.text
+    assert "- The classifier's place on the Hub (base_model): " in card.text
+    assert f"`{head.config.backbone_fingerprint['float32']}` (float32)" in card.text
+    head.config.backbone = None
+    assert "- The classifier's name: the head was trained on a model in memory." in build_model_card(head).text
+    local = build_model_card(saved, training_record={**RECORD, "dataset": "train.parquet"})
+    assert "- The training data: only the local name `train.parquet` was recorded." in local.text
+    failing = {**EVALUATION, "sanity": {"verdict": "fails: no better than random maps"}}
+    assert (
+        "- **It fails a sanity check**: no better than random maps." in build_model_card(head, evaluation=failing).text
+    )
+
+
+def test_cards_that_cannot_be_made(saved):
+    with pytest.raises(ValueError, match="compares several explainers .*ttame, other.*; say with `explainer`"):
+        several = {"results": {"ttame": {"auc_d": 1.0}, "other": {"auc_d": 2.0}}}
+        build_model_card(saved, evaluation=several)
+    with pytest.raises(ValueError, match="`explainer` 'x' is not in the evaluation; it has lcam, random"):
+        build_model_card(saved, evaluation=EVALUATION, explainer="x")
+    other = {"results": {"lcam": {"auc_d": 1.0, "explainer": {"head_fingerprint": "0" * 32}}}}
+    with pytest.raises(ValueError, match="`evaluation` measured no head with these weights; it has lcam"):
+        build_model_card(saved, evaluation=other)
+    with pytest.raises(ValueError, match="`explainer` 'lcam' .* other weights .fingerprint 0+., .* not this head's"):
+        build_model_card(saved, evaluation=other, explainer="lcam")
+    with pytest.raises(FileNotFoundError, match="`picture` 'no.png'"):
+        build_model_card(saved, picture="no.png")
+    with pytest.raises(FileNotFoundError, match="`evaluation` 'no.json' does not exist"):
+        build_model_card(saved, evaluation="no.json")
+
+
+# ---- many heads, on a classifier that is in a directory only
+
+
+@pytest.fixture(scope="module")
+def measured(tmp_path_factory):
+    """Two heads of a local classifier and a comparison of them, as `hf-explain evaluate` writes it."""
+    root = tmp_path_factory.mktemp("measured")
+    classifier = FrozenClassifier.from_pretrained(save_classifier(root / "tiny-resnet"))
+    torch.manual_seed(0)
+    for kind in ("lcam", "ttame"):
+        KINDS[kind].from_classifier(classifier).save_pretrained(root / kind)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(
+            "hf_explain.evaluation.comparison_report._write_charts", lambda *args: None
+        )  # drawn in test_comparison.py
+        compare(
+            classifier, picture_dataset(2), {"lcam-fm": root / "lcam", "ttame": root / "ttame", "gradcam": None},
+            "auc_d,average_drop", output_dir=root / "results", pictures=0, progress=False, report=lambda line: None,
+            sanity=True, sanity_examples=2, metric_options={"auc_d": {"steps": 2}},
+            dataset_info={"name": "photographs.parquet", "split": "validation", "config": None, "revision": None},
+        )  # fmt: skip
+    return root
+
+
+def card_command(measured, output, *more):
+    heads = [str(measured / "lcam"), str(measured / "ttame")]
+    results = ["--evaluation", str(measured / "results" / "results.json"), "--user", "user"]
+    return ["card", *heads, "-o", str(output), *results, *more]
+
+
+def test_one_command_writes_the_cards_of_many_heads(measured, tmp_path, capsys):
+    (tmp_path / "cards" / "pictures").mkdir(parents=True)
+    tiny_image().save(tmp_path / "cards" / "pictures" / "ttame-tiny-resnet.png")
+    known = ["--license", "mit", "--dataset", "Photographs", "--data-terms", "Research use only."]
+    assert main(card_command(measured, tmp_path / "cards", *known)) == 0
+    names = ["lcam-fm-tiny-resnet", "ttame-tiny-resnet"]
+    paths = [tmp_path / "cards" / f"{name}.md" for name in names]
+    assert capsys.readouterr().out.split() == list(map(str, paths))
+    results = json.loads((measured / "results" / "results.json").read_text())["explainers"]
+    for path, name in zip(paths, names):
+        card = ModelCard.load(path)
+        own = results[name.removesuffix("-tiny-resnet")]
+        recorded = {one.metric: one.value for one in read_measurements(own)}
+        assert {"auc_d", "average_drop_100", "increase_in_confidence_15", "mask_area_50"} <= set(recorded)
+        # every number, unrounded, with the protocol it was measured by
+        assert {one.metric_type: one.metric_value for one in card.data.eval_results} == recorded
+        for one in card.data.eval_results:
+            protocol = own[one.metric_args["metric"]]["protocol"]
+            assert one.metric_args["image_size"] == protocol["image_size"] and one.metric_args["seed"] == 0
+            shown = next(line for line in card.text.splitlines() if line.startswith(f"| {one.metric_name} |"))
+            assert float(shown.split("|")[3].split("[")[0]) == pytest.approx(one.metric_value, abs=0.0051)
+        assert "| this head | gradcam | random | centre |" in card.text
+        assert f"| verdict | {own['sanity']['verdict']} |" in card.text and "| random label | " in card.text
+        assert "95 % bootstrap intervals" in card.text and "AUC-D removes the pixels" in card.text
+        assert "only the local name `photographs.parquet` was recorded" in card.text
+        assert (f"![Saliency maps of user/{name}](pictures/{name}.png)" in card.text) == (name == names[1])
+
+
+def test_cards_of_heads_that_nothing_measured(measured, tmp_path, capsys):
+    other = LCamForSaliency.from_classifier(measured / "tiny-resnet")
+    other.save_pretrained(tmp_path / "other")
+    results = str(measured / "results" / "results.json")
+    argv = ["card", str(measured / "lcam"), str(tmp_path / "other"), "-o", str(tmp_path / "cards")]
+    assert main([*argv, "--evaluation", results]) == 1
+    assert "None of `evaluations` (" in capsys.readouterr().err and not (tmp_path / "cards").exists()
+    assert main(argv) == 1  # not measured and of one kind: no name tells them apart
+    assert "has two heads for the card lcam-img-tiny-resnet.md" in capsys.readouterr().err
+    (path,) = write_model_cards([tmp_path / "other"], tmp_path / "cards")
+    assert "Its faithfulness has not been measured" in path.read_text()
+    assert main(["card", str(tmp_path), "-o", str(tmp_path / "cards")]) == 1
+    assert "has no config.json" in capsys.readouterr().err
+
+
+# ---- cards as they are released
+
+
+def check_released(path, hub, folder, monkeypatch, ran):
+    """A card parses, says what it knows of the classifier, names no path, and its snippet runs on a stand-in."""
+    card, content = ModelCard.load(path), path.read_text()
+    data = yaml.safe_load(content.split("---\n")[1])
+    unknown = content.partition("## Not known")[2]
+    assert data["library_name"] == "hf-explain"
+    assert data.get("license") or "Licence of the weights" in unknown
+    if data.get("base_model") is None:
+        assert "(base_model)" in unknown or "The classifier's name" in unknown
+        assert "base_model_revision" not in data
+    else:
+        assert data["base_model_relation"] == "adapter"
+        assert re.fullmatch(r"[0-9a-f]{40}", data["base_model_revision"])
+    for result in card.data.eval_results or []:
+        assert f"| {result.metric_name} | " in card.text and result.metric_args and result.dataset_name
+    assert not re.search(r"""(^|[\s"'`(])(/|~/|[A-Za-z]:\\)\w""", content), "a path of some machine"
+    for picture in re.findall(r"!\[.*?\]\((.*?)\)", content):
+        assert (path.parent / picture).is_file()
+    # The released weights are not in this repository: a tiny head of the same kind and a tiny classifier stand in,
+    # under the names that the card uses.
+    snippet = re.search(r"```python\n(.*?)```", content, re.DOTALL).group(1)
+    names = re.findall(r'(?:model=|from_pretrained\()"(.*?)"', snippet)
+    classifier = re.search(r'classifier="(.*?)"', snippet)
+    (kind,) = set(KINDS) & set(data["tags"])
+    form = (kind, *snippet.split('"')[::2])
+    if form in ran:
+        return  # the same code but for the names
+    ran.add(form)
+    home = folder / f"{len(ran)}"
+    home.mkdir()
+    stand_in = data.get("base_model")
+    if stand_in:
+        save_classifier(home / "classifier")
+        hub.add_repo(stand_in, {file.name: file.read_bytes() for file in (home / "classifier").iterdir()})
+    else:
+        stand_in = save_classifier(home / (classifier.group(1) if classifier else "classifier"))
+    head = KINDS[kind].from_classifier(stand_in)
+    head.save_pretrained(home / names[0], self_contained=classifier is None and not data.get("base_model"))
+    if "/" in names[0]:
+        hub.add_repo(names[0], {file.name: file.read_bytes() for file in (home / names[0]).iterdir()})
+        for file in (home / names[0]).iterdir():
+            file.unlink()
+        (home / names[0]).rmdir()
+    run_snippet(content, home, monkeypatch)
+
+
+def test_released_cards_are_whole(hub, saved, measured, tmp_path, monkeypatch):
+    ran = set()
+    # Cards as they are made today, so that the check itself is checked: on the Hub, and on a local classifier
+    write_model_cards([measured / "lcam", measured / "ttame"], tmp_path / "made", user="user")
+    build_model_card(saved, repo_id="user/head").save(tmp_path / "made" / "head.md")
+    made = sorted((tmp_path / "made").glob("*.md"))
+    assert len(made) == 3
+    for path in [*made, *sorted(MODEL_CARDS.glob("*.md"))]:
+        if path.name not in ("README.md", "evidence.md", "findings.md"):  # those are about the cards
+            check_released(path, hub, tmp_path, monkeypatch, ran)
+    assert len(ran) >= 3

@@ -1,0 +1,264 @@
+"""Resize, min-max, tokens, and the geometry of image processors checked on pictures of their own coordinates."""
+
+import json
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from testing_common import IMAGENET_MEAN, IMAGENET_STD
+from transformers.models.auto.image_processing_auto import AutoImageProcessor
+
+from hf_explain.tensors.maps import CropGeometry, grid_to_tokens, min_max, resize_maps, tokens_to_grid, uncrop
+
+
+# ------------------------------------------------------------------ resize
+
+
+def bilinear(image, size):
+    """Bilinear with half-pixel centres and clamped edges, written out pixel by pixel."""
+    height, width = len(image), len(image[0])
+    rows = []
+    for i in range(size[0]):
+        y = min(max((i + 0.5) * height / size[0] - 0.5, 0), height - 1)
+        top, bottom = int(y), min(int(y) + 1, height - 1)
+        row = []
+        for j in range(size[1]):
+            x = min(max((j + 0.5) * width / size[1] - 0.5, 0), width - 1)
+            left, right = int(x), min(int(x) + 1, width - 1)
+            above = image[top][left] * (1 - x + left) + image[top][right] * (x - left)
+            below = image[bottom][left] * (1 - x + left) + image[bottom][right] * (x - left)
+            row.append(above * (1 - y + top) + below * (y - top))
+        rows.append(row)
+    return rows
+
+
+@pytest.mark.parametrize("size", [(3, 5), (9, 4), (1, 1), (2, 13)])
+def test_resize_is_bilinear_with_half_pixel_centres(size):
+    maps = torch.randn(2, 3, 5, generator=torch.Generator().manual_seed(0))
+    expected = torch.tensor([bilinear(one.tolist(), size) for one in maps])
+    torch.testing.assert_close(resize_maps(maps, size), expected, rtol=1e-5, atol=1e-6)
+    with_channels = resize_maps(maps[None], size)
+    torch.testing.assert_close(with_channels[0], expected, rtol=1e-5, atol=1e-6)
+
+
+def test_resize_keeps_dtype_and_returns_the_input_where_nothing_is_to_do():
+    maps = torch.rand(2, 4, 4)
+    assert resize_maps(maps, (4, 4)) is maps
+    assert resize_maps(maps.bfloat16(), (7, 5)).dtype == torch.bfloat16
+    assert resize_maps(maps.double(), [7, 5]).shape == (2, 7, 5)
+    maps.requires_grad_()
+    resize_maps(maps, (8, 8)).sum().backward()
+    torch.testing.assert_close(maps.grad, torch.full((2, 4, 4), 4.0))
+
+
+def test_resize_refuses_other_shapes():
+    with pytest.raises(ValueError, match=r"`maps` must have shape .* got \(4, 4\)"):
+        resize_maps(torch.rand(4, 4), (2, 2))
+    for size in ((0, 3), (3,), (1, 2, 3)):
+        with pytest.raises(ValueError, match="`size` must be"):
+            resize_maps(torch.rand(1, 4, 4), size)
+
+
+# ------------------------------------------------------------------ min-max
+
+
+def test_min_max_by_hand():
+    maps = torch.tensor([[[0.0, 2.0], [4.0, 1.0]], [[-3.0, -3.0], [-3.0, -3.0]], [[5.0, 5.0], [5.0, 6.0]]])
+    expected = torch.tensor([[[0.0, 0.5], [1.0, 0.25]], [[0.0, 0.0], [0.0, 0.0]], [[0.0, 0.0], [0.0, 1.0]]])
+    assert torch.equal(min_max(maps), expected)
+    assert torch.equal(min_max(maps[:, None]), expected[:, None])
+    assert torch.equal(min_max(maps[0]), expected[0])
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16, torch.float16])
+def test_min_max_stays_in_0_and_1_in_every_dtype(dtype):
+    maps = torch.randn(8, 7, 5, generator=torch.Generator().manual_seed(0)).mul(100).to(dtype)
+    scaled = min_max(maps)
+    assert scaled.dtype == dtype
+    assert torch.equal(scaled.amin((1, 2)), torch.zeros(8, dtype=dtype))
+    assert torch.equal(scaled.amax((1, 2)), torch.ones(8, dtype=dtype))
+    assert torch.equal(scaled.flatten(1).argmax(1), maps.flatten(1).argmax(1))
+
+
+def test_min_max_of_constant_and_tiny_maps_is_never_nan():
+    assert torch.equal(min_max(torch.full((2, 3, 3), 7.0)), torch.zeros(2, 3, 3))
+    assert torch.equal(min_max(torch.ones(1, 1, 1)), torch.zeros(1, 1, 1))
+    tiny = torch.zeros(1, 2, 2)
+    tiny[0, 0, 0] = 1e-38
+    assert min_max(tiny).isfinite().all()
+    constant = torch.zeros(1, 2, 2, requires_grad=True)
+    min_max(constant).sum().backward()
+    assert constant.grad.isfinite().all()
+
+
+# ------------------------------------------------------------------ tokens
+
+
+def test_tokens_lie_row_by_row_from_the_top_left():
+    tokens = torch.arange(8.0).view(1, 8, 1)
+    grid = tokens_to_grid(tokens, (2, 3), num_prefix_tokens=2)
+    assert grid.tolist() == [[[[2, 3, 4], [5, 6, 7]]]]
+    assert torch.equal(grid_to_tokens(grid, tokens[:, :2]), tokens)
+    assert torch.equal(grid_to_tokens(grid), tokens[:, 2:])
+
+
+@pytest.mark.parametrize("prefix", [0, 1, 2, 5])
+def test_tokens_round_trip(prefix):
+    tokens = torch.randn(3, prefix + 12, 7)
+    grid = tokens_to_grid(tokens, (3, 4), prefix)
+    assert grid.shape == (3, 7, 3, 4)
+    assert torch.equal(grid_to_tokens(grid, tokens[:, :prefix]), tokens)
+
+
+def test_tokens_that_are_no_grid():
+    with pytest.raises(ValueError, match=r"has 197 tokens, but num_prefix_tokens=2 and grid_size=\(14, 14\) need 198"):
+        tokens_to_grid(torch.zeros(1, 197, 4), (14, 14), 2)
+
+
+# ------------------------------------------------------------------ crop geometry
+
+
+def processor(directory, **settings):
+    """A real image processor, through a file as a user gets it."""
+    common = {"do_resize": True, "do_normalize": True, "image_mean": IMAGENET_MEAN, "image_std": IMAGENET_STD}
+    (directory / "preprocessor_config.json").write_text(json.dumps({**common, **settings}))
+    return AutoImageProcessor.from_pretrained(directory)
+
+
+VIT = {"image_processor_type": "ViTImageProcessor"}
+DEIT = {"image_processor_type": "DeiTImageProcessor", "do_center_crop": True}
+CONVNEXT = {"image_processor_type": "ConvNextImageProcessor"}
+PROCESSORS = {
+    "vit": {**VIT, "size": {"height": 56, "width": 56}},
+    "vit-not-square": {**VIT, "size": {"height": 48, "width": 64}},
+    "deit": {**DEIT, "size": {"height": 64, "width": 64}, "crop_size": {"height": 56, "width": 56}},
+    "deit-odd": {**DEIT, "size": {"height": 65, "width": 63}, "crop_size": {"height": 56, "width": 54}},
+    "deit-pads": {**DEIT, "size": {"height": 50, "width": 51}, "crop_size": {"height": 64, "width": 64}},
+    "deit-shortest-edge": {**DEIT, "size": {"shortest_edge": 64}, "crop_size": {"height": 56, "width": 56}},
+    "convnext-crop": {**CONVNEXT, "size": {"shortest_edge": 56}, "crop_pct": 0.875},
+    "convnext-odd": {**CONVNEXT, "size": {"shortest_edge": 57}, "crop_pct": 0.9},
+    "convnext-no-crop": {**CONVNEXT, "size": {"shortest_edge": 56}, "crop_pct": 1.0},
+    "convnext-warp": {**CONVNEXT, "size": {"shortest_edge": 384}, "crop_pct": 0.95},
+    "no-resize": {**VIT, "do_resize": False, "size": {"height": 56, "width": 56}},
+}
+SIZES = [(80, 120), (121, 77), (64, 64), (57, 200), (300, 41)]  # height, width: even, odd, square, long, tall
+
+
+def ramps(height, width):
+    """A picture whose red grows from left to right and whose green grows from top to bottom, over the full range."""
+    x = np.broadcast_to(np.linspace(0, 255, width), (height, width))
+    y = np.broadcast_to(np.linspace(0, 255, height)[:, None], (height, width))
+    return Image.fromarray(np.stack([x, y, np.full((height, width), 255.0)], -1).round().astype(np.uint8))
+
+
+@pytest.mark.parametrize("size", SIZES, ids=lambda size: "x".join(map(str, size)))
+@pytest.mark.parametrize("name", PROCESSORS)
+def test_uncrop_puts_every_pixel_back_where_it_came_from(name, size, tmp_path):
+    image_processor = processor(tmp_path, **PROCESSORS[name])
+    height, width = size
+    pixel_values = image_processor(ramps(height, width), return_tensors="pt")["pixel_values"]
+    geometry = CropGeometry.from_processor(image_processor, size)
+    assert geometry.crop_size == tuple(pixel_values.shape[-2:])
+
+    mean, std = (torch.tensor(values).view(3, 1, 1) for values in (IMAGENET_MEAN, IMAGENET_STD))
+    shown = pixel_values[0] * std + mean
+    if name == "deit-pads":  # what was padded shows nothing of the picture
+        top, left = (-side for side in geometry.offset)
+        inner = shown[:, top : top + geometry.resized_size[0], left : left + geometry.resized_size[1]]
+        assert (inner[2] > 0.99).all()
+        assert shown[2].sum().item() == pytest.approx(inner[2].sum().item(), rel=1e-3)
+    x, y, seen = uncrop(shown, geometry)
+
+    rows, columns = torch.arange(height).view(-1, 1), torch.arange(width).view(1, -1)
+    centre = [
+        (torch.arange(side) + 0.5) * resized / side - offset
+        for side, resized, offset in zip(size, geometry.resized_size, geometry.offset)
+    ]
+    inside = [(position >= 0) & (position <= crop) for position, crop in zip(centre, geometry.crop_size)]
+    inside = inside[0][:, None] & inside[1][None]
+    assert inside.float().mean() > 0.1
+    assert torch.equal(seen == 0, ~inside)  # zero exactly where the classifier never looked
+    assert (x[~inside] == 0).all() and (y[~inside] == 0).all()
+
+    # where the processor's own anti-aliasing at the picture's borders plays no part
+    core = inside.clone()
+    for dim, (side, resized) in enumerate(zip(size, geometry.resized_size)):
+        margin = int(np.ceil(2 * max(1, side / resized))) + 1
+        border = torch.arange(side)
+        keep = (border >= margin) & (border < side - margin)
+        core &= keep.view(-1, 1) if dim == 0 else keep.view(1, -1)
+    assert core.float().mean() > 0.1
+    error_x = ((x * (width - 1)) - columns).abs()[core]
+    error_y = ((y * (height - 1)) - rows).abs()[core]
+    assert error_x.mean() < 1 and error_y.mean() < 1
+    # a shift would be the same everywhere: it must be far below a pixel, 8-bit rounding aside
+    for found, wanted, side in ((x, columns, width), (y, rows, height)):
+        shift = (found * (side - 1) - wanted)[core].mean().abs()
+        assert shift < 0.3 + side / 255 / 4, (name, size, shift)
+
+
+@pytest.mark.parametrize("name", PROCESSORS)
+@pytest.mark.parametrize("size", [(8, 2000), (2000, 8), (1, 1), (1, 300)], ids=lambda size: "x".join(map(str, size)))
+def test_extreme_shapes(name, size, tmp_path):
+    """8000×30 pictures and single pixels: the sizes agree, the map is finite and in the range it came with."""
+    image_processor = processor(tmp_path, **PROCESSORS[name])
+    geometry = CropGeometry.from_processor(image_processor, size)
+    picture = Image.new("RGB", size[::-1], (255, 128, 0))
+    pixel_values = image_processor(picture, return_tensors="pt", input_data_format="channels_last")["pixel_values"]
+    assert geometry.crop_size == tuple(pixel_values.shape[-2:])
+    full = uncrop(torch.rand(2, 7, 7, generator=torch.Generator().manual_seed(0)), geometry)
+    assert full.shape == (2, *size) and full.isfinite().all()
+    assert full.min() >= 0 and full.max() <= 1
+
+
+def test_geometry_by_hand():
+    geometry = CropGeometry((100, 200), (50, 100), (40, 40))
+    assert geometry.offset == (5, 30)
+    full = uncrop(torch.ones(1, 4, 4), geometry)
+    # crop rows 5..45 of 50 are original rows 10..90 of 100; columns 30..70 of 100 are 60..140 of 200
+    expected = torch.zeros(1, 100, 200)
+    expected[:, 10:90, 60:140] = 1
+    assert torch.equal(full, expected)
+    assert CropGeometry((10, 10), (10, 10), (13, 13)).offset == (-2, -2)  # padding puts the odd pixel in front
+
+
+def test_uncrop_without_a_crop_is_the_resize():
+    maps = torch.rand(3, 7, 5, generator=torch.Generator().manual_seed(0))
+    geometry = CropGeometry.from_processor(None, (31, 44))
+    assert geometry == CropGeometry((31, 44), (31, 44), (31, 44))
+    torch.testing.assert_close(uncrop(maps, geometry), resize_maps(maps, (31, 44)), rtol=0, atol=1e-5)
+    # the resolution of the map and the processor's size do not matter for where things lie
+    warped = CropGeometry((31, 44), (224, 224), (224, 224))
+    torch.testing.assert_close(uncrop(maps, warped), resize_maps(maps, (31, 44)), rtol=0, atol=1e-5)
+
+
+def test_uncrop_keeps_dtype_and_stays_sharp_on_a_large_image():
+    geometry = CropGeometry((40_000, 2), (40_000, 2), (40_000, 2))
+    ramp = torch.linspace(0, 1, 40_000).view(1, -1, 1).expand(1, -1, 2)
+    torch.testing.assert_close(uncrop(ramp, geometry), ramp, rtol=0, atol=1e-6)
+    assert uncrop(torch.rand(1, 3, 3).bfloat16(), geometry).dtype == torch.bfloat16
+
+
+def test_bounded_edges(tmp_path):
+    """`shortest_edge` with `longest_edge`, the other rule Transformers has."""
+    from transformers.image_transforms import get_resize_output_image_size
+
+    class Bounded:
+        do_resize, size, do_center_crop, crop_pct = True, {"shortest_edge": 80, "longest_edge": 133}, False, None
+
+    for size in ((100, 100), (100, 160), (161, 100), (100, 301), (333, 90)):
+        expected = get_resize_output_image_size(
+            np.zeros((*size, 3)), 80, default_to_square=False, max_size=133, input_data_format="channels_last"
+        )
+        found = CropGeometry.from_processor(Bounded, size).resized_size
+        assert max(abs(a - b) for a, b in zip(found, expected)) <= 1, size
+        assert max(found) <= 133
+
+
+def test_unknown_resize_is_refused():
+    class Odd:
+        do_resize, size, do_center_crop = True, {"max_height": 3, "max_width": 4}, False
+
+    with pytest.raises(ValueError, match="`image_processor.size` is .*its resize can be undone when it has height"):
+        CropGeometry.from_processor(Odd, (10, 10))

@@ -1,0 +1,78 @@
+"""What two processes do in `test_training.py`; started by torchrun, it writes its findings as JSON."""
+
+import contextlib
+import json
+import os
+import sys
+from pathlib import Path
+
+import torch
+from testing_training import HEADS, TinyHead, picture_dataset, processor, train_head
+
+from hf_explain.io.datasets import load_image_dataset
+from hf_explain.io.files import lock_directory
+from hf_explain.io.processes import leave
+from hf_explain.training.arguments import ExplainerTrainingArguments
+from hf_explain.training.loop import train
+
+
+RANK = int(os.environ["RANK"])
+
+
+class LosesItself(TinyHead):
+    """On one of the processes, the loss of the third step is not a number."""
+
+    def forward(self, pixel_values, target=None, return_loss=False):
+        output = super().forward(pixel_values, target)
+        if RANK == 1 and len(self.seen) == 3:
+            output.loss = output.loss * float("nan")
+        return output
+
+
+def weights(head):
+    return torch.cat([head.head.weight.data.flatten(), head.head.bias.data]).tolist()
+
+
+def main(directory: Path):
+    shards = directory / "shards"
+
+    def run(name, dataset, noise=0.1, kind=TinyHead, **options):
+        options = {"max_steps": 9, "save_steps": 4, "save_total_limit": None, "dataloader_num_workers": 0, **options}
+        head = kind(noise)
+        args = ExplainerTrainingArguments(
+            output_dir=str(directory / name), per_device_batch_size=2, disable_tqdm=True, logging_steps=2, **options
+        )
+        record = train(head, dataset, picture_dataset(5), processor(), args)
+        return weights(head), record
+
+    def stream():
+        return load_image_dataset(shards, streaming=True)
+
+    found = {}
+    found["map"], record = run("map", picture_dataset())
+    found["num_processes"] = record["machine"]["num_processes"]
+    found["eval_loss"] = record["final_eval_loss"]
+    found["map_resumed"], _ = run("map", picture_dataset(), resume_from_checkpoint=str(directory / "map/checkpoint-4"))
+    found["quiet"], _ = run("quiet", picture_dataset(), noise=0.0)
+    found["stream"], _ = run("stream", stream(), shuffle_buffer_size=5)
+    found["stream_resumed"], _ = run(
+        "stream", stream(), shuffle_buffer_size=5, resume_from_checkpoint=str(directory / "stream/checkpoint-4")
+    )
+    for name in HEADS:
+        found[name] = train_head(name, directory / name, per_device_batch_size=2)
+    try:
+        run("nan", picture_dataset(), kind=LosesItself, save_steps=2)
+    except FloatingPointError as error:
+        found["nan"] = str(error)
+    # the first process alone asks for the lock; the other one learns what it was told
+    with lock_directory(directory / "busy") if RANK == 0 else contextlib.nullcontext():
+        try:
+            run("busy", picture_dataset())
+        except OSError as error:
+            found["busy"] = str(error)
+    (directory / f"found-{RANK}.json").write_text(json.dumps(found))
+
+
+if __name__ == "__main__":
+    main(Path(sys.argv[1]))
+    leave(0)
