@@ -16,8 +16,8 @@ from hf_explain.methods.common import (
     tail_gradient,
     target_logits,
 )
-from hf_explain.tensors.checks import check_count
 from hf_explain.tensors.outputs import SaliencyOutput
+from hf_explain.tensors.scalars import check_count
 
 
 # Every method leaves inference mode: autograd would record nothing for a caller who is in it

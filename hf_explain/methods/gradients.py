@@ -15,9 +15,9 @@ from hf_explain.methods.common import (
     saliency_output,
     target_logits,
 )
-from hf_explain.tensors.checks import check_count
 from hf_explain.tensors.outputs import SaliencyOutput
 from hf_explain.tensors.randomness import image_keys, random_normal
+from hf_explain.tensors.scalars import check_count
 
 
 @torch.inference_mode(False)

@@ -19,11 +19,11 @@ from hf_explain.methods.common import (
     score_masked,
     target_logits,
 )
-from hf_explain.tensors.checks import check_count, check_seed
 from hf_explain.tensors.maps import min_max, resize_maps
 from hf_explain.tensors.outputs import SaliencyOutput
 from hf_explain.tensors.perturbation import mask_space_fill
 from hf_explain.tensors.randomness import image_keys, random_uniform
+from hf_explain.tensors.scalars import check_count, check_seed
 
 
 @torch.inference_mode(False)

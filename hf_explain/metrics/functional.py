@@ -28,7 +28,7 @@ from hf_explain.metrics.imputation import Road, linear_imputation, road
 from hf_explain.metrics.localization import Pointing, boxes_to_masks, pointing
 from hf_explain.metrics.presets import PRESETS, step_fractions
 from hf_explain.metrics.statistics import WinRate, bootstrap_interval, win_rate
-from hf_explain.tensors.checks import check_numbers, check_percent, check_pixel_values
+from hf_explain.tensors.checks import check_pixel_values
 from hf_explain.tensors.perturbation import (
     FILLS,
     blend,
@@ -40,6 +40,7 @@ from hf_explain.tensors.perturbation import (
     rank_pixels,
 )
 from hf_explain.tensors.randomness import image_keys
+from hf_explain.tensors.scalars import check_numbers, check_percent
 
 
 __all__ = [

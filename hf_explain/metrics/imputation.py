@@ -29,9 +29,10 @@ from hf_explain.metrics.engine import (
     run_jobs,
     target_name,
 )
-from hf_explain.tensors.checks import check_numbers, check_pixel_values
+from hf_explain.tensors.checks import check_pixel_values
 from hf_explain.tensors.perturbation import full_size_saliency, pixel_counts, rank_pixels
 from hf_explain.tensors.randomness import image_keys, random_normal
+from hf_explain.tensors.scalars import check_numbers
 
 
 # Fields are worked on in blocks that stay in a CPU core's cache; other devices take everything at once.

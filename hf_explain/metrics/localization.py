@@ -9,8 +9,9 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 
-from hf_explain.tensors.checks import check_count, check_saliency
+from hf_explain.tensors.checks import check_saliency
 from hf_explain.tensors.maps import resize_maps
+from hf_explain.tensors.scalars import check_count
 
 
 @dataclass

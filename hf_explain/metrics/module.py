@@ -15,7 +15,7 @@ import evaluate
 import torch
 
 from hf_explain.metrics.statistics import bootstrap_interval
-from hf_explain.tensors.checks import check_seed
+from hf_explain.tensors.scalars import check_seed
 
 
 # How a measurement runs, not what it measures: no part of its protocol

@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 
-from hf_explain.tensors.checks import check_seed
+from hf_explain.tensors.scalars import check_seed
 
 
 # Numbers drawn at once while resampling: 128 MiB of indices, whatever the size of the data set

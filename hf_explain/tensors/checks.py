@@ -1,35 +1,8 @@
-"""Checks of arguments: the value as the code wants it, or one sentence that names the argument and the value."""
+"""Checks of arguments that are tensors: the tensor as the code wants it, or one sentence that names the argument."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from numbers import Integral
-
 import torch
-
-
-def check_seed(seed: int, name: str = "seed") -> int:
-    """`seed` if it is a whole number of 64 bits, else a ValueError that names it."""
-    if isinstance(seed, bool) or not isinstance(seed, Integral) or not -(2**63) <= seed < 2**63:
-        raise ValueError(f"`{name}` must be a whole number of at most 64 bits, such as 0, got {seed!r}.")
-    return int(seed)
-
-
-def check_numbers(values: Sequence[float], name: str) -> tuple[float, ...]:
-    """`values` as floats, or a TypeError that names the argument if they are not a list of numbers."""
-    try:
-        if isinstance(values, str):
-            raise TypeError
-        return tuple(float(value) for value in values)
-    except (TypeError, ValueError) as error:
-        raise TypeError(f"`{name}` must be a list of numbers, got {values!r}.") from error
-
-
-def check_percent(percent: float) -> float:
-    """`percent` as a float, or a ValueError if it is not in (0, 100]."""
-    if not 0 < percent <= 100:
-        raise ValueError(f"`percent` of pixels kept must lie in (0, 100], got {percent}.")
-    return float(percent)
 
 
 def check_pixel_values(pixel_values: torch.Tensor) -> torch.Tensor:
@@ -95,11 +68,4 @@ def _one_tensor(value, name: str) -> torch.Tensor:
         return torch.stack(tuple(value))
     if not isinstance(value, torch.Tensor):
         raise TypeError(f"`{name}` must be one tensor, got {type(value).__name__}.")
-    return value
-
-
-def check_count(value: int, name: str, minimum: int = 1) -> int:
-    """`value` if it is a whole number of at least `minimum`, else a ValueError that names it."""
-    if isinstance(value, bool) or not isinstance(value, int) or value < minimum:
-        raise ValueError(f"`{name}` must be a whole number of at least {minimum}, got {value!r}.")
     return value

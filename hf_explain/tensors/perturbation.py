@@ -12,9 +12,10 @@ from collections.abc import Sequence
 import torch
 import torch.nn.functional as F
 
-from hf_explain.tensors.checks import check_numbers, check_percent, check_saliency
+from hf_explain.tensors.checks import check_saliency
 from hf_explain.tensors.maps import resize_maps
 from hf_explain.tensors.randomness import random_bits
+from hf_explain.tensors.scalars import check_numbers, check_percent
 
 
 FILLS = ("black", "mean", "blur")

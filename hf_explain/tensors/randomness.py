@@ -7,7 +7,7 @@ from collections.abc import Sequence
 
 import torch
 
-from hf_explain.tensors.checks import check_seed
+from hf_explain.tensors.scalars import check_seed
 
 
 # splitmix64's constants, as the signed 64-bit integers torch knows
