@@ -20,6 +20,7 @@ from hf_explain.heads.modeling_explainer import ExplainerPreTrainedModel, check_
 from hf_explain.io.images import load_rgb
 from hf_explain.registry import DEFAULT_METHOD, AutoModelForSaliency, resolve_method
 from hf_explain.tensors.maps import CropGeometry, uncrop
+from hf_explain.tensors.scalars import check_choice, check_count
 
 
 class SaliencyPipeline(Pipeline):
@@ -83,13 +84,9 @@ class SaliencyPipeline(Pipeline):
         if timeout is not None:
             preprocess["timeout"] = timeout
         if on_error is not None:
-            if on_error not in ("raise", "return"):
-                raise ValueError(f"`on_error` must be 'raise' or 'return', got {on_error!r}.")
-            preprocess["on_error"] = on_error
+            preprocess["on_error"] = check_choice(on_error, "on_error", ("raise", "return"))
         if top_k is not None:
-            if isinstance(top_k, bool) or not isinstance(top_k, int) or top_k < 1:
-                raise ValueError(f"`top_k` must be a whole number of at least 1, got {top_k!r}.")
-            forward["top_k"] = top_k
+            forward["top_k"] = check_count(top_k, "top_k")
         if method is not None:
             resolve_method(method)
             forward["method"] = method

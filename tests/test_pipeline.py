@@ -359,7 +359,7 @@ def test_the_map_lies_where_the_classifier_looked(family, tmp_path, monkeypatch)
         ({"method": "gradcams"}, "`method` 'gradcams' does not exist; the methods are gradcam"),
         ({"layer": "stage9"}, "`layer` 'stage9' does not exist; the layers are stem, stage1, stage2, stage3, stage4"),
         ({"opacity": 1}, "'gradcam' has no option 'opacity'; its options are layer."),
-        ({"on_error": "skip"}, "`on_error` must be 'raise' or 'return', got 'skip'."),
+        ({"on_error": "skip"}, "`on_error` must be one of raise, return, got 'skip'."),
     ],
 )
 def test_bad_options(pipe, options, message):

@@ -16,6 +16,7 @@ from hf_explain.evaluation.explainer import public_name
 from hf_explain.io.datasets import load_image_dataset
 from hf_explain.io.files import check_writable
 from hf_explain.registry import DEFAULT_METHOD, resolve_method
+from hf_explain.tensors.scalars import check_count
 
 
 def add_errors_arguments(parser: argparse.ArgumentParser) -> None:
@@ -108,8 +109,7 @@ def main_from_args(args: argparse.Namespace) -> dict[str, Any]:
         significance=args.significance,
         permutations=args.permutations,
     )
-    if args.pictures < 0:
-        raise ValueError(f"`pictures` must not be negative, got {args.pictures}; 0 writes a page without.")
+    check_count(args.pictures, "pictures", minimum=0)
     options = parse_dotted(args.method_option, "method_option")
     if args.method is not None:
         resolve_method(args.method)

@@ -17,6 +17,7 @@ import torch
 
 from hf_explain.io.datasets import is_stream, load_image_dataset, resolve_columns
 from hf_explain.registry import resolve_method
+from hf_explain.tensors.scalars import check_choice, check_count
 
 
 def _option(default: Any, help: str, **metadata) -> Any:
@@ -57,18 +58,13 @@ class ExportArguments:
     disable_tqdm: bool = _option(False, "show no progress bar")
 
     def __post_init__(self) -> None:
-        for name in ("top_k", "batch_size", "shard_size", "max_examples", "num_workers"):
-            value, least = getattr(self, name), 0 if name == "num_workers" else 1
-            if value is None and name == "max_examples":
-                continue
-            if isinstance(value, bool) or not isinstance(value, int) or value < least:
-                raise ValueError(f"{name} must be a whole number of at least {least}, got {value!r}.")
+        for name in ("top_k", "batch_size", "shard_size"):
+            check_count(getattr(self, name), name)
+        check_count(self.max_examples, "max_examples", optional=True)
+        check_count(self.num_workers, "num_workers", minimum=0)
         for entry in dataclasses.fields(self):
-            choices = entry.metadata.get("choices")
-            if choices and getattr(self, entry.name) not in choices:
-                raise ValueError(
-                    f"{entry.name} {getattr(self, entry.name)!r} is unknown: choose one of {', '.join(choices)}."
-                )
+            if choices := entry.metadata.get("choices"):
+                check_choice(getattr(self, entry.name), entry.name, choices)
         if self.target == "label" and self.top_k > 1:
             raise ValueError(
                 f"top_k {self.top_k} is for target 'prediction': with target 'label' every image has one class."

@@ -20,6 +20,7 @@ from hf_explain.metrics.localization import pointing
 from hf_explain.metrics.regions import BORDER_PLACES, border_shares, region_overlap, top_region
 from hf_explain.metrics.statistics import GroupExcess, group_excess
 from hf_explain.tensors.maps import resize_maps
+from hf_explain.tensors.scalars import check_count, check_number
 
 
 GROUPS = ("same_region", "ambiguous", "different_regions", "no_map")
@@ -57,22 +58,16 @@ class ErrorStudyArguments:
     permutations: int = 2000
 
     def __post_init__(self) -> None:
-        if not 0 < self.region_percent < 100:
-            raise ValueError(
-                f"`region_percent` must lie between 0 and 100, got {self.region_percent!r}; 10 is the default."
-            )
+        check_number(self.region_percent, "region_percent", "(0, 100)")
         if not 0 <= self.different_regions < self.same_region <= 1:
             raise ValueError(
                 "`different_regions` must be smaller than `same_region` and both lie in [0, 1], got "
                 f"{self.different_regions!r} and {self.same_region!r}."
             )
         for name in ("min_excess", "significance"):
-            if not 0 < getattr(self, name) < 1:
-                raise ValueError(f"`{name}` must lie between 0 and 1, got {getattr(self, name)!r}.")
+            check_number(getattr(self, name), name, "(0, 1)")
         for name in ("min_images", "permutations"):
-            value = getattr(self, name)
-            if isinstance(value, bool) or not isinstance(value, int) or value < 1:
-                raise ValueError(f"`{name}` must be a whole number of at least 1, got {value!r}.")
+            check_count(getattr(self, name), name)
         if self.permutations + 1 < 1 / self.significance:
             raise ValueError(
                 f"`permutations` {self.permutations} cannot show a p-value of {self.significance}; it needs at least "
@@ -149,8 +144,7 @@ def study_errors(
         ValueError: If a column is missing, a label is none of the classifier's, or an image cannot be used.
     """
     arguments = arguments or ErrorStudyArguments()
-    if isinstance(batch_size, bool) or not isinstance(batch_size, int) or batch_size < 1:
-        raise ValueError(f"`batch_size` must be a whole number of at least 1, got {batch_size!r}.")
+    check_count(batch_size, "batch_size")
     explainer = resolve_explainer(model_or_pipeline, method, method_options, seed, device)
     classifier = explainer.classifier
     if getattr(classifier.config, "problem_type", None) == "multi_label_classification" or classifier.num_labels < 2:

@@ -21,6 +21,7 @@ from hf_explain.evaluation.inputs import Example, ExampleReader
 from hf_explain.io.files import check_writable, lock_directory, write_atomically
 from hf_explain.io.processes import launched_processes, on_first_process, package_versions
 from hf_explain.metrics import path as metric_path
+from hf_explain.tensors.scalars import check_choice, check_count
 
 
 TARGETS = ("prediction", "label")
@@ -121,11 +122,9 @@ class SaliencyEvaluator:
         """
         if model_or_pipeline is None or data is None:
             raise ValueError("`model_or_pipeline` and `data` are both needed.")
-        if target not in TARGETS:
-            raise ValueError(f"`target` must be one of {', '.join(TARGETS)}, got {target!r}.")
-        for name, count in (("batch_size", batch_size), ("shard_size", shard_size)):
-            if isinstance(count, bool) or not isinstance(count, int) or count < 1:
-                raise ValueError(f"`{name}` must be a whole number of at least 1, got {count!r}.")
+        check_choice(target, "target", TARGETS)
+        check_count(batch_size, "batch_size")
+        check_count(shard_size, "shard_size")
         rank, world, own_device = launched_processes()
         # not `or`: a metric that has collected nothing yet has length 0
         metrics = _load_metrics(self.default_metric_name if metric is None else metric, presets or {})

@@ -19,6 +19,7 @@ from hf_explain.evaluation.explainer import Explainer, public_name
 from hf_explain.io.datasets import LabelReader, is_stream, resolve_columns
 from hf_explain.io.images import decode_image, load_rgb
 from hf_explain.tensors.maps import CropGeometry
+from hf_explain.tensors.scalars import check_count
 
 
 @dataclass
@@ -60,8 +61,7 @@ class ExampleReader:
             raise ValueError(f"`data` holds the splits {', '.join(map(repr, data))}; give one of them.")
         if not hasattr(data, "__iter__") and not hasattr(data, "__getitem__"):
             raise TypeError(f"`data` must be a dataset, got {type(data).__name__}.")
-        if max_examples is not None and (isinstance(max_examples, bool) or max_examples < 1):
-            raise ValueError(f"`max_examples` must be a whole number of at least 1, got {max_examples!r}.")
+        check_count(max_examples, "max_examples", optional=True)
         self.streaming = is_stream(data)
         first = next(iter(data), None) if self.streaming else (data[0] if len(data) else None)
         if first is None:

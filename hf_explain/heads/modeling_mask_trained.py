@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import math
-
 import torch
 
 from hf_explain.classifiers.frozen_classifier import ClassifierFeatures
@@ -14,6 +12,7 @@ from hf_explain.heads.modeling_explainer import ExplainerPreTrainedModel
 from hf_explain.tensors.maps import resize_maps, standardize
 from hf_explain.tensors.outputs import SaliencyOutput
 from hf_explain.tensors.perturbation import FILLS, MASK_SPACES, blend, fill_values, mask_space_fill
+from hf_explain.tensors.scalars import check_choice, check_number
 
 
 class MaskTrainedConfig(ExplainerConfig):
@@ -70,26 +69,19 @@ class MaskTrainedConfig(ExplainerConfig):
         super().validate_explainer()
         weights = ("ce_weight", "area_weight", "variation_weight", "border_weight", "removal_weight", "ranking_weight")
         for name in weights:
-            if not 0 <= getattr(self, name) < math.inf:
-                raise ValueError(f"`{name}` must be at least 0 and finite, got {getattr(self, name)}.")
-        if not 0 < self.area_power <= 1:
-            raise ValueError(f"`area_power` must lie in (0, 1], got {self.area_power}.")
-        if not 0 < self.ranking_temperature < math.inf:
-            raise ValueError(f"`ranking_temperature` must be above 0 and finite, got {self.ranking_temperature}.")
-        if self.contrast is not None and not 0 < self.contrast < math.inf:
-            raise ValueError(f"`contrast` must be above 0 and finite, or None, got {self.contrast}.")
+            check_number(getattr(self, name), name, "[0, inf)")
+        check_number(self.area_power, "area_power", "(0, 1]")
+        check_number(self.area_epsilon, "area_epsilon", "(0, inf]")
+        check_number(self.ranking_temperature, "ranking_temperature", "(0, inf)")
+        check_number(self.contrast, "contrast", "(0, inf)", optional=True)
         if not (self.ce_weight or self.removal_weight or self.ranking_weight):
             raise ValueError(
                 "`ce_weight`, `removal_weight` and `ranking_weight` are all 0, so nothing would ask the classifier; "
                 "give at least one of them a weight."
             )
-        if not self.area_epsilon > 0:
-            raise ValueError(f"`area_epsilon` must be above 0, got {self.area_epsilon}.")
-        if self.regularize not in ("own", "batch"):
-            raise ValueError(f"`regularize` must be 'own' or 'batch', got {self.regularize!r}.")
+        check_choice(self.regularize, "regularize", ("own", "batch"))
         # None: a head whose default depends on the classifier, not attached yet
-        if self.mask_space is not None and self.mask_space not in MASK_SPACES:
-            raise ValueError(f"`mask_space` must be one of {', '.join(MASK_SPACES)}, got {self.mask_space!r}.")
+        check_choice(self.mask_space, "mask_space", MASK_SPACES, optional=True)
         fills = self.mask_fills
         if fills is not None and (not fills or any(fill not in FILLS or fills.count(fill) > 1 for fill in fills)):
             raise ValueError(f"`mask_fills` must be one or several of {', '.join(FILLS)}, each once, got {fills!r}.")

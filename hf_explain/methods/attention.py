@@ -9,6 +9,7 @@ from hf_explain.methods.common import prepare_pixels, saliency_output, target_lo
 from hf_explain.methods.relevance import attention_relevance, block_layers, record, split_heads, token_classifiers
 from hf_explain.tensors.maps import check_finite
 from hf_explain.tensors.outputs import SaliencyOutput
+from hf_explain.tensors.scalars import check_choice
 
 
 RULES = ("attention", "relevance")
@@ -110,8 +111,7 @@ def transformer_attribution(
     Raises:
         ValueError: As for [`raw_attention`], or if `rule` is unknown.
     """
-    if rule not in RULES:
-        raise ValueError(f"`rule` must be one of {', '.join(RULES)}, got {rule!r}.")
+    check_choice(rule, "rule", RULES)
     first = _block_index(classifier, "transformer_attribution", layer, default=0)
     if rule == "attention":
         pixel_values, logits, attentions, classes = _attentions(classifier, pixel_values, target, graph=True)

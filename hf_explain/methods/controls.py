@@ -11,6 +11,7 @@ from hf_explain.methods.common import prepare_pixels, saliency_output
 from hf_explain.tensors.maps import check_finite
 from hf_explain.tensors.outputs import SaliencyOutput
 from hf_explain.tensors.randomness import image_keys, random_uniform
+from hf_explain.tensors.scalars import check_number
 
 
 @torch.inference_mode(False)
@@ -127,8 +128,7 @@ def centre_maps(pixel_values: torch.Tensor, size: tuple[int, int] | None = None,
     Raises:
         ValueError: If `sigma` is not positive.
     """
-    if not sigma > 0:
-        raise ValueError(f"`sigma` must be positive, got {sigma}.")
+    check_number(sigma, "sigma", "(0, inf)")
     height, width = size or pixel_values.shape[-2:]
     rows, columns = (
         torch.exp(-(((torch.arange(side, device=pixel_values.device) - (side - 1) / 2) / side) ** 2) / (2 * sigma**2))

@@ -7,7 +7,6 @@ import math
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass, fields
-from numbers import Real
 
 import torch
 from tqdm.auto import tqdm
@@ -19,6 +18,7 @@ from hf_explain.tensors.maps import min_max
 from hf_explain.tensors.outputs import SaliencyOutput
 from hf_explain.tensors.perturbation import fill_values
 from hf_explain.tensors.randomness import image_keys, random_bits, random_normal
+from hf_explain.tensors.scalars import check_choice, check_count, check_number
 
 
 @dataclass(frozen=True)
@@ -139,8 +139,7 @@ def fgvis(
         ValueError: If an option is out of range, the layer or the target does not exist, the classifier has fewer
             than two classes or no activation to defend, or a gradient is not finite (the message names the image and
             the iteration).
-        TypeError: If `budget` or `rounds` is no integer, another option no number, or `pixel_values` is not floating
-            point.
+        TypeError: If an option is no number, or `pixel_values` is not floating point.
     """
     _check_options(mode, budget, max_seconds, learning_rate, l1_weight, rounds, goal, noise)
     game = GAMES[mode]
@@ -359,28 +358,11 @@ def _per_image(values: torch.Tensor) -> torch.Tensor:
 
 
 def _check_options(mode, budget, max_seconds, learning_rate, l1_weight, rounds, goal, noise) -> None:
-    if mode not in GAMES:
-        raise ValueError(f"`mode` must be one of {', '.join(GAMES)}, got {mode!r}.")
-    for name, value in (("budget", budget), ("rounds", rounds)):
-        if isinstance(value, bool) or not isinstance(value, int):
-            raise TypeError(f"`{name}` must be an integer, got {value!r}.")
-        if value < 1:
-            raise ValueError(f"`{name}` must be at least 1, got {value}.")
-    numbers = {"max_seconds": max_seconds, "learning_rate": learning_rate, "l1_weight": l1_weight, "goal": goal}
-    for name, value in {**numbers, "noise": noise}.items():
-        optional = name in ("max_seconds", "l1_weight", "goal")
-        if isinstance(value, bool) or not isinstance(value, Real) and not (optional and value is None):
-            raise TypeError(f"`{name}` must be a number{' or None' if optional else ''}, got {value!r}.")
-    if max_seconds is not None and not max_seconds > 0:
-        raise ValueError(f"`max_seconds` must be positive, or None for no limit, got {max_seconds}.")
-    if not 0 < learning_rate < math.inf:
-        raise ValueError(f"`learning_rate` must be positive and finite, got {learning_rate}.")
-    if l1_weight is not None and not 0 <= l1_weight < 1:
-        raise ValueError(
-            f"`l1_weight` is in units of the largest gradient and must lie in [0, 1), or be None to be bisected, got "
-            f"{l1_weight}."
-        )
-    if goal is not None and not 0 < goal < 1:
-        raise ValueError(f"`goal` is a softmax and must lie strictly between 0 and 1, got {goal}.")
-    if not 0 <= noise < math.inf:
-        raise ValueError(f"`noise` must be at least 0 and finite, got {noise}.")
+    check_choice(mode, "mode", GAMES)
+    check_count(budget, "budget")
+    check_count(rounds, "rounds")
+    check_number(max_seconds, "max_seconds", "(0, inf]", optional=True)
+    check_number(learning_rate, "learning_rate", "(0, inf)")
+    check_number(l1_weight, "l1_weight", "[0, 1)", "is in units of the largest gradient and", optional=True)
+    check_number(goal, "goal", "(0, 1)", "is a softmax and", optional=True)
+    check_number(noise, "noise", "[0, inf)")

@@ -17,7 +17,7 @@ from hf_explain.methods.common import (
 )
 from hf_explain.tensors.outputs import SaliencyOutput
 from hf_explain.tensors.randomness import image_keys, random_normal
-from hf_explain.tensors.scalars import check_count
+from hf_explain.tensors.scalars import check_count, check_number
 
 
 @torch.inference_mode(False)
@@ -140,8 +140,7 @@ def smoothgrad(
     """
     check_count(num_samples, "num_samples")
     check_count(batch_size, "batch_size")
-    if not 0 <= noise_level < float("inf"):
-        raise ValueError(f"`noise_level` must be a finite fraction of at least 0, got {noise_level}.")
+    check_number(noise_level, "noise_level", "[0, inf)", "is a fraction of the image's range and")
     pixel_values, logits, classes = logits_and_target(classifier, pixel_values, target, layer)
     spread = noise_level * (pixel_values.flatten(1).amax(1) - pixel_values.flatten(1).amin(1))
     keys = image_keys(pixel_values, seed=seed)

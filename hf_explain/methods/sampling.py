@@ -23,7 +23,7 @@ from hf_explain.tensors.maps import min_max, resize_maps
 from hf_explain.tensors.outputs import SaliencyOutput
 from hf_explain.tensors.perturbation import mask_space_fill
 from hf_explain.tensors.randomness import image_keys, random_uniform
-from hf_explain.tensors.scalars import check_count, check_seed
+from hf_explain.tensors.scalars import check_count, check_number, check_seed
 
 
 @torch.inference_mode(False)
@@ -74,8 +74,7 @@ def rise(
     check_count(num_masks, "num_masks")
     check_count(grid_size, "grid_size")
     check_count(batch_size, "batch_size")
-    if not 0 < probability < 1:
-        raise ValueError(f"`probability` of a cell to be open must lie in (0, 1), got {probability}.")
+    check_number(probability, "probability", "(0, 1)", "of a cell to be open")
     fill = mask_space_fill(mask_space)
     pixel_values, logits, classes = logits_and_target(classifier, pixel_values, target, layer)
     height, width = pixel_values.shape[-2:]

@@ -7,6 +7,7 @@ from collections.abc import Callable, Sequence
 import torch
 
 from hf_explain.tensors.perturbation import blend
+from hf_explain.tensors.scalars import check_choice, check_count, check_number
 
 
 SCORES = ("accuracy", "probability", "agreement")
@@ -84,8 +85,7 @@ def reference_classes(score: str, logits: torch.Tensor, target, labels) -> torch
     The class a score looks at in each image: the label for `"accuracy"`, the unperturbed top-1 for `"agreement"`,
     `target` (or else that top-1) for `"probability"`.
     """
-    if score not in SCORES:
-        raise ValueError(f"`score` must be one of {', '.join(SCORES)}, got {score!r}.")
+    check_choice(score, "score", SCORES)
     size, num_labels = logits.shape
     if score == "accuracy":
         if labels is None:
@@ -105,12 +105,10 @@ def read_score(logits: torch.Tensor, classes: torch.Tensor, score: str) -> torch
 
 def batch_limit(pixel_values: torch.Tensor, max_batch: int, max_bytes: int | None) -> int:
     """Images per forward pass under both limits, at least one."""
-    if not isinstance(max_batch, int) or max_batch < 1:
-        raise ValueError(f"`max_batch` must be a whole number of at least 1, got {max_batch!r}.")
+    check_count(max_batch, "max_batch")
     if max_bytes is None:
         return max_batch
-    if max_bytes < 1:
-        raise ValueError(f"`max_bytes` must be at least 1, got {max_bytes}.")
+    check_number(max_bytes, "max_bytes", "[1, inf)")  # 2e9 is a number of bytes, too
     return max(1, min(max_batch, int(max_bytes) // (pixel_values[0].numel() * pixel_values.element_size())))
 
 

@@ -32,7 +32,7 @@ from hf_explain.metrics.engine import (
 from hf_explain.tensors.checks import check_pixel_values
 from hf_explain.tensors.perturbation import full_size_saliency, pixel_counts, rank_pixels
 from hf_explain.tensors.randomness import image_keys, random_normal
-from hf_explain.tensors.scalars import check_numbers
+from hf_explain.tensors.scalars import check_number, check_numbers
 
 
 # Fields are worked on in blocks that stay in a CPU core's cache; other devices take everything at once.
@@ -129,8 +129,7 @@ def road(
     percents = check_numbers(percents, "percents")
     if not percents or not all(0 < percent < 100 for percent in percents):
         raise ValueError(f"`percents` of pixels removed must lie in (0, 100), at least one, got {percents}.")
-    if not noise >= 0:
-        raise ValueError(f"`noise` must not be negative, got {noise}.")
+    check_number(noise, "noise", "[0, inf)")
     limit = batch_limit(pixel_values, max_batch, max_bytes)
     full_size = full_size_saliency(saliency, pixel_values)
     num_pixels = full_size[0].numel()
@@ -204,8 +203,7 @@ def linear_imputation(
         raise ValueError(
             f"`removed` leaves no pixel of image {int(full.nonzero()[0])}; linear imputation needs at least one."
         )
-    if not tolerance > 0:
-        raise ValueError(f"`tolerance` must be positive, got {tolerance}.")
+    check_number(tolerance, "tolerance", "(0, inf)")
     block = len(pixel_values)
     if pixel_values.device.type == "cpu":
         block = max(1, _CPU_BLOCK_BYTES // (4 * pixel_values[0].numel()))

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
+from hf_explain.tensors.scalars import check_count, check_number
+
 
 def step_fractions(steps: int, stop: float = 1.0) -> tuple[float, ...]:
     """
@@ -12,10 +14,8 @@ def step_fractions(steps: int, stop: float = 1.0) -> tuple[float, ...]:
     Raises:
         ValueError: If `steps` is below 1 or `stop` is outside (0, 1].
     """
-    if isinstance(steps, bool) or not isinstance(steps, int) or steps < 1:
-        raise ValueError(f"`steps` must be a whole number of at least 1, got {steps!r}.")
-    if not 0 < stop <= 1:
-        raise ValueError(f"`stop` must lie in (0, 1], got {stop}.")
+    check_count(steps, "steps")
+    check_number(stop, "stop", "(0, 1]")
     return tuple(round(stop * step / steps, 12) for step in range(steps + 1))
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import torch
 
 from hf_explain.tensors.checks import check_saliency
+from hf_explain.tensors.scalars import check_number
 
 
 # Parts of the border, as quarters of each side: corners are 1/16 of the image, edges 1/4
@@ -38,8 +39,7 @@ def top_region(saliency: torch.Tensor, percent: float = 10.0) -> torch.Tensor:
     Raises:
         ValueError: If the maps are not finite and non-negative, or `percent` is not above 0 and below 100.
     """
-    if not 0 < percent < 100:
-        raise ValueError(f"`percent` is a share of the pixels and must lie between 0 and 100, got {percent!r}.")
+    check_number(percent, "percent", "(0, 100)", "is a share of the pixels and")
     flat = check_saliency(saliency, len(saliency)).flatten(1)
     count = max(1, round(percent / 100 * flat.shape[1]))
     last = flat.topk(count, dim=1).values[:, -1:]

@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 
-from hf_explain.tensors.scalars import check_seed
+from hf_explain.tensors.scalars import check_count, check_number, check_seed
 
 
 # Numbers drawn at once while resampling: 128 MiB of indices, whatever the size of the data set
@@ -87,10 +87,8 @@ def bootstrap_interval(
         ValueError: If there are no values, one is NaN or infinite, or an option is out of range.
     """
     values = _numbers(values, "values")
-    if not 0 < confidence < 1:
-        raise ValueError(f"`confidence` must lie in (0, 1), got {confidence}.")
-    if resamples < 1:
-        raise ValueError(f"`resamples` must be at least 1, got {resamples}.")
+    check_number(confidence, "confidence", "(0, 1)")
+    check_count(resamples, "resamples")
     num_images = len(values)
     flat = values.reshape(num_images, -1)
     generator = torch.Generator().manual_seed(check_seed(seed))
@@ -172,9 +170,8 @@ def group_excess(
             "`values` and `groups` must be (num_images, num_values) and (num_images,), got "
             f"{tuple(values.shape)} and {tuple(groups.shape)}."
         )
-    for name, number in (("permutations", permutations), ("min_count", min_count)):
-        if number < 1:
-            raise ValueError(f"`{name}` must be at least 1, got {number}.")
+    check_count(permutations, "permutations")
+    check_count(min_count, "min_count")
     groups, num_images = groups.to(values.device), len(values)
     count = torch.bincount(groups, minlength=num_groups)
     if len(count) > num_groups:

@@ -15,7 +15,7 @@ import torch.nn.functional as F
 from hf_explain.tensors.checks import check_saliency
 from hf_explain.tensors.maps import resize_maps
 from hf_explain.tensors.randomness import random_bits
-from hf_explain.tensors.scalars import check_numbers, check_percent
+from hf_explain.tensors.scalars import check_choice, check_number, check_numbers, check_percent
 
 
 FILLS = ("black", "mean", "blur")
@@ -48,8 +48,7 @@ def gaussian_blur(pixel_values: torch.Tensor, kernel_size: int = 11, sigma: floa
     """
     if kernel_size < 1 or kernel_size % 2 == 0:
         raise ValueError(f"`kernel_size` must be odd and at least 1, got {kernel_size}.")
-    if not sigma > 0:
-        raise ValueError(f"`sigma` must be positive, got {sigma}.")
+    check_number(sigma, "sigma", "(0, inf)")
     radius = int(4 * sigma + 0.5)
     weights = torch.exp(-0.5 * (torch.arange(-radius, radius + 1, dtype=torch.float64) / sigma) ** 2)
     place = torch.arange(-radius, radius + 1) + kernel_size // 2
@@ -123,8 +122,7 @@ def mask_space_fill(mask_space: str) -> str:
     Raises:
         ValueError: If `mask_space` is neither.
     """
-    if mask_space not in MASK_SPACES:
-        raise ValueError(f"`mask_space` must be one of {', '.join(MASK_SPACES)}, got {mask_space!r}.")
+    check_choice(mask_space, "mask_space", MASK_SPACES)
     return "black" if mask_space == "pixel" else "mean"
 
 
@@ -187,13 +185,11 @@ def pixel_counts(fractions: Sequence[float], num_pixels: int, rounding: str = "n
     Raises:
         ValueError: If a fraction is outside [0, 1] or `rounding` is unknown.
     """
-    if rounding not in ROUNDINGS:
-        raise ValueError(f"`rounding` must be one of {', '.join(ROUNDINGS)}, got {rounding!r}.")
+    check_choice(rounding, "rounding", ROUNDINGS)
     shift = 0.5 if rounding == "nearest" else 0.0
     counts = []
     for fraction in fractions:
-        if not 0 <= fraction <= 1:
-            raise ValueError(f"`fractions` must lie in [0, 1], got {fraction}.")
+        check_number(fraction, "fractions", "[0, 1]")
         # 1e-9: 0.1 * 50 must count as 5 whatever float rounding made of it
         counts.append(min(num_pixels, math.floor(fraction * num_pixels + shift + 1e-9)))
     return counts
@@ -237,8 +233,7 @@ def keep_top(
         ValueError: If `percent` is outside (0, 100], `rule` is unknown, or `ranks` is missing for `"ceil"`.
     """
     percent = check_percent(percent)
-    if rule not in KEEP_RULES:
-        raise ValueError(f"`rule` must be one of {', '.join(KEEP_RULES)}, got {rule!r}.")
+    check_choice(rule, "rule", KEEP_RULES)
     if percent == 100:
         return saliency
     num_pixels = saliency[0].numel()

@@ -46,8 +46,7 @@ def check_count(value: Count, name: str, minimum: int = 1, optional: bool = Fals
     if optional and value is None:
         return value
     if not _is_whole(value) or value < minimum:
-        or_none = ", or None" if optional else ""
-        raise ValueError(f"`{name}` must be a whole number of at least {minimum}{or_none}, got {value!r}.")
+        raise ValueError(f"`{name}` must be a whole number of at least {minimum}{_or_none(optional)}, got {value!r}.")
     return int(value)
 
 
@@ -107,7 +106,7 @@ def check_number(value: Number, name: str, interval: str, meaning: str = "", opt
     else:
         wanted = f"be {'at least' if interval[0] == '[' else 'above'} {low:g}{' and finite' * (interval[-1] == ')')}"
     subject = f"`{name}` {meaning}".strip()
-    raise ValueError(f"{subject} must {wanted}{', or None' if optional else ''}, got {value}.")
+    raise ValueError(f"{subject} must {wanted}{_or_none(optional)}, got {value}.")
 
 
 def check_percent(percent: float) -> float:
@@ -125,12 +124,16 @@ def check_numbers(values: Sequence[float], name: str) -> tuple[float, ...]:
         raise TypeError(f"`{name}` must be a list of numbers, got {values!r}.") from error
 
 
-def check_choice(value: Any, name: str, choices: Iterable[Any]) -> Any:
-    """`value` if it is one of `choices`, else a ValueError that names them."""
+def check_choice(value: Any, name: str, choices: Iterable[str], optional: bool = False) -> Any:
+    """`value` if it is one of `choices` (or `None`, if that is `optional`), else a ValueError that names them."""
     choices = tuple(choices)
-    if value not in choices:
-        raise ValueError(f"`{name}` must be one of {', '.join(map(str, choices))}, got {value!r}.")
+    if value not in choices and not (optional and value is None):
+        raise ValueError(f"`{name}` must be one of {', '.join(choices)}{_or_none(optional)}, got {value!r}.")
     return value
+
+
+def _or_none(optional: bool) -> str:
+    return ", or None" if optional else ""
 
 
 def _is_whole(value: Any) -> bool:

@@ -16,11 +16,30 @@ from typing import Any
 import torch
 from accelerate.tracking import get_available_trackers
 
+from hf_explain.tensors.scalars import check_choice, check_count, check_number
 from hf_explain.training.transforms import AUGMENTATIONS
 
 
 OPTIMIZERS = ("sgd", "adamw", "adam")
 SCHEDULERS = ("onecycle", "exponential", "cosine", "constant")
+
+
+_COUNTS = (
+    "num_train_epochs",
+    "per_device_batch_size",
+    "gradient_accumulation_steps",
+    "shuffle_buffer_size",
+    "logging_steps",
+)
+_OPTIONAL_COUNTS = (
+    "max_steps",
+    "resize_size",
+    "num_examples",
+    "save_steps",
+    "save_total_limit",
+    "eval_steps",
+    "max_eval_samples",
+)
 
 
 def _option(default: Any, help: str, choices: tuple[str, ...] | None = None) -> Any:
@@ -95,43 +114,23 @@ class ExplainerTrainingArguments:
 
     def __post_init__(self) -> None:
         for entry in dataclasses.fields(self):
-            value, choices = getattr(self, entry.name), entry.metadata.get("choices")
-            if choices and value is not None and value not in choices:
-                raise ValueError(f"{entry.name} {value!r} is unknown: choose one of {', '.join(choices)}.")
+            if choices := entry.metadata.get("choices"):
+                check_choice(getattr(self, entry.name), entry.name, choices, optional=entry.default is None)
         self.output_dir = os.fspath(self.output_dir)
         self.report_to = [self.report_to] if isinstance(self.report_to, str) else list(self.report_to)
         self.save_steps, self.save_total_limit = self.save_steps or None, self.save_total_limit or None
-        whole = (
-            "num_train_epochs",
-            "max_steps",
-            "per_device_batch_size",
-            "gradient_accumulation_steps",
-            "resize_size",
-            "shuffle_buffer_size",
-            "num_examples",
-            "logging_steps",
-            "save_steps",
-            "save_total_limit",
-            "eval_steps",
-            "max_eval_samples",
-        )
-        for name in whole:
-            value = getattr(self, name)
-            if value is not None and (not isinstance(value, int) or value < 1):
-                raise ValueError(f"{name} {value!r} must be a whole number of at least 1.")
+        for name in _COUNTS:
+            check_count(getattr(self, name), name)
+        for name in _OPTIONAL_COUNTS:
+            check_count(getattr(self, name), name, optional=True)
         for name in ("seed", "dataloader_num_workers"):
-            if not isinstance(getattr(self, name), int) or getattr(self, name) < 0:
-                raise ValueError(f"{name} {getattr(self, name)!r} must be a whole number of at least 0.")
-        for name in ("learning_rate", "max_grad_norm", "lr_decay"):
-            value = getattr(self, name)
-            if value is not None and not 0 < value < math.inf:
-                raise ValueError(f"{name} {value!r} must be a positive number.")
-        if not 0 <= self.momentum < 1 or not 0 <= self.weight_decay < math.inf:
-            raise ValueError(
-                f"momentum {self.momentum!r} must be in [0, 1) and weight_decay {self.weight_decay!r} at least 0."
-            )
-        if not 0 < self.pct_start < 1:
-            raise ValueError(f"pct_start {self.pct_start!r} must be between 0 and 1.")
+            check_count(getattr(self, name), name, minimum=0)
+        check_number(self.learning_rate, "learning_rate", "(0, inf)")
+        check_number(self.max_grad_norm, "max_grad_norm", "(0, inf)", optional=True)
+        check_number(self.lr_decay, "lr_decay", "(0, inf)")
+        check_number(self.momentum, "momentum", "[0, 1)")
+        check_number(self.weight_decay, "weight_decay", "[0, inf)")
+        check_number(self.pct_start, "pct_start", "(0, 1)")
         missing = [name for name in self.report_to if name != "all" and name not in map(str, _trackers())]
         if missing:
             raise ValueError(

@@ -14,6 +14,8 @@ import numpy as np
 import torch
 from PIL import Image as PILImage
 
+from hf_explain.tensors.scalars import check_choice
+
 
 AUGMENTATIONS = ("crop", "flip", "none")
 
@@ -41,8 +43,7 @@ class TrainingTransform:
     def __init__(
         self, image_processor: Any, augmentation: str = "crop", resize_size: int | None = None, seed: int = 0
     ) -> None:
-        if augmentation not in AUGMENTATIONS:
-            raise ValueError(f"augmentation {augmentation!r} is unknown: choose one of {', '.join(AUGMENTATIONS)}.")
+        check_choice(augmentation, "augmentation", AUGMENTATIONS)
         if image_processor is None:
             raise ValueError("image_processor is None: pass the classifier's image processor.")
         self.image_processor = image_processor

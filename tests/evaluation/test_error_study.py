@@ -44,7 +44,7 @@ def test_region_and_overlap_by_hand():
     regions = top_region(noise, 10)
     assert regions.flatten(1).sum(1).tolist() == [40] * 400
     assert region_overlap(regions[:200], regions[200:]).mean().item() == pytest.approx(0.1, abs=0.01)
-    with pytest.raises(ValueError, match="`percent` is a share of the pixels and must lie between 0 and 100, got 0"):
+    with pytest.raises(ValueError, match=r"`percent` is a share of the pixels and must lie in \(0, 100\), got 0"):
         top_region(maps, 0)
     with pytest.raises(
         ValueError, match=r"`first` and `second` must both have shape .* got \(1, 4, 5\) and \(1, 4, 4"
@@ -124,7 +124,7 @@ def test_excess_against_every_reassignment():
 def test_excess_refuses_what_cannot_be_tested(arguments, message):
     with pytest.raises(ValueError, match=message):
         group_excess(*arguments)
-    with pytest.raises(ValueError, match="`permutations` must be at least 1, got 0"):
+    with pytest.raises(ValueError, match="`permutations` must be a whole number of at least 1, got 0"):
         group_excess(torch.zeros(3, 1), torch.zeros(3, dtype=torch.long), 2, permutations=0)
 
 
@@ -369,12 +369,12 @@ def test_no_errors_is_a_result(places, classifier_dir, tmp_path, capsys):
     ("more", "message"),
     [
         (["--same_region", "0.1"], "`different_regions` must be smaller than `same_region` and both lie in [0, 1]"),
-        (["--region_percent", "100"], "`region_percent` must lie between 0 and 100, got 100.0"),
-        (["--min_excess", "0"], "`min_excess` must lie between 0 and 1, got 0.0"),
-        (["--significance", "2"], "`significance` must lie between 0 and 1, got 2.0"),
+        (["--region_percent", "100"], r"`region_percent` must lie in \(0, 100\), got 100.0"),
+        (["--min_excess", "0"], r"`min_excess` must lie in \(0, 1\), got 0.0"),
+        (["--significance", "2"], r"`significance` must lie in \(0, 1\), got 2.0"),
         (["--min_images", "0"], "`min_images` must be a whole number of at least 1, got 0"),
         (["--significance", "0.001"], "`permutations` 50 cannot show a p-value of 0.001; it needs at least 1000"),
-        (["--pictures", "-1"], "`pictures` must not be negative, got -1"),
+        (["--pictures", "-1"], "`pictures` must be a whole number of at least 0, got -1"),
         (["--batch_size", "0"], "`batch_size` must be a whole number of at least 1, got 0"),
         (["--method", "nothing"], "`method` 'nothing' does not exist"),
         (["--method_option", "rise.num_masks=4"], "method_option names 'rise', but the maps are made by the trained"),

@@ -339,8 +339,8 @@ def test_fills_belong_to_pixels():
     ("field", "value", "message"),
     [
         ("variant", "both", "`variant` must be 'img' .* or 'fm' .*got 'both'"),
-        ("regularize", "none", "`regularize` must be 'own' or 'batch', got 'none'"),
-        ("mask_space", "lab", "`mask_space` must be one of pixel, normalized, got 'lab'"),
+        ("regularize", "none", "`regularize` must be one of own, batch, got 'none'"),
+        ("mask_space", "lab", "`mask_space` must be one of pixel, normalized, or None, got 'lab'"),
         ("mask_fills", [], r"`mask_fills` must be one or several of black, mean, blur, each once, got \[\]"),
         ("mask_fills", ["black", "noise"], r"`mask_fills` must be one or .*got \['black', 'noise'\]"),
         ("mask_fills", ["blur", "blur"], r"`mask_fills` .*each once, got \['blur', 'blur'\]"),

@@ -254,7 +254,7 @@ class TestCentre(MethodTester):
         assert torch.equal(saliency, saliency.flip(1)) and torch.equal(saliency, saliency.flip(2))
         assert saliency[0].argmax() in (31 * 64 + 31, 31 * 64 + 32, 32 * 64 + 31, 32 * 64 + 32)
         assert centre(classifier, pixel_values, layer="stage1").saliency.shape == (2, 16, 16)
-        with pytest.raises(ValueError, match="`sigma` must be positive, got 0"):
+        with pytest.raises(ValueError, match="`sigma` must be above 0 and finite, got 0"):
             centre(classifier, pixel_values, sigma=0)
 
 

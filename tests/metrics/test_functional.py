@@ -408,7 +408,7 @@ def test_grid_size_averages_maps_first(setting):
         ({"rounding": "up"}, "`rounding` must be one of"),
         ({"grid_size": (0, 2)}, "`grid_size` must be"),
         ({"max_batch": 0}, "`max_batch` must be a whole number of at least 1, got 0"),
-        ({"max_bytes": 0}, "`max_bytes` must be at least 1, got 0"),
+        ({"max_bytes": 0}, "`max_bytes` must be at least 1 and finite, got 0"),
         ({"logits": torch.rand(3, 4)}, r"`logits` must give logits of shape \(8, num_labels\), got \(3, 4\)"),
         ({"predict": lambda images: images.mean((1, 2, 3))[:, None]}, "gives 1 number per image; class .* at least 2"),
         ({"seed": "x"}, "`seed` must be a whole number of at most 64 bits, such as 0, got 'x'"),

@@ -127,7 +127,7 @@ def test_bad_imputation():
     removed[1] = True
     with pytest.raises(ValueError, match="`removed` leaves no pixel of image 1"):
         linear_imputation(images, removed)
-    with pytest.raises(ValueError, match="`tolerance` must be positive, got 0"):
+    with pytest.raises(ValueError, match="`tolerance` must be above 0 and finite, got 0"):
         linear_imputation(images, removed[:1].expand(2, -1, -1), tolerance=0)
     hole = holes("smooth", 28, 28, 0.9)[None]
     with pytest.raises(RuntimeError, match="did not come within `tolerance` 1e-06 in 1 iterations"):
@@ -206,7 +206,7 @@ def test_road_does_not_depend_on_the_batch(setting, batch_size):
     [
         ({"percents": ()}, r"`percents` of pixels removed must lie in \(0, 100\), at least one"),
         ({"percents": (50, 100)}, r"got \(50.0, 100.0\)"),
-        ({"noise": -1}, "`noise` must not be negative, got -1"),
+        ({"noise": -1}, "`noise` must be at least 0 and finite, got -1"),
         ({"score": "auc"}, "`score` must be one of"),
         ({"score": "accuracy"}, "`labels` are needed"),
         ({"saliency": -torch.ones(8, 2, 2)}, "`saliency` must not be negative"),

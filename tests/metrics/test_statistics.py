@@ -63,7 +63,7 @@ def test_bootstrap_is_seeded_and_blocks_change_nothing(monkeypatch):
         ({"values": torch.tensor([])}, "`values` must hold one number per image of at least one image"),
         ({"values": torch.tensor([1.0, math.nan])}, "`values` must be finite"),
         ({"values": torch.ones(2), "confidence": 1}, r"`confidence` must lie in \(0, 1\), got 1"),
-        ({"values": torch.ones(2), "resamples": 0}, "`resamples` must be at least 1, got 0"),
+        ({"values": torch.ones(2), "resamples": 0}, "`resamples` must be a whole number of at least 1, got 0"),
         ({"values": torch.ones(2), "seed": "x"}, "`seed` must be a whole number of at most 64 bits, .* got 'x'"),
     ],
 )

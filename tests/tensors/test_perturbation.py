@@ -93,7 +93,7 @@ def test_control_maps(images):
     assert bump.shape == (5, 7, 9) and bump[0].argmax() == 31 and bump[0, 3, 4] == 1
     assert bump[0, 0, 4].item() == pytest.approx(math.exp(-((3 / 7) ** 2) / 0.5), rel=1e-6)
     assert torch.equal(bump, bump.flip(1)) and torch.allclose(bump, bump.flip(2))
-    with pytest.raises(ValueError, match="`sigma` must be positive, got 0"):
+    with pytest.raises(ValueError, match="`sigma` must be above 0 and finite, got 0"):
         centre_maps(images, sigma=0)
 
 
@@ -154,7 +154,7 @@ def test_bad_fills(images, arguments, message):
 def test_bad_blur(images):
     with pytest.raises(ValueError, match="`kernel_size` must be odd and at least 1, got 4"):
         gaussian_blur(images, 4)
-    with pytest.raises(ValueError, match="`sigma` must be positive, got 0"):
+    with pytest.raises(ValueError, match="`sigma` must be above 0 and finite, got 0"):
         gaussian_blur(images, 5, 0)
 
 

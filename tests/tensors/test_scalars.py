@@ -74,6 +74,9 @@ def test_one_of_several():
     assert check_choice("floor", "rounding", ("nearest", "floor")) == "floor"
     with pytest.raises(ValueError, match="^`rounding` must be one of nearest, floor, got 'up'.$"):
         check_choice("up", "rounding", iter(("nearest", "floor")))
+    assert check_choice(None, "decoder", ("cnn",), optional=True) is None
+    with pytest.raises(ValueError, match="`decoder` must be one of cnn, or None, got 'rnn'"):
+        check_choice("rnn", "decoder", ("cnn",), optional=True)
 
 
 def test_needs_no_torch():

@@ -358,10 +358,10 @@ def test_checkpoint_of_other_settings(tmp_path):
 @pytest.mark.parametrize(
     "options, message",
     [
-        ({"optimizer": "lion"}, "optimizer 'lion' is unknown: choose one of sgd, adamw, adam"),
-        ({"per_device_batch_size": 0}, "per_device_batch_size 0 must be a whole number of at least 1"),
-        ({"learning_rate": -1.0}, "learning_rate -1.0 must be a positive number"),
-        ({"pct_start": 1.0}, "pct_start 1.0 must be between 0 and 1"),
+        ({"optimizer": "lion"}, "`optimizer` must be one of sgd, adamw, adam, got 'lion'"),
+        ({"per_device_batch_size": 0}, "`per_device_batch_size` must be a whole number of at least 1, got 0"),
+        ({"learning_rate": -1.0}, "`learning_rate` must be above 0 and finite, got -1.0"),
+        ({"pct_start": 1.0}, r"`pct_start` must lie in \(0, 1\), got 1.0"),
         ({"report_to": "no_such_tracker"}, "report_to 'no_such_tracker' is not installed or unknown"),
         ({"per_device_batch_size": 31}, "the dataset has 30 images but one step takes 31"),
         ({"resize_size": 8}, "resize_size 8 is smaller than the crop"),

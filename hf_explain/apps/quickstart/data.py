@@ -17,6 +17,8 @@ import torch
 import torch.nn.functional as F
 from PIL import Image
 
+from hf_explain.tensors.scalars import check_number
+
 
 LABELS = ("striped disc", "dotted square", "checked triangle", "ringed star", "zigzag cross", "spoked crescent")
 BIASED_LABEL = "ringed star"
@@ -113,8 +115,7 @@ def draw(
     if image_size < 32:
         raise ValueError(f"`image_size` must be at least 32 pixels, got {image_size}: the textures need room.")
     for name, rate in (("cue_rate", cue_rate), ("other_cue_rate", other_cue_rate)):
-        if not 0 <= rate <= 1:
-            raise ValueError(f"`{name}` is a share of the images and must lie in [0, 1], got {rate}.")
+        check_number(rate, name, "[0, 1]", "is a share of the images and")
     generator = torch.Generator().manual_seed(seed)
     labels = torch.arange(num_images) % len(LABELS)
     labels = labels[torch.randperm(num_images, generator=generator)]

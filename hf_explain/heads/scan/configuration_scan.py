@@ -1,4 +1,5 @@
 from hf_explain.heads.configuration_explainer import ExplainerConfig
+from hf_explain.tensors.scalars import check_choice, check_count, check_number
 
 
 class ScanConfig(ExplainerConfig):
@@ -70,29 +71,21 @@ class ScanConfig(ExplainerConfig):
 
     def validate_explainer(self) -> None:
         super().validate_explainer()
-        for name, choices in (
-            ("mask_by", ("gradient", "contribution")),
-            ("blur", ("paper", "released", "none")),
-            ("activation", ("sine", "sigmoid")),
-            ("confidence_channel", ("last", "first")),
-            ("decoder", ("cnn", "transformer", None)),
-        ):
-            if getattr(self, name) not in choices:
-                known = " or ".join(repr(choice) for choice in choices if choice)
-                raise ValueError(f"`{name}` must be {known}, got {getattr(self, name)!r}.")
-        if not self.alpha > 0:
-            raise ValueError(f"`alpha` must be above 0, got {self.alpha}.")
-        if not self.lam >= 0:
-            raise ValueError(f"`lam` must be at least 0, got {self.lam}.")
-        if not 0 <= self.percentile <= 100:
-            raise ValueError(f"`percentile` must lie in [0, 100], got {self.percentile}.")
+        check_choice(self.mask_by, "mask_by", ("gradient", "contribution"))
+        check_choice(self.blur, "blur", ("paper", "released", "none"))
+        check_choice(self.activation, "activation", ("sine", "sigmoid"))
+        check_choice(self.confidence_channel, "confidence_channel", ("last", "first"))
+        check_choice(self.decoder, "decoder", ("cnn", "transformer"), optional=True)
+        check_number(self.alpha, "alpha", "(0, inf]")
+        check_number(self.lam, "lam", "[0, inf]")
+        check_number(self.percentile, "percentile", "[0, 100]")
         span = tuple(self.percentile_range)
         if len(span) != 2 or not 0 <= span[0] <= span[1] <= 100:
             raise ValueError(f"`percentile_range` must be (low, high) with 0 <= low <= high <= 100, got {span}.")
-        for name in ("decoder_width", "num_residual_modules", "num_attention_blocks", "num_attention_heads"):
-            least = 1 if name in ("decoder_width", "num_attention_heads") else 0
-            if getattr(self, name) is not None and getattr(self, name) < least:
-                raise ValueError(f"`{name}` must be at least {least}, got {getattr(self, name)}.")
+        check_count(self.decoder_width, "decoder_width", optional=True)
+        check_count(self.num_residual_modules, "num_residual_modules", minimum=0)
+        check_count(self.num_attention_blocks, "num_attention_blocks", minimum=0)
+        check_count(self.num_attention_heads, "num_attention_heads")
         if self.feature_layers is not None and len(self.feature_layers) != 1:
             raise ValueError(f"SCAN taps one layer; `feature_layers` has {len(self.feature_layers)}.")
         if self.decoder_widths is not None:

@@ -1,4 +1,5 @@
 from hf_explain.heads.modeling_mask_trained import MaskTrainedConfig
+from hf_explain.tensors.scalars import check_choice, check_count
 
 
 class TTameConfig(MaskTrainedConfig):
@@ -44,14 +45,11 @@ class TTameConfig(MaskTrainedConfig):
 
     def validate_explainer(self) -> None:
         super().validate_explainer()
-        if self.feature_kind not in (None, "hidden_state", "pre_norm"):
-            raise ValueError(f"`feature_kind` must be 'hidden_state' or 'pre_norm', got {self.feature_kind!r}.")
-        if self.branch_activation not in ("relu", "sigmoid"):
-            raise ValueError(f"`branch_activation` must be 'relu' or 'sigmoid', got {self.branch_activation!r}.")
+        check_choice(self.feature_kind, "feature_kind", ("hidden_state", "pre_norm"), optional=True)
+        check_choice(self.branch_activation, "branch_activation", ("relu", "sigmoid"))
         if self.context_size < 1 or self.context_size % 2 == 0:
             raise ValueError(f"`context_size` must be odd and at least 1, got {self.context_size}.")
-        if self.max_map_size < 1:
-            raise ValueError(f"`max_map_size` must be at least 1, got {self.max_map_size}.")
+        check_count(self.max_map_size, "max_map_size")
         layers = list(self.feature_layers or ())
         repeated = [layer for layer in layers if layers.count(layer) > 1]
         if repeated:
