@@ -4,36 +4,77 @@ Importing the package registers the heads with `AutoConfig`, `AutoModel` and `Au
 `transformers.pipeline("saliency")` and `evaluate.evaluator("saliency")`.
 """
 
-from evaluate.evaluator import SUPPORTED_EVALUATOR_TASKS
+import sys
+from importlib import import_module
+from pathlib import PurePath
+from typing import TYPE_CHECKING, Any
 
-from hf_explain import metrics
-from hf_explain.classifiers.frozen_classifier import FrozenClassifier
-from hf_explain.evaluation.evaluator import SaliencyEvaluator
-from hf_explain.heads.lcam import LCamConfig, LCamForSaliency
-from hf_explain.heads.scan import ScanConfig, ScanForSaliency
-from hf_explain.heads.ttame import TTameConfig, TTameForSaliency
-from hf_explain.pipeline import SaliencyPipeline
-from hf_explain.registry import EXPLAINERS, METHODS, AutoModelForSaliency
-from hf_explain.tensors.outputs import SaliencyOutput
+from hf_explain import metrics as metrics
 
+
+if TYPE_CHECKING:
+    from hf_explain.classifiers.frozen_classifier import FrozenClassifier as FrozenClassifier
+    from hf_explain.evaluation.evaluator import SaliencyEvaluator as SaliencyEvaluator
+    from hf_explain.heads.lcam import LCamConfig as LCamConfig
+    from hf_explain.heads.lcam import LCamForSaliency as LCamForSaliency
+    from hf_explain.heads.scan import ScanConfig as ScanConfig
+    from hf_explain.heads.scan import ScanForSaliency as ScanForSaliency
+    from hf_explain.heads.ttame import TTameConfig as TTameConfig
+    from hf_explain.heads.ttame import TTameForSaliency as TTameForSaliency
+    from hf_explain.pipeline import SaliencyPipeline as SaliencyPipeline
+    from hf_explain.registry import EXPLAINERS as EXPLAINERS
+    from hf_explain.registry import METHODS as METHODS
+    from hf_explain.registry import AutoModelForSaliency as AutoModelForSaliency
+    from hf_explain.tensors.outputs import SaliencyOutput as SaliencyOutput
 
 __version__ = "0.1.0"
 
-SUPPORTED_EVALUATOR_TASKS.setdefault("saliency", {"implementation": SaliencyEvaluator, "default_metric_name": "auc_d"})
+# The public names and the modules that define them, imported when one is asked for
+_HOMES = {
+    "EXPLAINERS": "registry",
+    "METHODS": "registry",
+    "AutoModelForSaliency": "registry",
+    "FrozenClassifier": "classifiers.frozen_classifier",
+    "LCamConfig": "heads.lcam",
+    "LCamForSaliency": "heads.lcam",
+    "SaliencyEvaluator": "evaluation.evaluator",
+    "SaliencyOutput": "tensors.outputs",
+    "SaliencyPipeline": "pipeline",
+    "ScanConfig": "heads.scan",
+    "ScanForSaliency": "heads.scan",
+    "TTameConfig": "heads.ttame",
+    "TTameForSaliency": "heads.ttame",
+}
 
-__all__ = [
-    "EXPLAINERS",
-    "METHODS",
-    "AutoModelForSaliency",
-    "FrozenClassifier",
-    "LCamConfig",
-    "LCamForSaliency",
-    "SaliencyEvaluator",
-    "SaliencyOutput",
-    "SaliencyPipeline",
-    "ScanConfig",
-    "ScanForSaliency",
-    "TTameConfig",
-    "TTameForSaliency",
-    "metrics",
-]
+__all__ = [*_HOMES, "metrics"]
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOMES:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    value = globals()[name] = getattr(import_module(f"{__name__}.{_HOMES[name]}"), name)
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})
+
+
+def register() -> None:
+    """Make the heads and the task known to Transformers and to `evaluate`. Done on import; a second call is free."""
+    import hf_explain.pipeline  # noqa: F401  which registers the heads on its way
+    from hf_explain.evaluation import task
+
+    task.register()
+
+
+def _is_the_program() -> bool:
+    """Whether this process is `hf-explain` itself, which answers `--help` without Transformers and registers later."""
+    program = sys.argv[0] if sys.argv else ""
+    if program == "-m":  # Python is still looking for the module it was told to run
+        return sys.orig_argv[-len(sys.argv)].removeprefix("-m") == f"{__name__}.cli"
+    return PurePath(program).name.removesuffix(".exe") == "hf-explain"
+
+
+if not _is_the_program():
+    register()
