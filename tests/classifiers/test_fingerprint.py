@@ -7,7 +7,13 @@ import torch
 from testing_common import FAMILIES, snapshot, tiny_model
 from torch import nn
 
-from hf_explain.classifiers.fingerprint import FINGERPRINT_DTYPES, fingerprint, fingerprints, matches
+from hf_explain.classifiers.fingerprint import (
+    FINGERPRINT_DTYPES,
+    fingerprint,
+    fingerprint_tensors,
+    fingerprints,
+    matches,
+)
 
 
 @pytest.mark.parametrize("family", FAMILIES)
@@ -56,6 +62,63 @@ def test_edits_that_keep_sums_are_seen():
     swapped[[3, 70_003]] = swapped[[70_003, 3]]
     for changed in (swapped, values.flip(0), values.roll(32_768), values.roll(1), -values, values[:-1]):
         assert fingerprint(weights(changed)) != original
+
+
+LANE = 16_384  # 64-bit words from one to the next that is folded onto it
+FACTOR = 0x9E3779B97F4A7C15 - 2**64
+
+
+def flip(values, *words):
+    """Values whose words have their topmost bit flipped: in float32 the sign of the second number of each pair."""
+    changed = values.clone()
+    changed.view(torch.int64)[list(words)] ^= -(2**63)
+    return changed
+
+
+def shift(values, *changes):
+    changed = values.clone()
+    for word, difference in changes:
+        changed.view(torch.int64)[word] += difference
+    return changed
+
+
+def wrap(number):
+    return (number + 2**63) % 2**64 - 2**63
+
+
+@pytest.mark.parametrize(
+    "edit",
+    [
+        lambda values: flip(values, 5, 5 + LANE),  # signs: a factor never moves the topmost bit, and two of them are 0
+        lambda values: flip(values, 5, 5 + 2 * LANE),
+        lambda values: flip(values, 5 + LANE, 5 + 2 * LANE),
+        lambda values: flip(values, 0, LANE, 7, 7 + LANE, LANE - 1, 2 * LANE - 1),
+        lambda values: shift(values, (5, 1), (5 + LANE, -FACTOR)),  # sums: what one word adds the next takes away
+        lambda values: shift(values, (5, 3), (5 + 2 * LANE, wrap(-3 * FACTOR**2))),
+        lambda values: shift(values, (5, 1), (5 + LANE, -1)),
+        lambda values: shift(values, (5, 1), (6, -1)),
+    ],
+)
+def test_edits_that_cancel_in_a_lane_are_seen(edit):
+    values = torch.randn(6 * LANE + 10, generator=torch.Generator().manual_seed(0))  # three rows of lanes, and a rest
+    changed = edit(values)
+    assert not torch.equal(changed.view(torch.int32), values.view(torch.int32))
+    assert fingerprint_tensors({"weight": changed}) != fingerprint_tensors({"weight": values})
+
+
+def test_heads_that_are_out_there_know_their_classifier():
+    """The numbers stand in configs: whatever gives others locks every saved head out."""
+    values = torch.arange(100_003)
+    several = {"weight": values.float(), "bias": values[:7].to(torch.int8), "steps": torch.tensor(3)}
+    for tensors, dtype, expected in (
+        ({}, None, "e3b0c44298fc1c149afbf4c8996fb924"),
+        ({"weight": values[:5].float()}, None, "8dbadda0d4516966e41e16d001a79719"),
+        ({"weight": values}, None, "acdd1e09b32c15dbce0b2603e6dd79da"),
+        ({"weight": values.float()}, torch.bfloat16, "4efa21999563e09eee240c48d1adda02"),
+        (several, None, "b20857461e3b932cb611810dc990b852"),
+        (dict(reversed(several.items())), None, "b20857461e3b932cb611810dc990b852"),
+    ):
+        assert fingerprint_tensors(tensors, dtype) == expected
 
 
 def test_names_shapes_and_dtypes_count():

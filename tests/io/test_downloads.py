@@ -6,14 +6,16 @@ import os
 import resource
 import shutil
 import stat
+import sys
 
 import pytest
 import torch
 from conftest import GUEST_TOKEN, HF_HOME, OWNER_TOKEN
 from hub_clients import pixels, push_classifier, push_quietly, tiny_head
+from huggingface_hub import get_session
 
 from hf_explain import AutoModelForSaliency, FrozenClassifier
-from hf_explain.io.downloads import redact
+from hf_explain.io.downloads import _is_whole, check_sizes, hub_errors, redact
 
 
 @pytest.fixture
@@ -114,6 +116,29 @@ def test_a_damaged_classifier_is_caught_and_downloaded_again(hub, published, wei
     assert same(load(), published)
 
 
+@pytest.mark.parametrize("name", ["user/head", "user/resnet"])
+def test_a_damaged_configuration_is_caught_and_downloaded_again(hub, published, name):
+    """Small files are filed under git's checksum; this damage would be taken for a broken file of the author's."""
+    hub.inject("corrupt", f"/{name}/resolve/.*/config.json", method="GET", times=1)
+    with pytest.raises(OSError, match=f"'config.json' of '{name}' was damaged on its way .*load again"):
+        load()
+    assert same(load(), published)
+
+
+def test_files_are_compared_with_the_checksum_they_are_named_after(tmp_path):
+    content = b"{}" * 5000
+    for name, whole in (
+        (hashlib.sha256(content).hexdigest(), True),
+        (hashlib.sha1(b"blob %d\0" % len(content) + content).hexdigest(), True),
+        (hashlib.sha1(content).hexdigest(), False),  # git puts the length in front
+        (hashlib.sha256(content + b"\n").hexdigest(), False),
+        ("config.json", True),  # a cache without links has no checksums
+    ):
+        path = tmp_path / name
+        path.write_bytes(content)
+        assert _is_whole(path) == whole, name
+
+
 def test_a_wrong_etag_is_caught(hub, published):
     hub.inject("wrong_etag", "/user/head/resolve/.*safetensors", times=1)
     with pytest.raises(OSError, match="was damaged on its way"):
@@ -177,6 +202,15 @@ def test_missing_repositories_revisions_and_files(hub, published):
     hub.add_repo("user/empty", {"README.md": b"nothing"})
     with pytest.raises(FileNotFoundError, match="'user/empty' has no config.json on the Hub"):
         FrozenClassifier.from_pretrained("user/empty")
+
+
+@pytest.mark.parametrize("name", ["depths", "layer_norm_eps", "text_config"])
+@pytest.mark.parametrize("number", [float("nan"), float("inf"), -float("inf")])
+def test_sizes_that_are_no_numbers(name, number):
+    """JSON has none, Python reads them all the same; and nothing is above or below NaN."""
+    value = {"depths": [2, number], "layer_norm_eps": number, "text_config": {"vocab_size": number}}[name]
+    with pytest.raises(ValueError, match=rf"^`config.json.{name}.*` is {number}, more than any image classifier has"):
+        check_sizes({"hidden_size": 8, name: value})
 
 
 # ---- uploads
@@ -279,3 +313,14 @@ def read_only(*folders):
 def test_redaction():
     text = f"GET http://hub/?token={OWNER_TOKEN} failed for {GUEST_TOKEN}"
     assert redact(text) == "GET http://hub/?token=hf_*** failed for hf_***"
+
+
+def test_tokens_in_the_reason_of_a_lost_connection_are_not_shown(monkeypatch):
+    monkeypatch.setenv("HF_TOKEN", "a secret of no known form")
+    reason = f"GET http://hub/?token={OWNER_TOKEN} and 'a secret of no known form': connection lost"
+    client = sys.modules[type(get_session()).__module__.split(".")[0]]
+    for error in (ConnectionError, TimeoutError, client.ConnectError, client.ReadTimeout):
+        with pytest.raises(ConnectionError) as refusal, hub_errors("user/head", "loading 'user/head'"):
+            raise error(reason)
+        assert "(GET http://hub/?token=hf_*** and 'hf_***': connection lost)" in str(refusal.value)
+        assert refusal.value.__cause__ is None and OWNER_TOKEN not in repr(refusal.value)
