@@ -1,0 +1,1 @@
+hf-explain evaluate --classifier classifier --explainers lcam=lcam-img,gradcam,rise --method_option rise.num_masks=4 --dataset pictures --split train --slow_examples 6 --metrics auc_d,average_drop,win_rate --metric_option auc_d.steps=4 --target prediction --sanity --sanity_examples 2 --seed 0 --batch_size 4 --shard_size 4 --output_dir comparison --pictures 0 --no_progress
