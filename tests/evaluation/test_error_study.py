@@ -369,9 +369,9 @@ def test_no_errors_is_a_result(places, classifier_dir, tmp_path, capsys):
     ("more", "message"),
     [
         (["--same_region", "0.1"], "`different_regions` must be smaller than `same_region` and both lie in [0, 1]"),
-        (["--region_percent", "100"], r"`region_percent` must lie in \(0, 100\), got 100.0"),
-        (["--min_excess", "0"], r"`min_excess` must lie in \(0, 1\), got 0.0"),
-        (["--significance", "2"], r"`significance` must lie in \(0, 1\), got 2.0"),
+        (["--region_percent", "100"], "`region_percent` must lie in (0, 100), got 100.0"),
+        (["--min_excess", "0"], "`min_excess` must lie in (0, 1), got 0.0"),
+        (["--significance", "2"], "`significance` must lie in (0, 1), got 2.0"),
         (["--min_images", "0"], "`min_images` must be a whole number of at least 1, got 0"),
         (["--significance", "0.001"], "`permutations` 50 cannot show a p-value of 0.001; it needs at least 1000"),
         (["--pictures", "-1"], "`pictures` must be a whole number of at least 0, got -1"),
