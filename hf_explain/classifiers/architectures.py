@@ -18,12 +18,13 @@ class Architecture:
     layer_name: str
     pool: str  # "tokens": each classifier reads its own prefix token; "mean": mean, then norm; "module": a pooler
     classifiers: tuple[str, ...] = ("classifier",)
-    norm: str | None = None
-    pooler: str | None = None
+    # names of modules, empty where an architecture has no such module
+    norm: str = ""
+    pooler: str = ""
+    pre_attention_norm: str = ""
+    stage_norm: str = ""  # of a stage: the list whose first module normalises what the stage before put out
+    attention: str = ""
     num_prefix_tokens: int = 0
-    pre_attention_norm: str | None = None
-    stage_norm: str | None = None  # of a stage: the list whose first module normalises what the stage before put out
-    attention: str | None = None
     # of the architecture's own image processor, for a classifier that comes without one
     image_mean: tuple[float, ...] = IMAGENET_MEAN
     image_std: tuple[float, ...] = IMAGENET_STD

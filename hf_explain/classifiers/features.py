@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
+from typing import Any
 
 import torch
 
@@ -26,18 +27,19 @@ class LayerFeatures:
     prefix_tokens: torch.Tensor | None = None
     pixel_values: torch.Tensor | None = None
 
-    def replace(self, **changes) -> LayerFeatures:
+    def replace(self, **changes: Any) -> LayerFeatures:
         """A copy with some fields changed, for example a masked `feature_map`."""
         return replace(self, **changes)
 
 
-class ClassifierFeatures(dict):
+class ClassifierFeatures(dict[str, LayerFeatures]):
     """
     Features of one batch, by layer name, in network order, with the `logits` the same pass produced.
 
     Args:
         logits (`torch.FloatTensor` of shape `(batch_size, num_labels)`): The classifier's logits.
         layers (`dict[str, LayerFeatures]`): Layer name to features.
+        layer_names (`tuple[str, ...]`): All layers of the classifier, kept or not, for access by index.
     """
 
     def __init__(self, logits: torch.Tensor, layers: dict[str, LayerFeatures], layer_names: tuple[str, ...]):

@@ -22,11 +22,11 @@ def fingerprint(module: nn.Module, dtype: torch.dtype | None = None) -> str:
 
     Each tensor's bytes are folded into 16,384 64-bit lanes by Horner's rule modulo 2**64 and the lanes are hashed
     with SHA-256: memory speed, about a sixth of the time of hashing every byte. It detects any accidental change
-    and any naive edit; it is no cryptographic signature, so pin a commit as well where the source is not trusted.
+    and any naive edit. It is not a cryptographic signature: pin a commit as well where the source is not trusted.
 
     Args:
         module (`torch.nn.Module`): The classifier.
-        dtype (`torch.dtype`, *optional*): Floating tensors are cast to it first; as they are when not given.
+        dtype (`torch.dtype`, *optional*): Floating tensors are cast to it first; without it they stay as they are.
 
     Returns:
         `str`: 32 hexadecimal digits.
@@ -57,8 +57,8 @@ def fingerprint_tensors(tensors: Mapping[str, torch.Tensor], dtype: torch.dtype 
 
 def fingerprints(module: nn.Module) -> dict[str, str]:
     """
-    The checksum of a module for a config to record: in every dtype of `FINGERPRINT_DTYPES`, or where its weights are
-    rounded already (bfloat16, float16) in their own dtype alone, because the others would be of rounded weights.
+    The checksums of a module for a config to record: one for every dtype of `FINGERPRINT_DTYPES`. Where the weights
+    are rounded already (bfloat16, float16), only that of their own dtype: the others would be of rounded weights.
 
     Args:
         module (`torch.nn.Module`): The classifier.
@@ -80,14 +80,14 @@ def matches(module: nn.Module, recorded: dict[str, str]) -> bool:
         recorded (`dict[str, str]`): What [`fingerprints`] returned when the head was saved.
 
     Returns:
-        `bool`: True when the checksum agrees. Weights in a dtype that was not recorded are compared in a recorded one:
-        float64 as float32, and the float32 original of a classifier that was explained in bfloat16 as bfloat16.
+        `bool`: True when the checksum agrees. Weights in a dtype that was not recorded are cast to a recorded one
+        first: float64 weights to float32, or float32 weights to bfloat16 where the record was made in bfloat16.
     """
-    name = _dtype_name(module)
-    if name in recorded:
-        return fingerprint(module) == recorded[name]
-    name = next((name for name in FINGERPRINT_DTYPES if name in recorded), None)
-    return name is not None and fingerprint(module, getattr(torch, name)) == recorded[name]
+    own = _dtype_name(module)
+    if own in recorded:
+        return fingerprint(module) == recorded[own]
+    known = next((name for name in FINGERPRINT_DTYPES if name in recorded), None)
+    return known is not None and fingerprint(module, getattr(torch, known)) == recorded[known]
 
 
 def _dtype_name(module: nn.Module) -> str:

@@ -8,10 +8,11 @@ from __future__ import annotations
 import contextlib
 import os
 from collections.abc import Iterator, Sequence
+from typing import Any
 
 import torch
 from torch import nn
-from transformers import AutoModelForImageClassification
+from transformers import AutoModelForImageClassification, PreTrainedModel
 
 # not from the top level: transformers 5.17 hands out a placeholder there that demands torchvision
 from transformers.models.auto.image_processing_auto import AutoImageProcessor
@@ -21,7 +22,7 @@ from transformers.utils.hub import cached_file
 from hf_explain.classifiers.architectures import ARCHITECTURES, Architecture
 from hf_explain.classifiers.features import ClassifierFeatures, LayerFeatures, resolve_layer
 from hf_explain.classifiers.hooked_layers import HookedLayers, logits_of, pair
-from hf_explain.classifiers.targets import resolve_target
+from hf_explain.classifiers.targets import Target, resolve_target
 from hf_explain.io.downloads import check_config, hub_errors, pin_revision, whole_downloads
 from hf_explain.tensors.maps import grid_to_tokens, tokens_to_grid
 
@@ -49,7 +50,7 @@ class FrozenClassifier(nn.Module):
             others.
     """
 
-    def __init__(self, model: nn.Module, *, image_processor=None, image_size: tuple[int, int] | None = None):
+    def __init__(self, model: nn.Module, *, image_processor: Any = None, image_size: tuple[int, int] | None = None):
         super().__init__()
         if not isinstance(model, nn.Module):
             raise TypeError(
@@ -59,10 +60,11 @@ class FrozenClassifier(nn.Module):
         if isinstance(model, FrozenClassifier):
             raise TypeError("`model` is a FrozenClassifier already; use it as it is.")
         # A compiled module ignores hooks and hides its structure; the original is the same weights.
-        self.model = getattr(model, "_orig_mod", model)
+        self.model: nn.Module = getattr(model, "_orig_mod", model)
         self.model.requires_grad_(False)
         self.eval()
-        self.config = getattr(self.model, "config", None)
+        # a PreTrainedConfig with the fields of its architecture, or `None` for a plain module
+        self.config: Any = getattr(self.model, "config", None)
         self.name_or_path: str = getattr(self.config, "_name_or_path", "") or ""
         self.revision: str | None = None
         self._image_processor = image_processor
@@ -73,7 +75,12 @@ class FrozenClassifier(nn.Module):
 
     @classmethod
     def from_pretrained(
-        cls, model_name_or_path: str | os.PathLike, *, revision: str | None = None, image_processor=None, **kwargs
+        cls,
+        model_name_or_path: str | os.PathLike[str],
+        *,
+        revision: str | None = None,
+        image_processor: Any = None,
+        **kwargs: Any,
     ) -> FrozenClassifier:
         """
         Load a classifier from a directory or the Hub and freeze it.
@@ -119,8 +126,8 @@ class FrozenClassifier(nn.Module):
         return classifier
 
     @classmethod
-    def from_config(cls, config, **kwargs) -> FrozenClassifier:
-        """A classifier with the structure of `config` and no trained weights, for a self-contained head to fill."""
+    def from_config(cls, config: Any, **kwargs: Any) -> FrozenClassifier:
+        """A classifier with the structure of `config` and random weights, for a self-contained head to fill."""
         return cls(AutoModelForImageClassification.from_config(config, **kwargs))
 
     # ------------------------------------------------------------------ frozen, always
@@ -171,14 +178,14 @@ class FrozenClassifier(nn.Module):
         return self._architecture.num_prefix_tokens if self._architecture else 0
 
     @property
-    def image_processor(self):
+    def image_processor(self) -> Any:
         """The classifier's Transformers image processor, or `None` where there is none."""
         if self._image_processor is None and self.name_or_path and os.path.isdir(self.name_or_path):
             self._image_processor = load_image_processor(self.name_or_path)
         return self._image_processor
 
     @image_processor.setter
-    def image_processor(self, image_processor) -> None:
+    def image_processor(self, image_processor: Any) -> None:
         self._image_processor = image_processor
 
     @property
@@ -205,16 +212,15 @@ class FrozenClassifier(nn.Module):
 
     @property
     def layer_names(self) -> tuple[str, ...]:
-        arch = self._architecture
-        if arch is None:
+        if self._architecture is None:
             return tuple(self._hooked.layers)
-        return ("stem",) + tuple(f"{arch.layer_name}{i + 1}" for i in range(len(self._blocks)))
+        return ("stem", *(f"{self._architecture.layer_name}{i + 1}" for i in range(len(self._blocks))))
 
     @property
     def normed_layers(self) -> tuple[str, ...]:
         """
-        Layers whose positions are read through the LayerNorm behind them alone: all stages of ConvNeXt but the last,
-        and the layer before the last block of ViT and DeiT, after which the prefix tokens alone are read.
+        Layers whose positions are read only through the LayerNorm behind them: all stages of ConvNeXt but the last,
+        and the layer before the last block of ViT and DeiT, after which only the prefix tokens are read.
         """
         if self._architecture is None:
             return ()
@@ -224,8 +230,8 @@ class FrozenClassifier(nn.Module):
     def default_layer(self) -> str:
         """
         The deepest layer whose positions still reach the logits: the last one, or for ViT and DeiT the one before it,
-        because after the last block the classifier reads the prefix tokens alone. Outside the table the gradient of
-        one image tells.
+        because after the last block the classifier reads only the prefix tokens. Outside the table the layer is found
+        by the gradient of a pair of images.
         """
         if self._architecture is not None:
             return self.layer_names[-2 if self.is_transformer else -1]
@@ -335,16 +341,17 @@ class FrozenClassifier(nn.Module):
         if isinstance(features, ClassifierFeatures):
             features = features[next(reversed(features))]
         layer = self.resolve_layer(features.layer)
-        if normed is not None and layer not in self.normed_layers:
+        norm = None if normed is None else self._norm_behind(layer)
+        if normed is not None and norm is None:
             known = ", ".join(self.normed_layers) or "none"
             raise ValueError(f"`normed` is given for layer {layer!r}; layers read through a norm alone: {known}.")
         if self._architecture is None:
             return self._hooked.logits_from(features)
         state = self._to_state(features)
         with contextlib.ExitStack() as stack:
-            if normed is not None:
+            if normed is not None and norm is not None:
                 read = self._to_state(normed)
-                handle = self._norm_behind(layer).register_forward_hook(lambda module, inputs, output: read)
+                handle = norm.register_forward_hook(lambda module, inputs, output: read)
                 stack.callback(handle.remove)
             for index in range(self.layer_names.index(layer), len(self._blocks)):
                 state = self._run_block(index, state)
@@ -352,11 +359,10 @@ class FrozenClassifier(nn.Module):
 
     def behind_norm(self, features: LayerFeatures) -> LayerFeatures | None:
         """
-        These features behind the LayerNorm through which alone the positions are read from here on, or `None` where
-        none is known.
+        These features behind the LayerNorm through which all later layers read them, or `None` for a layer that is
+        not one of `normed_layers`.
 
-        To such a reader the scale of a position means nothing, so gradient times feature sums to 0 over the channels
-        before it.
+        A LayerNorm undoes the scale of a position, so before it gradient times feature sums to 0 over the channels.
 
         Args:
             features ([`LayerFeatures`]): Of one layer.
@@ -377,7 +383,7 @@ class FrozenClassifier(nn.Module):
             features ([`LayerFeatures`]): Of a ViT or DeiT layer other than the last.
 
         Raises:
-            ValueError: If the classifier is no ViT or DeiT, or the layer is the last and has no next block.
+            ValueError: If the classifier is not a ViT or DeiT, or the layer is the last and has no next block.
         """
         index = self.layer_names.index(self.resolve_layer(features.layer))
         if not self.is_transformer or index >= len(self._blocks):
@@ -385,9 +391,9 @@ class FrozenClassifier(nn.Module):
                 f"Layer {features.layer!r} of {type(self.model).__name__} is not followed by an attention block; "
                 "the pre-attention LayerNorm exists for every ViT or DeiT layer but the last."
             )
-        norm = getattr(self._blocks[index], self._architecture.pre_attention_norm)
+        norm = getattr(self._blocks[index], self._stages.pre_attention_norm)
         tokens = norm(grid_to_tokens(features.feature_map, features.prefix_tokens))
-        grid = tuple(features.feature_map.shape[-2:])
+        grid = features.feature_map.shape[-2:]
         prefix = self.num_prefix_tokens
         return features.replace(feature_map=tokens_to_grid(tokens, grid, prefix), prefix_tokens=tokens[:, :prefix])
 
@@ -405,13 +411,14 @@ class FrozenClassifier(nn.Module):
                 f"{type(self.model).__name__} has no attention that this package knows; attention-based methods "
                 "need a ViT or DeiT classifier."
             )
-        return [getattr(block, self._architecture.attention) for block in self._blocks]
+        return [getattr(block, self._stages.attention) for block in self._blocks]
 
     @contextlib.contextmanager
     def eager_attention(self) -> Iterator[None]:
         """Switch to eager attention, the only kind that returns its weights, and back, even after an error."""
-        self.attention_modules()
-        before = self.model.config._attn_implementation
+        self.attention_modules()  # an error where there is none
+        assert isinstance(self.model, PreTrainedModel)
+        before = self.config._attn_implementation
         self.model.set_attn_implementation("eager")
         try:
             yield
@@ -438,7 +445,7 @@ class FrozenClassifier(nn.Module):
 
     # ------------------------------------------------------------------ targets
 
-    def resolve_target(self, target, batch_size: int, logits: torch.Tensor | None = None) -> torch.Tensor:
+    def resolve_target(self, target: Target, batch_size: int, logits: torch.Tensor | None = None) -> torch.Tensor:
         """
         Classes to explain, one per image.
 
@@ -460,12 +467,20 @@ class FrozenClassifier(nn.Module):
     # ------------------------------------------------------------------ in stages (the table's architectures)
 
     @property
+    def _stages(self) -> Architecture:
+        """The table's entry, for code that only its architectures reach."""
+        assert self._architecture is not None
+        return self._architecture
+
+    @property
     def _body(self) -> nn.Module:
-        return getattr(self.model, self._architecture.body)
+        return getattr(self.model, self._stages.body)
 
     @property
     def _blocks(self) -> nn.ModuleList:
-        return self._body.get_submodule(self._architecture.layers)
+        blocks = self._body.get_submodule(self._stages.layers)
+        assert isinstance(blocks, nn.ModuleList)
+        return blocks
 
     def _check_pixels(self, pixel_values: torch.Tensor) -> None:
         channels = getattr(self.config, "num_channels", None)
@@ -475,7 +490,7 @@ class FrozenClassifier(nn.Module):
                 f"got {tuple(pixel_values.shape)}."
             )
 
-    def _input_options(self, pixel_values: torch.Tensor) -> dict:
+    def _input_options(self, pixel_values: torch.Tensor) -> dict[str, bool]:
         """ViT and DeiT must be told when the image is not of the size they were trained on."""
         if not self.is_transformer:
             return {}
@@ -483,7 +498,7 @@ class FrozenClassifier(nn.Module):
         return {"interpolate_pos_encoding": True} if tuple(pixel_values.shape[-2:]) != native else {}
 
     def _embed(self, pixel_values: torch.Tensor) -> torch.Tensor:
-        embeddings = getattr(self._body, self._architecture.embeddings)
+        embeddings = getattr(self._body, self._stages.embeddings)
         return embeddings(pixel_values.to(self.dtype), **self._input_options(pixel_values))
 
     def _run_block(self, index: int, state: torch.Tensor) -> torch.Tensor:
@@ -491,7 +506,7 @@ class FrozenClassifier(nn.Module):
         return output[0] if isinstance(output, tuple) else output
 
     def _tail(self, state: torch.Tensor) -> torch.Tensor:
-        arch, body = self._architecture, self._body
+        arch, body = self._stages, self._body
         heads = [getattr(self.model, name) for name in arch.classifiers]
         if arch.pool == "tokens":
             tokens = getattr(body, arch.norm)(state)
@@ -523,7 +538,7 @@ class FrozenClassifier(nn.Module):
         if not self.is_transformer:
             return LayerFeatures(layer, state)
         patch = pair(self.config.patch_size)
-        grid = tuple(side // p for side, p in zip(pixel_values.shape[-2:], patch))
+        grid = [side // p for side, p in zip(pixel_values.shape[-2:], patch)]
         prefix = self.num_prefix_tokens
         return LayerFeatures(layer, tokens_to_grid(state, grid, prefix), state[:, :prefix])
 
@@ -532,7 +547,7 @@ def _looks_like_path(name: str) -> bool:
     return name.startswith((".", "/", "~")) or os.path.isabs(name) or name.count("/") > 1 or "\\" in name
 
 
-def load_image_processor(name: str, revision: str | None = None, **kwargs):
+def load_image_processor(name: str, revision: str | None = None, **kwargs: Any) -> Any:
     """
     The image processor saved beside a classifier or a head.
 

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
+from functools import cached_property
+from typing import Any
 
 import torch
 from torch import nn
@@ -14,12 +16,15 @@ from hf_explain.classifiers.features import ClassifierFeatures, LayerFeatures
 from hf_explain.tensors.maps import grid_to_tokens, tokens_to_grid
 
 
+_Hook = Callable[[nn.Module, Any, Any], Any]
+
+
 @dataclass(frozen=True)
 class ProbedLayer:
     """What one run told about a module."""
 
     channels: int
-    num_prefix_tokens: int | None = None  # of a sequence of tokens; None for a feature map
+    num_prefix_tokens: int | None = None  # of a sequence of tokens; `None` for a feature map
     overwritten: bool = False  # a later module works on its output in place
 
 
@@ -37,39 +42,35 @@ class HookedLayers:
         self.model = model
         self.config = getattr(model, "config", None)
         self.image_size = image_size or pair(getattr(self.config, "image_size", None) or 224)
-        self._num_labels: int | None = None
-        self._layers: dict[str, ProbedLayer] | None = None
-        self._default: str | None = None
 
     @property
     def num_labels(self) -> int:
         """Number of logits, by running the classifier once."""
-        if self._layers is None:
-            self._layers = self._probe()
-        return self._num_labels
+        return self._probed[1]
 
     @property
     def layers(self) -> dict[str, ProbedLayer]:
         """Module path to what is known of it, in the order the modules finish."""
-        if self._layers is None:
-            self._layers = self._probe()
-        return self._layers
+        return self._probed[0]
 
-    @property
+    @cached_property
     def default(self) -> str:
         """The deepest layer whose positions reach the logits, by the gradient of one pair of images."""
-        if self._default is None:
-            names = tuple(self.layers)
-            self._default = next(filter(self._reaches_logits, reversed(names)), names[-1])
-        return self._default
+        names = tuple(self.layers)
+        return next(filter(self._reaches_logits, reversed(names)), names[-1])
 
     def features(self, pixel_values: torch.Tensor, names: list[str]) -> ClassifierFeatures:
         """One pass that keeps the outputs of the named modules, and the logits."""
         kept: dict[str, LayerFeatures] = {}
 
-        def keep(name):
-            def hook(module, inputs, output):
+        def keep(name: str) -> _Hook:
+            def hook(module: nn.Module, inputs: Any, output: Any) -> None:
                 tensor = _first_tensor(output)
+                if tensor is None:
+                    raise ValueError(
+                        f"Layer {name!r} of {type(self.model).__name__} gives {type(output).__name__} for these "
+                        "images; choose a layer with a spatial output."
+                    )
                 overwritten = self.layers[name].overwritten
                 kept[name] = self._split(name, tensor.clone() if overwritten else tensor, pixel_values)
 
@@ -92,7 +93,7 @@ class HookedLayers:
         elif layer.overwritten:
             value = value.clone()  # else an in-place ReLU behind it would change the caller's features
 
-        def substitute(module, inputs, output):
+        def substitute(module: nn.Module, inputs: Any, output: Any) -> Any:
             return (value, *output[1:]) if isinstance(output, tuple) else value
 
         # upstream of the layer nothing requires a gradient
@@ -101,7 +102,9 @@ class HookedLayers:
 
     # ------------------------------------------------------------------ finding the layers
 
-    def _probe(self) -> dict[str, ProbedLayer]:
+    @cached_property
+    def _probed(self) -> tuple[dict[str, ProbedLayer], int]:
+        """The layers and the number of logits."""
         images = self._images()
         found: dict[str, ProbedLayer] = {}
         outputs: dict[str, tuple[torch.Tensor, int]] = {}
@@ -109,8 +112,8 @@ class HookedLayers:
         registers = getattr(self.config, "num_register_tokens", None)
         prefixes = {0, 1 + registers} if registers else {0, 1, 2}
 
-        def record(name):
-            def hook(module, inputs, output):
+        def record(name: str) -> _Hook:
+            def hook(module: nn.Module, inputs: Any, output: Any) -> None:
                 calls[name] = calls.get(name, 0) + 1
                 tensor = _first_tensor(output)
                 # windows of attention have a batch dimension of their own, and so has what is shared by all images
@@ -131,7 +134,7 @@ class HookedLayers:
 
         names = [name for name, _ in self.model.named_modules() if name]
         with torch.inference_mode(False), torch.no_grad(), self._hooks({name: record(name) for name in names}):
-            self._num_labels = logits_of(self.model(images)).shape[-1]
+            num_labels = logits_of(self.model(images)).shape[-1]
         # a module called several times has no single output to read or replace
         layers = {
             name: replace(layer, overwritten=outputs[name][0]._version != outputs[name][1])
@@ -145,7 +148,7 @@ class HookedLayers:
                 f"there is no layer to explain from; its modules are {', '.join(names[:12])}, ... "
                 "Pass image_size=(height, width) to FrozenClassifier if it expects another size."
             )
-        return layers
+        return layers, num_labels
 
     def _images(self) -> torch.Tensor:
         """Two images of noise: two tell the batch dimension from others that are 1, noise reaches every unit."""
@@ -169,22 +172,22 @@ class HookedLayers:
     def _token_layout(
         self, num_tokens: int, size: Sequence[int], prefixes: set[int]
     ) -> tuple[tuple[int, int], int] | None:
-        """Grid and number of prefix tokens of a token sequence, or None when it cannot be a grid."""
+        """Grid and number of prefix tokens of a token sequence, or `None` when it cannot be a grid."""
         patch = pair(getattr(self.config, "patch_size", None) or 4)
         for power in range(7):
             # Swin pads to whole patches, a plain patch convolution leaves the rest out
             for rounded in (lambda side, p: -(-side // p), lambda side, p: side // p):
-                grid = tuple(rounded(side, p * 2**power) for side, p in zip(size, patch))
-                prefix = num_tokens - grid[0] * grid[1]
-                if prefix in prefixes and grid[0] * grid[1] > 1:
-                    return grid, prefix
+                height, width = (rounded(side, p * 2**power) for side, p in zip(size, patch))
+                prefix = num_tokens - height * width
+                if prefix in prefixes and height * width > 1:
+                    return (height, width), prefix
         return None
 
     def _split(self, name: str, tensor: torch.Tensor, pixel_values: torch.Tensor) -> LayerFeatures:
         prefix = self.layers[name].num_prefix_tokens
         if prefix is None:
             return LayerFeatures(name, tensor, pixel_values=pixel_values)
-        layout = self._token_layout(tensor.shape[1], tuple(pixel_values.shape[-2:]), {prefix})
+        layout = self._token_layout(tensor.shape[1], pixel_values.shape[-2:], {prefix})
         if layout is None:
             raise ValueError(
                 f"Layer {name!r} gives {tensor.shape[1]} tokens for an image of {tuple(pixel_values.shape[-2:])} "
@@ -193,7 +196,7 @@ class HookedLayers:
         return LayerFeatures(name, tokens_to_grid(tensor, layout[0], prefix), tensor[:, :prefix], pixel_values)
 
     @contextlib.contextmanager
-    def _hooks(self, hooks: dict[str, object]) -> Iterator[None]:
+    def _hooks(self, hooks: dict[str, _Hook]) -> Iterator[None]:
         handles = [self.model.get_submodule(name).register_forward_hook(hook) for name, hook in hooks.items()]
         try:
             yield
@@ -202,12 +205,12 @@ class HookedLayers:
                 handle.remove()
 
 
-def pair(value) -> tuple[int, int]:
+def pair(value: int | Sequence[int]) -> tuple[int, int]:
     """`(value, value)` of a number, or the two numbers there are."""
     return (value, value) if isinstance(value, int) else (int(value[0]), int(value[1]))
 
 
-def logits_of(output) -> torch.Tensor:
+def logits_of(output: Any) -> torch.Tensor:
     """
     The logits in whatever a classifier returns.
 
@@ -228,8 +231,8 @@ def logits_of(output) -> torch.Tensor:
     )
 
 
-def _first_tensor(output) -> torch.Tensor | None:
-    """A module's own tensor; a `ModelOutput` is a report on many and cannot be replaced by one."""
+def _first_tensor(output: Any) -> torch.Tensor | None:
+    """A module's own tensor; a `ModelOutput` holds several modules' and cannot be replaced by one."""
     if isinstance(output, ModelOutput):
         return None
     if isinstance(output, (tuple, list)):

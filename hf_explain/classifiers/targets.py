@@ -4,12 +4,21 @@ from __future__ import annotations
 
 import difflib
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 
 
+# A class index or label name for all images, or one per image; `None` for the classifier's top class.
+Target = int | str | Sequence[int | str] | torch.Tensor | None
+
+
 def resolve_target(
-    target, batch_size: int, id2label: dict[int, str], device: torch.device, logits: torch.Tensor | None = None
+    target: Target,
+    batch_size: int,
+    id2label: dict[int, str],
+    device: torch.device,
+    logits: torch.Tensor | None = None,
 ) -> torch.Tensor:
     """
     Classes to explain, one per image; see [`FrozenClassifier.resolve_target`].
@@ -29,7 +38,7 @@ def resolve_target(
             raise ValueError("`target` is None, which means the top class, but no `logits` were given.")
         return logits.argmax(dim=-1)
     device = logits.device if logits is not None else device
-    if getattr(target, "ndim", None) == 0 and not isinstance(target, torch.Tensor):
+    if not isinstance(target, torch.Tensor) and hasattr(target, "item") and getattr(target, "ndim", None) == 0:
         target = target.item()  # of NumPy
     if isinstance(target, torch.Tensor) and (target.dtype.is_floating_point or target.dtype == torch.bool):
         raise TypeError(f"`target` must hold class indices (integers), got a tensor of {target.dtype}.")
@@ -52,7 +61,7 @@ def resolve_target(
     return torch.tensor([_class_index(one, id2label) for one in target], dtype=torch.long, device=device)
 
 
-def _class_index(target, id2label: dict[int, str]) -> int:
+def _class_index(target: Any, id2label: dict[int, str]) -> int:
     if isinstance(target, str):
         return _label_index(target, id2label)
     if isinstance(target, (bool, float)) or not hasattr(target, "__index__") and not hasattr(target, "item"):

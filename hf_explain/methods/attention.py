@@ -5,6 +5,8 @@ from __future__ import annotations
 import torch
 
 from hf_explain.classifiers.frozen_classifier import FrozenClassifier
+from hf_explain.classifiers.hooked_layers import pair
+from hf_explain.classifiers.targets import Target
 from hf_explain.methods.common import prepare_pixels, saliency_output, target_logits
 from hf_explain.methods.relevance import attention_relevance, block_layers, record, split_heads, token_classifiers
 from hf_explain.tensors.maps import check_finite
@@ -17,7 +19,7 @@ RULES = ("attention", "relevance")
 
 @torch.inference_mode(False)
 def raw_attention(
-    classifier: FrozenClassifier, pixel_values: torch.Tensor, target=None, *, layer: str | int | None = None
+    classifier: FrozenClassifier, pixel_values: torch.Tensor, target: Target = None, *, layer: str | int | None = None
 ) -> SaliencyOutput:
     r"""
     Raw attention: what the classifying token attends to in one block, the mean over heads. It looks at no class.
@@ -48,7 +50,7 @@ def raw_attention(
 
 @torch.inference_mode(False)
 def rollout(
-    classifier: FrozenClassifier, pixel_values: torch.Tensor, target=None, *, layer: str | int | None = None
+    classifier: FrozenClassifier, pixel_values: torch.Tensor, target: Target = None, *, layer: str | int | None = None
 ) -> SaliencyOutput:
     r"""
     Attention rollout: the product over blocks of half the attention, averaged over heads, and half the identity that
@@ -81,7 +83,7 @@ def rollout(
 def transformer_attribution(
     classifier: FrozenClassifier,
     pixel_values: torch.Tensor,
-    target=None,
+    target: Target = None,
     *,
     layer: str | int | None = None,
     rule: str = "attention",
@@ -127,7 +129,7 @@ def transformer_attribution(
 
 @torch.inference_mode(False)
 def partial_lrp(
-    classifier: FrozenClassifier, pixel_values: torch.Tensor, target=None, *, layer: str | int | None = None
+    classifier: FrozenClassifier, pixel_values: torch.Tensor, target: Target = None, *, layer: str | int | None = None
 ) -> SaliencyOutput:
     r"""
     Partial LRP: relevance propagated from the target logit down to one block's attention weights; its positive part,
@@ -162,7 +164,7 @@ def partial_lrp(
 
 @torch.inference_mode(False)
 def attention_guided_cam(
-    classifier: FrozenClassifier, pixel_values: torch.Tensor, target=None, *, layer: str | int | None = None
+    classifier: FrozenClassifier, pixel_values: torch.Tensor, target: Target = None, *, layer: str | int | None = None
 ) -> SaliencyOutput:
     r"""
     Attention-guided CAM: positive gradients of the target logit at the classifying token's attention weights, times
@@ -188,14 +190,14 @@ def attention_guided_cam(
     blocks = block_layers(classifier)[first:]
     with record([module for layers in blocks for module in (layers.query, layers.key)]) as recorded:
         pixel_values, logits, attentions, classes = _attentions(classifier, pixel_values, target, graph=True)
-    positive = signed = 0.0
+    positive, signed = [], []
     for layers, gradient in zip(blocks, _attention_gradients(logits, attentions[first:], classes)):
         query, key = (split_heads(recorded[module][1], gradient.shape[1]) for module in (layers.query, layers.key))
-        scores = _read_rows(classifier, query) @ key.mT * layers.attention.scaling
+        scores = _read_rows(classifier, query) @ key.mT * query.shape[-1] ** -0.5
         gradient = _read_rows(classifier, gradient)
-        positive = positive + (gradient.clamp(min=0) * scores.sigmoid()).sum(1)
-        signed = signed + (gradient * scores.sigmoid()).sum(1)
-    maps, fallback = (_to_grid(classifier, rows.mean(1), pixel_values) for rows in (positive, signed))
+        positive.append((gradient.clamp(min=0) * scores.sigmoid()).sum(1))
+        signed.append((gradient * scores.sigmoid()).sum(1))
+    maps, fallback = (_to_grid(classifier, sum(rows).mean(1), pixel_values) for rows in (positive, signed))
     maps = torch.where((maps > 0).flatten(1).any(1)[:, None, None], maps, fallback)
     return saliency_output(maps, logits, classes)
 
@@ -218,7 +220,9 @@ def _block_index(classifier: FrozenClassifier, method: str, layer: str | int | N
     return index - 1
 
 
-def _attentions(classifier, pixel_values, target, graph: bool = False):
+def _attentions(
+    classifier: FrozenClassifier, pixel_values: torch.Tensor, target: Target, graph: bool = False
+) -> tuple[torch.Tensor, torch.Tensor, tuple[torch.Tensor, ...], torch.Tensor]:
     """Pixels, logits, attention weights and classes; with a graph from the weights to the logits if asked."""
     pixel_values = prepare_pixels(pixel_values)
     with torch.set_grad_enabled(graph):
@@ -229,12 +233,17 @@ def _attentions(classifier, pixel_values, target, graph: bool = False):
     return pixel_values, logits, attentions, classifier.resolve_target(target, len(pixel_values), logits.detach())
 
 
-def _attention_gradients(logits, attentions, classes) -> list[torch.Tensor]:
+def _attention_gradients(
+    logits: torch.Tensor, attentions: tuple[torch.Tensor, ...], classes: torch.Tensor
+) -> list[torch.Tensor]:
     gradients = torch.autograd.grad(target_logits(logits, classes).sum(), attentions)
     return [gradient.float() for gradient in gradients]
 
 
-def _relevance(classifier, pixel_values, target, first: int, graph: bool = True):
+def _relevance(
+    classifier: FrozenClassifier, pixel_values: torch.Tensor, target: Target, first: int, graph: bool = True
+) -> tuple[torch.Tensor, torch.Tensor, tuple[torch.Tensor, ...], torch.Tensor, list[torch.Tensor]]:
+    """What [`_attentions`] gives, and the relevance of the weights from block `first` on."""
     modules = [m for layers in block_layers(classifier)[first:] for m in layers.recorded]
     with record([*modules, *token_classifiers(classifier)]) as recorded:
         pixel_values, logits, attentions, classes = _attentions(classifier, pixel_values, target, graph=graph)
@@ -243,21 +252,20 @@ def _relevance(classifier, pixel_values, target, first: int, graph: bool = True)
     return pixel_values, logits, attentions, classes, relevance
 
 
-def _start_rows(classifier, attention: torch.Tensor) -> torch.Tensor:
-    """Rows of the identity of the tokens that are read, `(batch_size, num_read, sequence_length)`."""
+def _start_rows(classifier: FrozenClassifier, attention: torch.Tensor) -> torch.Tensor:
+    """The identity's rows for the tokens a classification head reads, `(batch_size, num_read, sequence_length)`."""
     length = attention.shape[-1]
     rows = torch.eye(length, device=attention.device)[: len(token_classifiers(classifier))]
     return rows.expand(len(attention), -1, -1)
 
 
-def _read_rows(classifier, matrix: torch.Tensor) -> torch.Tensor:
+def _read_rows(classifier: FrozenClassifier, matrix: torch.Tensor) -> torch.Tensor:
     """Rows of the prefix tokens that a classification head reads: CLS, and distillation where it has a head."""
     return matrix[..., : len(token_classifiers(classifier)), :]
 
 
-def _to_grid(classifier, rows: torch.Tensor, pixel_values: torch.Tensor) -> torch.Tensor:
+def _to_grid(classifier: FrozenClassifier, rows: torch.Tensor, pixel_values: torch.Tensor) -> torch.Tensor:
     """The patches' part of `(batch_size, sequence_length)` as `(batch_size, height, width)`."""
-    patch = classifier.config.patch_size
-    patch = (patch, patch) if isinstance(patch, int) else tuple(patch)
+    patch = pair(classifier.config.patch_size)
     grid = tuple(side // p for side, p in zip(pixel_values.shape[-2:], patch))
     return rows[:, classifier.num_prefix_tokens :].unflatten(1, grid)

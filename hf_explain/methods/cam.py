@@ -5,6 +5,7 @@ from __future__ import annotations
 import torch
 
 from hf_explain.classifiers.frozen_classifier import FrozenClassifier
+from hf_explain.classifiers.targets import Target
 from hf_explain.methods.common import (
     check_reaches_logits,
     chunks,
@@ -23,7 +24,7 @@ from hf_explain.tensors.scalars import check_count
 # Every method leaves inference mode: autograd would record nothing for a caller who is in it
 @torch.inference_mode(False)
 def gradcam(
-    classifier: FrozenClassifier, pixel_values: torch.Tensor, target=None, *, layer: str | int | None = None
+    classifier: FrozenClassifier, pixel_values: torch.Tensor, target: Target = None, *, layer: str | int | None = None
 ) -> SaliencyOutput:
     r"""
     Grad-CAM: channels weighted by the mean over positions of the target logit's gradient, then ReLU.
@@ -56,7 +57,7 @@ def gradcam(
 
 @torch.inference_mode(False)
 def gradcam_plus_plus(
-    classifier: FrozenClassifier, pixel_values: torch.Tensor, target=None, *, layer: str | int | None = None
+    classifier: FrozenClassifier, pixel_values: torch.Tensor, target: Target = None, *, layer: str | int | None = None
 ) -> SaliencyOutput:
     r"""
     Grad-CAM++: positive gradients, each weighted by its position's share, give the channels' weights; then ReLU.
@@ -82,7 +83,7 @@ def gradcam_plus_plus(
 
 @torch.inference_mode(False)
 def xgradcam(
-    classifier: FrozenClassifier, pixel_values: torch.Tensor, target=None, *, layer: str | int | None = None
+    classifier: FrozenClassifier, pixel_values: torch.Tensor, target: Target = None, *, layer: str | int | None = None
 ) -> SaliencyOutput:
     r"""
     XGrad-CAM: channels weighted by the mean of the gradient over positions, each counted by its share of the channel's
@@ -104,7 +105,7 @@ def xgradcam(
 
 @torch.inference_mode(False)
 def layercam(
-    classifier: FrozenClassifier, pixel_values: torch.Tensor, target=None, *, layer: str | int | None = None
+    classifier: FrozenClassifier, pixel_values: torch.Tensor, target: Target = None, *, layer: str | int | None = None
 ) -> SaliencyOutput:
     r"""
     LayerCAM: every position weighted by its own positive gradient, summed over channels; then ReLU.
@@ -122,7 +123,7 @@ def layercam(
 
 @torch.inference_mode(False)
 def hirescam(
-    classifier: FrozenClassifier, pixel_values: torch.Tensor, target=None, *, layer: str | int | None = None
+    classifier: FrozenClassifier, pixel_values: torch.Tensor, target: Target = None, *, layer: str | int | None = None
 ) -> SaliencyOutput:
     r"""
     HiResCAM: gradient times activation at every position, summed over channels; then ReLU.
@@ -145,7 +146,7 @@ def hirescam(
 
 @torch.inference_mode(False)
 def eigencam(
-    classifier: FrozenClassifier, pixel_values: torch.Tensor, target=None, *, layer: str | int | None = None
+    classifier: FrozenClassifier, pixel_values: torch.Tensor, target: Target = None, *, layer: str | int | None = None
 ) -> SaliencyOutput:
     r"""
     Eigen-CAM: each position's coordinate along the first right singular vector of the (positions × channels) feature
@@ -185,7 +186,7 @@ def eigencam(
 def ablationcam(
     classifier: FrozenClassifier,
     pixel_values: torch.Tensor,
-    target=None,
+    target: Target = None,
     *,
     layer: str | int | None = None,
     batch_size: int = 64,

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
 import torch
 
-from hf_explain.classifiers.frozen_classifier import FrozenClassifier, LayerFeatures
+from hf_explain.classifiers.features import LayerFeatures
+from hf_explain.classifiers.frozen_classifier import FrozenClassifier
+from hf_explain.classifiers.targets import Target
 from hf_explain.tensors.checks import check_pixel_values
 from hf_explain.tensors.maps import check_finite, min_max, position_contributions
 from hf_explain.tensors.outputs import SaliencyOutput
@@ -20,7 +22,7 @@ def prepare_pixels(pixel_values: torch.Tensor) -> torch.Tensor:
 
 
 def features_and_target(
-    classifier: FrozenClassifier, pixel_values: torch.Tensor, target, layer: str | int | None
+    classifier: FrozenClassifier, pixel_values: torch.Tensor, target: Target, layer: str | int | None
 ) -> tuple[LayerFeatures, torch.Tensor, torch.Tensor]:
     """
     One pass without a graph: the features of `layer` (the classifier's default one for `None`), logits and classes.
@@ -38,7 +40,7 @@ def features_and_target(
 
 
 def logits_and_target(
-    classifier: FrozenClassifier, pixel_values: torch.Tensor, target, layer: str | int | None
+    classifier: FrozenClassifier, pixel_values: torch.Tensor, target: Target, layer: str | int | None
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
     """Checked pixels, logits and classes of a method without a layer; a wrong `layer` is still an error."""
     if layer is not None:
@@ -73,17 +75,19 @@ def tail_gradient(classifier: FrozenClassifier, features: LayerFeatures, classes
     with torch.enable_grad():
         feature_map = features.feature_map.detach().requires_grad_()
         logits = classifier.forward_from_features(features.replace(feature_map=feature_map))
-        gradient = None
         if logits.requires_grad:
-            (gradient,) = torch.autograd.grad(target_logits(logits, classes).sum(), feature_map, allow_unused=True)
+            score = target_logits(logits, classes).sum()
+            gradient = torch.autograd.grad(score, feature_map, materialize_grads=True)[0]
+        else:
+            gradient = torch.zeros_like(feature_map)
     check_reaches_logits(classifier, features.layer, gradient)
     return gradient.float()
 
 
 def contributions(classifier: FrozenClassifier, features: LayerFeatures, classes: torch.Tensor) -> torch.Tensor:
     """
-    [`~hf_explain.tensors.maps.position_contributions`] of a layer, taken behind the LayerNorm that follows where one
-    does ([`~FrozenClassifier.behind_norm`]): before it they are 0.
+    [`~hf_explain.tensors.maps.position_contributions`] of a layer. Where a LayerNorm follows
+    ([`~FrozenClassifier.behind_norm`]) they are taken behind it, because before it they are 0.
 
     Args:
         classifier, features, classes: As for [`tail_gradient`].
@@ -92,7 +96,7 @@ def contributions(classifier: FrozenClassifier, features: LayerFeatures, classes
         `torch.FloatTensor` of shape `(batch_size, height, width)`, float32.
 
     Raises:
-        ValueError: As for [`tail_gradient`], or if the products cancel at every position all the same.
+        ValueError: As for [`tail_gradient`], or if the products cancel at every position nevertheless.
     """
     with torch.no_grad():
         normed = classifier.behind_norm(features)
@@ -106,9 +110,9 @@ def contributions(classifier: FrozenClassifier, features: LayerFeatures, classes
     return position_contributions(activation.detach().float(), gradient.float(), features.layer)
 
 
-def check_reaches_logits(classifier: FrozenClassifier, layer: str, effect: torch.Tensor | None) -> None:
+def check_reaches_logits(classifier: FrozenClassifier, layer: str, effect: torch.Tensor) -> None:
     """A ValueError, rather than a map of zeros, where a layer's positions have no `effect` on any image's logits."""
-    if effect is not None and bool(effect.any()):
+    if bool(effect.any()):
         return
     raise ValueError(
         f"`layer` {layer!r} has no effect on the logits through its positions (after a transformer's last block the "
@@ -121,8 +125,8 @@ def positive_part(maps: torch.Tensor) -> torch.Tensor:
     """
     ReLU of each map; a map without a single positive value is kept as it is.
 
-    A ReLU would leave such a map all zeros, which shows nothing; its own order is still the method's answer to where
-    the evidence is least against the class.
+    A ReLU would make such a map all zeros, which shows nothing. Without it, the map still shows where the evidence
+    against the class is weakest.
     """
     return torch.where((maps > 0).flatten(1).any(1)[:, None, None], maps.clamp(min=0), maps)
 
@@ -137,7 +141,7 @@ def saliency_output(maps: torch.Tensor, logits: torch.Tensor, classes: torch.Ten
         classes (`torch.LongTensor` of shape `(batch_size,)`): Classes explained.
 
     Raises:
-        ValueError: If a map is not finite, as after a gradient that is not: scaled, it would be a map of zeros.
+        ValueError: If a map is not finite, for example because a gradient is not: scaled, it would be a map of zeros.
     """
     maps = maps.detach().float()
     check_finite(maps, "a map that is")
@@ -153,7 +157,7 @@ def repeat_features(features: LayerFeatures, count: int, feature_map: torch.Tens
     return features.replace(feature_map=feature_map, prefix_tokens=prefix, pixel_values=pixels)
 
 
-def mask_fill(classifier: FrozenClassifier, pixel_values: torch.Tensor, fill) -> torch.Tensor:
+def mask_fill(classifier: FrozenClassifier, pixel_values: torch.Tensor, fill: str | Sequence[float]) -> torch.Tensor:
     """[`~hf_explain.tensors.perturbation.fill_values`] with the classifier's own normalisation."""
     return fill_values(pixel_values, fill, classifier.image_mean, classifier.image_std)
 

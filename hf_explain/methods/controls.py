@@ -7,6 +7,7 @@ from collections.abc import Sequence
 import torch
 
 from hf_explain.classifiers.frozen_classifier import FrozenClassifier
+from hf_explain.classifiers.targets import Target
 from hf_explain.methods.common import prepare_pixels, saliency_output
 from hf_explain.tensors.maps import check_finite
 from hf_explain.tensors.outputs import SaliencyOutput
@@ -18,7 +19,7 @@ from hf_explain.tensors.scalars import check_number
 def random(
     classifier: FrozenClassifier,
     pixel_values: torch.Tensor,
-    target=None,
+    target: Target = None,
     *,
     layer: str | int | None = None,
     size: tuple[int, int] | None = None,
@@ -49,7 +50,7 @@ def random(
 def centre(
     classifier: FrozenClassifier,
     pixel_values: torch.Tensor,
-    target=None,
+    target: Target = None,
     *,
     layer: str | int | None = None,
     size: tuple[int, int] | None = None,
@@ -76,14 +77,22 @@ def centre(
     return saliency_output(centre_maps(pixel_values, size, sigma), logits, classes)
 
 
-def _prepare(classifier, pixel_values, target, layer, size):
+def _prepare(
+    classifier: FrozenClassifier,
+    pixel_values: torch.Tensor,
+    target: Target,
+    layer: str | int | None,
+    size: tuple[int, int] | None,
+) -> tuple[torch.Tensor, tuple[int, int] | None, torch.Tensor, torch.Tensor]:
+    """Checked pixels, the size of the maps, logits and classes."""
     pixel_values = prepare_pixels(pixel_values)
     with torch.no_grad():
         if layer is None:
             logits = classifier(pixel_values)
         else:
             features = classifier.features(pixel_values, [layer])
-            logits, size = features.logits, size or tuple(features[layer].feature_map.shape[-2:])
+            height, width = features[layer].feature_map.shape[-2:]
+            logits, size = features.logits, size or (height, width)
         check_finite(logits, "logits that are")
         classes = classifier.resolve_target(target, len(pixel_values), logits)
     return pixel_values, size, logits, classes

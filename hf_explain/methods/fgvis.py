@@ -7,11 +7,13 @@ import math
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass, fields
+from typing import Any
 
 import torch
 from tqdm.auto import tqdm
 
 from hf_explain.classifiers.frozen_classifier import FrozenClassifier
+from hf_explain.classifiers.targets import Target
 from hf_explain.methods.gradient_defence import GradientDefence, gradient_defence
 from hf_explain.tensors.checks import check_pixel_values
 from hf_explain.tensors.maps import min_max
@@ -67,7 +69,7 @@ class _Settings:
 def fgvis(
     classifier: FrozenClassifier,
     pixel_values: torch.Tensor,
-    target=None,
+    target: Target = None,
     *,
     layer: str | int | None = None,
     mode: str = "deletion",
@@ -213,7 +215,8 @@ class _State:
 
     def select(self, indices: torch.Tensor) -> _State:
         values = {field.name: getattr(self, field.name) for field in fields(self)}
-        return _State(**{name: None if v is None else v.index_select(0, indices) for name, v in values.items()})
+        rows: dict[str, Any] = {name: v if v is None else v.index_select(0, indices) for name, v in values.items()}
+        return _State(**rows)
 
 
 class _Search:
@@ -357,7 +360,16 @@ def _per_image(values: torch.Tensor) -> torch.Tensor:
     return values[:, None, None, None]
 
 
-def _check_options(mode, budget, max_seconds, learning_rate, l1_weight, rounds, goal, noise) -> None:
+def _check_options(
+    mode: str,
+    budget: int,
+    max_seconds: float | None,
+    learning_rate: float,
+    l1_weight: float | None,
+    rounds: int,
+    goal: float | None,
+    noise: float,
+) -> None:
     check_choice(mode, "mode", GAMES)
     check_count(budget, "budget")
     check_count(rounds, "rounds")

@@ -7,9 +7,11 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Iterator
+from typing import Any
 
 import torch
 from torch import nn
+from torch.utils.hooks import RemovableHandle
 
 from hf_explain.classifiers.frozen_classifier import FrozenClassifier
 
@@ -56,7 +58,7 @@ def activation_modules(model: nn.Module) -> dict[str, nn.Module]:
 def _is_activation(module: nn.Module) -> bool:
     if isinstance(module, (*_NON_NEGATIVE, *_SIGNED)):
         return True
-    # The names in there come and go between releases; their home stays, and only its "linear" is no nonlinearity.
+    # Classes of that module come and go between releases, but all of them are activations except the linear one.
     home = any(base.__module__ == "transformers.activations" for base in type(module).__mro__)
     return home and type(module).__name__ != "LinearActivation"
 
@@ -87,7 +89,7 @@ class GradientDefence:
                 f"`classifier` {type(classifier.model).__name__} has no nonlinearity to defend: none of its modules "
                 "is an activation such as torch.nn.ReLU or torch.nn.GELU; pass defence=False."
             )
-        self._handles: list = []
+        self._handles: list[RemovableHandle] = []
         self._recording: list[torch.Tensor] | None = None
         self._bounds: list[torch.Tensor] = []
         self._last_output: torch.Tensor | None = None
@@ -129,8 +131,8 @@ class GradientDefence:
             bounds, last_output = self._recording, self._last_output
         finally:
             self._recording = self._last_output = None
-        # An activation that ends the classification layer is that layer's, and not defended
-        if bounds and last_output.data_ptr() == logits.data_ptr():
+        # An activation that ends the classification layer belongs to that layer, and is not defended
+        if bounds and last_output is not None and last_output.data_ptr() == logits.data_ptr():
             bounds.pop()
         self._bounds = bounds
         if not self._bounds:
@@ -140,10 +142,10 @@ class GradientDefence:
             )
         return logits
 
-    def _start(self, module, inputs) -> None:
+    def _start(self, module: nn.Module, inputs: Any) -> None:
         self._call = 0
 
-    def _after_activation(self, module, inputs, output) -> None:
+    def _after_activation(self, module: nn.Module, inputs: Any, output: torch.Tensor) -> None:
         call, self._call = self._call, self._call + 1
         one_sided = isinstance(module, _NON_NEGATIVE)
         if self._recording is not None:

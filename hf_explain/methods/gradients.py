@@ -7,6 +7,7 @@ from collections.abc import Sequence
 import torch
 
 from hf_explain.classifiers.frozen_classifier import FrozenClassifier
+from hf_explain.classifiers.targets import Target
 from hf_explain.methods.common import (
     chunks,
     logits_and_target,
@@ -24,7 +25,7 @@ from hf_explain.tensors.scalars import check_count, check_number
 def input_x_gradient(
     classifier: FrozenClassifier,
     pixel_values: torch.Tensor,
-    target=None,
+    target: Target = None,
     *,
     layer: str | int | None = None,
     batch_size: int = 16,
@@ -59,7 +60,7 @@ def input_x_gradient(
 def integrated_gradients(
     classifier: FrozenClassifier,
     pixel_values: torch.Tensor,
-    target=None,
+    target: Target = None,
     *,
     layer: str | int | None = None,
     steps: int = 50,
@@ -106,7 +107,7 @@ def integrated_gradients(
 def smoothgrad(
     classifier: FrozenClassifier,
     pixel_values: torch.Tensor,
-    target=None,
+    target: Target = None,
     *,
     layer: str | int | None = None,
     num_samples: int = 50,
@@ -154,7 +155,9 @@ def smoothgrad(
     return saliency_output((total / num_samples).abs().sum(1), logits, classes)
 
 
-def _pixel_gradient(classifier, pixel_values, classes, batch_size: int) -> torch.Tensor:
+def _pixel_gradient(
+    classifier: FrozenClassifier, pixel_values: torch.Tensor, classes: torch.Tensor, batch_size: int
+) -> torch.Tensor:
     """Gradient of each image's target logit at its pixels, float32, `batch_size` images with a graph at a time."""
     gradients = []
     for span in chunks(len(pixel_values), batch_size):
@@ -165,7 +168,9 @@ def _pixel_gradient(classifier, pixel_values, classes, batch_size: int) -> torch
     return torch.cat(gradients)
 
 
-def _gradient_sum(classifier, points, classes, batch_size: int) -> torch.Tensor:
+def _gradient_sum(
+    classifier: FrozenClassifier, points: torch.Tensor, classes: torch.Tensor, batch_size: int
+) -> torch.Tensor:
     """Gradients at `points` of shape `(batch_size, count, channels, height, width)`, summed over `count`."""
     count = points.shape[1]
     gradient = _pixel_gradient(classifier, points.flatten(0, 1), classes.repeat_interleave(count), batch_size)

@@ -3,14 +3,19 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import nn
 
 from hf_explain.classifiers.frozen_classifier import FrozenClassifier
+
+
+# Input and output of each module's call, detached and in float32
+Recorded = dict[nn.Module, tuple[torch.Tensor, torch.Tensor]]
 
 
 @dataclass(frozen=True)
@@ -28,7 +33,7 @@ class BlockLayers:
 
     @property
     def recorded(self) -> tuple[nn.Module, ...]:
-        """What relevance needs the inputs and outputs of."""
+        """The modules whose inputs and outputs relevance is computed from."""
         return self.block, self.query, self.key, self.value, self.output, self.expand, self.contract
 
 
@@ -68,11 +73,11 @@ def token_classifiers(classifier: FrozenClassifier) -> list[nn.Linear]:
 
 
 @contextlib.contextmanager
-def record(modules: list[nn.Module]) -> Iterator[dict[nn.Module, tuple[torch.Tensor, torch.Tensor]]]:
-    """Input and output of each module's call inside the `with` block, detached and float32, by module."""
-    kept: dict[nn.Module, tuple[torch.Tensor, torch.Tensor]] = {}
+def record(modules: Iterable[nn.Module]) -> Iterator[Recorded]:
+    """Input and output of each module's call inside the `with` block, by module; see [`Recorded`]."""
+    kept: Recorded = {}
 
-    def keep(module, inputs, output):
+    def keep(module: nn.Module, inputs: tuple[torch.Tensor, ...], output: Any) -> None:
         output = output[0] if isinstance(output, tuple) else output
         kept[module] = (inputs[0].detach().float(), output.detach().float())
 
@@ -91,7 +96,7 @@ def split_heads(tokens: torch.Tensor, num_heads: int) -> torch.Tensor:
 
 def attention_relevance(
     classifier: FrozenClassifier,
-    recorded: dict[nn.Module, tuple[torch.Tensor, torch.Tensor]],
+    recorded: Recorded,
     attentions: tuple[torch.Tensor, ...],
     classes: torch.Tensor,
     first: int = 0,
@@ -100,9 +105,9 @@ def attention_relevance(
     Relevance of every attention weight for the target, from the logit down to block `first`.
 
     Linear maps pass relevance on along products of equal sign (`α = 1, β = 0`), without the bias; matrix products
-    along their products, half to each factor; sums in proportion to what each summand received in total, which keeps
-    the sum of relevance; LayerNorm, GELU and softmax pass it on unchanged. Where two heads share the logit, each
-    starts with half of the relevance.
+    along their products, half to each factor; sums divide it among their summands, scaled so that the total stays the
+    same; LayerNorm, GELU and softmax pass it on unchanged. Where two heads share the logit, each starts with half of
+    the relevance.
 
     Source: Chefer et al., CVPR 2021 (https://huggingface.co/papers/2012.09838) and its released code.
 
@@ -130,7 +135,9 @@ def attention_relevance(
     return found[::-1]
 
 
-def _block(layers: BlockLayers, recorded, attention: torch.Tensor, relevance: torch.Tensor):
+def _block(
+    layers: BlockLayers, recorded: Recorded, attention: torch.Tensor, relevance: torch.Tensor
+) -> tuple[torch.Tensor, torch.Tensor]:
     """Relevance of one block's attention weights and of its input, from that of its output."""
     entering = recorded[layers.block][0]
     attended = recorded[layers.output][1]
@@ -152,7 +159,7 @@ def _block(layers: BlockLayers, recorded, attention: torch.Tensor, relevance: to
 
 
 def _ratio(above: torch.Tensor, below: torch.Tensor) -> torch.Tensor:
-    """`above / below`, kept from blowing up beside 0 and 0 at it."""
+    """`above / below`, which stays finite for a `below` near 0 and is 0 where it is 0."""
     stable = torch.where(below < 0, below - 1e-9, below + 1e-9)
     return torch.where(below == 0, 0.0, above / stable)
 
@@ -172,8 +179,10 @@ def _product(left: torch.Tensor, right: torch.Tensor, relevance: torch.Tensor) -
 
 def _sum(left: torch.Tensor, right: torch.Tensor, relevance: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
     share = _ratio(relevance, left + right)
-    parts = left * share, right * share
-    sums = [part.sum((1, 2), keepdim=True) for part in parts]
-    size = sums[0].abs() + sums[1].abs()
-    total = relevance.sum((1, 2), keepdim=True)
-    return tuple(part * _ratio(_ratio(value.abs(), size) * total, value) for part, value in zip(parts, sums))
+    left, right = left * share, right * share
+    left_sum, right_sum, total = (part.sum((1, 2), keepdim=True) for part in (left, right, relevance))
+    size = left_sum.abs() + right_sum.abs()
+    return (
+        left * _ratio(_ratio(left_sum.abs(), size) * total, left_sum),
+        right * _ratio(_ratio(right_sum.abs(), size) * total, right_sum),
+    )

@@ -8,6 +8,7 @@ from collections.abc import Sequence
 import torch
 
 from hf_explain.classifiers.frozen_classifier import FrozenClassifier
+from hf_explain.classifiers.targets import Target
 from hf_explain.methods.common import (
     chunks,
     features_and_target,
@@ -30,7 +31,7 @@ from hf_explain.tensors.scalars import check_count, check_number, check_seed
 def rise(
     classifier: FrozenClassifier,
     pixel_values: torch.Tensor,
-    target=None,
+    target: Target = None,
     *,
     layer: str | int | None = None,
     num_masks: int = 1000,
@@ -102,7 +103,7 @@ def rise(
 def scorecam(
     classifier: FrozenClassifier,
     pixel_values: torch.Tensor,
-    target=None,
+    target: Target = None,
     *,
     layer: str | int | None = None,
     mask_space: str = "pixel",
@@ -136,7 +137,7 @@ def scorecam(
     fill = mask_space_fill(mask_space)
     pixel_values = prepare_pixels(pixel_values)
     features, logits, classes = features_and_target(classifier, pixel_values, target, layer)
-    size = tuple(pixel_values.shape[-2:])
+    size = pixel_values.shape[-2:]
     activation = features.feature_map.float()
     images, channels = activation.shape[:2]
     filled = mask_fill(classifier, pixel_values, fill)
@@ -157,7 +158,7 @@ def scorecam(
 def occlusion(
     classifier: FrozenClassifier,
     pixel_values: torch.Tensor,
-    target=None,
+    target: Target = None,
     *,
     layer: str | int | None = None,
     window_size: int | None = None,
@@ -218,7 +219,7 @@ def occlusion(
 def lime(
     classifier: FrozenClassifier,
     pixel_values: torch.Tensor,
-    target=None,
+    target: Target = None,
     *,
     layer: str | int | None = None,
     num_samples: int = 1000,
@@ -265,7 +266,7 @@ def lime(
 def kernel_shap(
     classifier: FrozenClassifier,
     pixel_values: torch.Tensor,
-    target=None,
+    target: Target = None,
     *,
     layer: str | int | None = None,
     num_samples: int = 1000,
@@ -289,8 +290,18 @@ def kernel_shap(
 
 
 def _captum(
-    name, classifier, pixel_values, target, layer, num_samples, grid_size, mask_space, seed, batch_size
+    name: str,
+    classifier: FrozenClassifier,
+    pixel_values: torch.Tensor,
+    target: Target,
+    layer: str | int | None,
+    num_samples: int,
+    grid_size: int,
+    mask_space: str,
+    seed: int,
+    batch_size: int,
 ) -> SaliencyOutput:
+    """LIME or Kernel SHAP, by the name of captum's class, over the squares of a grid."""
     missing = [module for module in ("captum", "sklearn") if importlib.util.find_spec(module) is None]
     if missing:
         method = "lime" if name == "Lime" else "kernel_shap"
@@ -317,7 +328,7 @@ def _captum(
     squares = (rows[:, None] * grid_size + columns)[None, None]
     baselines = mask_fill(classifier, pixel_values, fill).expand_as(pixel_values)
 
-    def probabilities(pixels):
+    def probabilities(pixels: torch.Tensor) -> torch.Tensor:
         return classifier(pixels).float().softmax(-1)
 
     if name == "Lime":
@@ -325,7 +336,7 @@ def _captum(
     else:
         explainer = captum.attr.KernelShap(probabilities)
     coefficients = []
-    # captum fits one model per image and draws from torch's global state: seeded anew for each, and put back
+    # captum fits one model per image and draws from torch's global state, which is seeded for each and then restored
     with torch.no_grad(), torch.random.fork_rng():
         for index in range(len(pixel_values)):
             torch.manual_seed(check_seed(seed))

@@ -58,7 +58,12 @@ def base_logits(
     return torch.cat([run_predict(predict, chunk) for chunk in pixel_values.split(max_batch)])
 
 
-def resolve_classes(classes, batch_size: int, num_labels: int, device: torch.device, name: str) -> torch.Tensor:
+Classes = torch.Tensor | Sequence[int] | int
+
+
+def resolve_classes(
+    classes: Classes, batch_size: int, num_labels: int, device: torch.device, name: str
+) -> torch.Tensor:
     """Class indices as a LongTensor of shape `(batch_size,)` on `device`; ValueError if they are not that."""
     try:
         classes = torch.as_tensor(classes, device=device)
@@ -80,7 +85,9 @@ def resolve_classes(classes, batch_size: int, num_labels: int, device: torch.dev
     return classes.long()
 
 
-def reference_classes(score: str, logits: torch.Tensor, target, labels) -> torch.Tensor:
+def reference_classes(
+    score: str, logits: torch.Tensor, target: Classes | None, labels: Classes | None
+) -> torch.Tensor:
     """
     The class a score looks at in each image: the label for `"accuracy"`, the unperturbed top-1 for `"agreement"`,
     `target` (or else that top-1) for `"probability"`.
@@ -187,17 +194,17 @@ def removal_scores(
         steps = torch.tensor(inner, device=device)
         least_first = torch.tensor([order == "negative" for order in orders], device=device)
 
-        def split(jobs):
+        def split(jobs: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
             """Job number to (order, image, step); steps run fastest so that neighbours share an image."""
             return jobs // (size * len(inner)), jobs // len(inner) % size, jobs % len(inner)
 
-        def build(jobs):
+        def build(jobs: torch.Tensor) -> torch.Tensor:
             order, image, step = split(jobs)
             count, rank = steps[step].view(-1, 1, 1), ranks[image]
             kept = torch.where(least_first[order].view(-1, 1, 1), rank < num_pixels - count, rank >= count)
             return blend(pixel_values[image], kept, filled if len(filled) == 1 else filled[image])
 
-        def read(job_logits, jobs):
+        def read(job_logits: torch.Tensor, jobs: torch.Tensor) -> torch.Tensor:
             return read_score(job_logits, classes[split(jobs)[1]], score)
 
         results = run_jobs(predict, build, read, len(orders) * size * len(inner), max_batch, device)
@@ -211,7 +218,7 @@ def fill_name(fill: str | Sequence[float]) -> str | list[float]:
     return fill if isinstance(fill, str) else [float(value) for value in fill]
 
 
-def target_name(score: str, target) -> str:
+def target_name(score: str, target: Classes | None) -> str:
     """Where the class a score looks at comes from, as a protocol writes it down."""
     if score == "accuracy":
         return "label"

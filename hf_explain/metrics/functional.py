@@ -243,7 +243,7 @@ class AucD:
 
 
 def auc_d(
-    predict: Predict, pixel_values: torch.Tensor, saliency: torch.Tensor, *, normalize: bool = True, **options
+    predict: Predict, pixel_values: torch.Tensor, saliency: torch.Tensor, *, normalize: bool = True, **options: Any
 ) -> AucD:
     """
     AUC-D: the negative perturbation AUC minus the positive one, times 100.
@@ -263,9 +263,9 @@ def auc_d(
         [`AucD`].
     """
     curves = perturbation_curves(predict, pixel_values, saliency, **{**options, "orders": ORDERS})
-    positive, negative = (
-        100 * auc(curve, curves.fractions, normalize) for curve in (curves.positive, curves.negative)
-    )
+    assert curves.positive is not None and curves.negative is not None  # both orders were asked for
+    positive = 100 * auc(curves.positive, curves.fractions, normalize)
+    negative = 100 * auc(curves.negative, curves.fractions, normalize)
     return AucD(negative - positive, positive, negative, curves, {**curves.protocol, "normalize": normalize})
 
 
@@ -285,7 +285,7 @@ class AucDFills:
     protocol: dict[str, Any]
 
 
-def auc_d_fills(predict: Predict, pixel_values: torch.Tensor, saliency: torch.Tensor, **options) -> AucDFills:
+def auc_d_fills(predict: Predict, pixel_values: torch.Tensor, saliency: torch.Tensor, **options: Any) -> AucDFills:
     """
     AUC-D with black, with the mean colour and with a blur for what is removed, and the mean of the three.
 
@@ -547,8 +547,8 @@ def _check_fractions(fractions: Sequence[float]) -> tuple[float, ...]:
 
 def _to_grid(saliency: torch.Tensor, grid_size: tuple[int, int] | None) -> torch.Tensor:
     if grid_size is None or not isinstance(saliency, torch.Tensor) or saliency.ndim != 3:
-        return saliency  # shapes are judged once, after this
-    grid_size = tuple(int(side) for side in check_numbers(grid_size, "grid_size"))
-    if len(grid_size) != 2 or min(grid_size) < 1:
-        raise ValueError(f"`grid_size` must be (height, width) with both at least 1, got {grid_size}.")
-    return F.adaptive_avg_pool2d(saliency.detach().float()[:, None], grid_size)[:, 0]
+        return saliency  # what is wrong with it is said once, by `full_size_saliency`
+    sides = tuple(int(side) for side in check_numbers(grid_size, "grid_size"))
+    if len(sides) != 2 or min(sides) < 1:
+        raise ValueError(f"`grid_size` must be (height, width) with both at least 1, got {sides}.")
+    return F.adaptive_avg_pool2d(saliency.detach().float()[:, None], sides)[:, 0]

@@ -143,7 +143,7 @@ def road(
     steps = torch.tensor(counts, device=pixel_values.device)
     size, num_steps = len(pixel_values), len(counts)
 
-    def build(jobs):
+    def build(jobs: torch.Tensor) -> torch.Tensor:
         least_first, image, count = jobs // (size * num_steps) > 0, jobs // num_steps % size, steps[jobs % num_steps]
         rank, count = ranks[image], count.view(-1, 1, 1)
         removed = torch.where(least_first.view(-1, 1, 1), rank >= num_pixels - count, rank < count)
@@ -233,14 +233,12 @@ def _solve(images: torch.Tensor, removed: torch.Tensor, tolerance: float, max_it
     solution = _frame(_fill_pyramid(images, known, depth) * (known + unknown))
     # Only what `active` holds of it means anything: the smoother takes the rest away wherever it is used
     residual = _negative_operator(finest, solution, *work[0][:2]).clone()
-    direction = change = None
+    direction, change = torch.zeros_like(solution), images.new_zeros(())
     for _ in range(max_iterations):
         correction = _v_cycle(levels, work, 0, residual)
         previous, change = change, _dot(residual, correction, scratch)
-        if direction is None:
-            direction = correction.clone()
-        else:
-            torch.addcmul(correction, direction, _ratio(change, previous), out=direction)
+        # The ratio is 0 in the first step, which has no previous one
+        torch.addcmul(correction, direction, _ratio(change, previous), out=direction)
         moved = _negative_operator(finest, direction, *work[0][:2])
         length = -_ratio(change, _dot(direction, moved, scratch))  # `moved` is minus the operator's image
         solution.addcmul_(direction, length)
@@ -378,12 +376,10 @@ def _fill_pyramid(images: torch.Tensor, known: torch.Tensor, depth: int) -> torc
         sums.append(_pool(sums[-1]))
         counts.append(_pool(counts[-1]))
     guess = sums[-1].sum((-2, -1), keepdim=True) / counts[-1].sum((-2, -1), keepdim=True)
-    for index in range(depth, -1, -1):
-        if index < depth:
-            guess = torch.stack(_prolong(torch.stack(_prolong(guess, -1), -1).flatten(-2), -2), -2).flatten(-3, -2)
-        if index == 0:
-            return torch.where(known > 0, images, guess)
+    for index in range(depth, 0, -1):
         guess = (sums[index] + 0.05 * guess) / (counts[index] + 0.05)
+        guess = torch.stack(_prolong(torch.stack(_prolong(guess, -1), -1).flatten(-2), -2), -2).flatten(-3, -2)
+    return torch.where(known > 0, images, guess)
 
 
 def _binomial_image(field: torch.Tensor) -> torch.Tensor:

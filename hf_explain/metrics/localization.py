@@ -63,13 +63,13 @@ def pointing(
         [`Pointing`].
 
     Raises:
-        ValueError: If masks (or boxes) are missing, do not fit the maps or mark nothing in an image, or maps are not
-            finite and non-negative, or `margin` is no whole number of at least 0.
+        ValueError: If masks (or boxes) are missing, do not fit the maps or mark nothing in an image, if maps are not
+            finite and non-negative, or if `margin` is not a whole number of at least 0.
     """
     if (masks is None) == (boxes is None):
         raise ValueError("`pointing` needs either `masks` or `boxes` of the objects, and not both.")
     check_count(margin, "margin", minimum=0)
-    if masks is None:
+    if boxes is not None:
         if image_size is None:
             raise ValueError("`image_size` (height, width) is needed with `boxes`.")
         masks = boxes_to_masks(boxes, image_size)
@@ -82,10 +82,10 @@ def pointing(
     if bool(empty.any()):
         raise ValueError(f"The object of image {int(empty.nonzero()[0])} is empty: there is nothing to point at.")
 
-    full_size = resize_maps(saliency.double(), tuple(masks.shape[-2:]))
+    full_size = resize_maps(saliency.double(), masks.shape[-2:])
     total = full_size.sum((1, 2))
     energy = (full_size * on_object).sum((1, 2)) / torch.where(total > 0, total, 1.0)
-    # float32 makes ties of what interpolation only tore apart in the last digit
+    # Interpolation makes equal values differ in float64's last digits; in float32 they are equal again
     full_size = full_size.float()
     highest = full_size == full_size.amax((1, 2), keepdim=True)
     near = on_object

@@ -6,7 +6,7 @@ import inspect
 import json
 import os
 from abc import ABC, abstractmethod
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from numbers import Real
 from pathlib import Path
 from typing import Any, ClassVar
@@ -14,6 +14,7 @@ from typing import Any, ClassVar
 import evaluate
 import torch
 
+from hf_explain.metrics.engine import Classes, Predict
 from hf_explain.metrics.statistics import bootstrap_interval
 from hf_explain.tensors.scalars import check_seed
 
@@ -26,9 +27,8 @@ class ColumnMetric(evaluate.Metric, ABC):
     """
     An `evaluate` metric that can also measure its own columns.
 
-    `measure` gives columns, one entry per image; `add_batch` collects them, from as many batches and processes as
-    there are; `compute` says what they are together. The `config_name` given to `evaluate.load` is the name of a
-    preset.
+    `measure` gives columns, one entry per image; `add_batch` collects them, from any number of batches and processes;
+    `compute` summarises them. The `config_name` given to `evaluate.load` is the name of a preset.
 
     A subclass names its columns in `_info` and defines `measure` and `_summarize`.
 
@@ -44,7 +44,9 @@ class ColumnMetric(evaluate.Metric, ABC):
     higher_is_better: ClassVar[bool]
     presets: ClassVar[Mapping[str, Mapping[str, Any]]]
 
-    def __init__(self, config_name: str | None = None, **kwargs):
+    data: Any  # of `evaluate.Metric`: the columns collected
+
+    def __init__(self, config_name: str | None = None, **kwargs: Any):
         preset = config_name or "default"
         if preset not in self.presets:
             raise ValueError(
@@ -56,7 +58,7 @@ class ColumnMetric(evaluate.Metric, ABC):
     # --------------------------------------------------------------------------------------------------- measuring
 
     @abstractmethod
-    def measure(self, *args, **kwargs) -> dict[str, list]:
+    def measure(self, *args: Any, **kwargs: Any) -> dict[str, list]:
         """Columns of one batch: one list per column (see `features`), one entry per image."""
 
     def _remember(self, measured: Mapping[str, Any], overrides: Mapping[str, Any]) -> None:
@@ -70,12 +72,12 @@ class ColumnMetric(evaluate.Metric, ABC):
     @property
     def protocol(self) -> dict[str, Any]:
         """
-        How what was measured since the last result was measured; before that, what the preset says.
+        How the columns since the last result were measured; while there are none, what the preset says.
 
         Pass it to `compute(protocol=...)` of an instance that only has the columns.
 
         Raises:
-            ValueError: If it was measured in several ways.
+            ValueError: If they were measured in several ways.
         """
         if len(self._measured) > 1:
             first, other = self._measured[:2]
@@ -88,12 +90,12 @@ class ColumnMetric(evaluate.Metric, ABC):
         return dict(self._measured[0]) if self._measured else self._stated()
 
     def _stated(self) -> dict[str, Any]:
-        """What the name and the preset say."""
+        """The metric's name, the preset's name and its settings."""
         return {"metric": self.metric_name, "preset": self.config_name, **plain(self.presets[self.config_name])}
 
     # ----------------------------------------------------------------------------------------- columns to a result
 
-    def add(self, *, prediction=None, reference=None, **columns):
+    def add(self, *, prediction: Any = None, reference: Any = None, **columns: Any) -> None:
         """
         Collect one image.
 
@@ -106,7 +108,7 @@ class ColumnMetric(evaluate.Metric, ABC):
             **{name: [entry] for name, entry in columns.items()},
         )
 
-    def add_batch(self, *, predictions=None, references=None, **columns):
+    def add_batch(self, *, predictions: Any = None, references: Any = None, **columns: Any) -> None:
         """
         Collect the columns of some images.
 
@@ -130,7 +132,7 @@ class ColumnMetric(evaluate.Metric, ABC):
             raise ValueError(f"{self.metric_name} needs one entry per image in every column, got {lengths}.")
         super().add_batch(**columns)
 
-    def compute(self, *, predictions=None, references=None, **kwargs) -> dict[str, Any] | None:
+    def compute(self, *, predictions: Any = None, references: Any = None, **kwargs: Any) -> dict[str, Any] | None:
         """
         The result over all images collected since the last one.
 
@@ -180,8 +182,8 @@ class ColumnMetric(evaluate.Metric, ABC):
             self._measured = []
             self._clear()
 
-    def _clear(self):
-        """Leave no collected columns, and none of their files, behind a `compute` that failed."""
+    def _clear(self) -> None:
+        """After a `compute` that failed: forget the collected columns and remove their files."""
         if self.data is None:
             return
         self.data = self.buf_writer = None
@@ -197,7 +199,7 @@ class ColumnMetric(evaluate.Metric, ABC):
         confidence: float = 0.95,
         resamples: int = 1000,
         bootstrap_seed: int = 0,
-        **columns,
+        **columns: list,
     ) -> dict[str, Any]:
         check_seed(bootstrap_seed, "bootstrap_seed")
         numbers = {name: self._numbers(name, column) for name, column in columns.items()}
@@ -244,7 +246,7 @@ class ColumnMetric(evaluate.Metric, ABC):
             raise ValueError(f"`{name}` of {self.metric_name} holds NaN or infinity for image {bad}.")
         return numbers
 
-    def _check_steps(self, columns: dict[str, torch.Tensor], names: Iterable[str], steps: list, what: str):
+    def _check_steps(self, columns: dict[str, torch.Tensor], names: Iterable[str], steps: list, what: str) -> None:
         """Columns that hold one number per step must fit the steps of the protocol."""
         for name in names:
             if columns[name].shape[1:] != (len(steps),):
@@ -271,19 +273,19 @@ class SaliencyMetric(ColumnMetric):
 
     def measure(
         self,
-        predict=None,
-        pixel_values=None,
-        saliency=None,
+        predict: Predict | None = None,
+        pixel_values: torch.Tensor | None = None,
+        saliency: torch.Tensor | None = None,
         *,
-        target=None,
-        labels=None,
-        logits=None,
-        image_ids=None,
-        image_mean=None,
-        image_std=None,
-        masks=None,
-        boxes=None,
-        **overrides,
+        target: Classes | None = None,
+        labels: Classes | None = None,
+        logits: torch.Tensor | None = None,
+        image_ids: torch.Tensor | Sequence[int] | None = None,
+        image_mean: Sequence[float] | None = None,
+        image_std: Sequence[float] | None = None,
+        masks: torch.Tensor | None = None,
+        boxes: Sequence[torch.Tensor] | None = None,
+        **overrides: Any,
     ) -> dict[str, list]:
         """
         Measure one batch. Every metric takes these inputs and ignores those it has no use for.
@@ -307,7 +309,7 @@ class SaliencyMetric(ColumnMetric):
             `dict[str, list]`: one list per column (see `features`), one entry per image; a curve is a list of numbers.
 
         Raises:
-            TypeError: If an override is none of the metric's.
+            TypeError: If the metric has no option of an override's name.
             ValueError: If an input is missing, or of the wrong shape or range.
         """
         unknown = sorted(set(overrides) - {*self.options, *_EXECUTION})
@@ -338,11 +340,16 @@ class SaliencyMetric(ColumnMetric):
         return {name: column.tolist() for name, column in columns.items()}
 
     @abstractmethod
-    def _measure(self, predict, pixel_values, saliency, **options) -> tuple[dict[str, torch.Tensor], dict[str, Any]]:
-        """The columns of a batch, as tensors, and the protocol they were measured by."""
+    def _measure(
+        self, predict: Any, pixel_values: Any, saliency: Any, **options: Any
+    ) -> tuple[dict[str, torch.Tensor], dict[str, Any]]:
+        """
+        The columns of a batch, as tensors, and the protocol they were measured by. What `measure` was given is passed
+        on as it is: the function of the metric checks it.
+        """
 
 
-def plain(value):
+def plain(value: Any) -> Any:
     """Tensors, arrays, tuples and mappings as the lists, numbers and dictionaries JSON knows."""
     if isinstance(value, Mapping):
         return {key: plain(entry) for key, entry in value.items()}
@@ -353,12 +360,12 @@ def plain(value):
     return value
 
 
-def listed(value):
+def listed(value: Any) -> Any:
     """One number as a list of one; anything else as it is."""
     return (value,) if isinstance(value, Real) else value
 
 
-def launch_demo(module: str | os.PathLike) -> None:
+def launch_demo(module: str | os.PathLike[str]) -> None:
     """
     Serve a metric as a web page: its columns in, its result out, its card below.
 
@@ -374,7 +381,7 @@ def launch_demo(module: str | os.PathLike) -> None:
     build_demo(module).launch()
 
 
-def build_demo(module: str | os.PathLike):
+def build_demo(module: str | os.PathLike[str]) -> Any:
     """
     The page of [`launch_demo`], not yet served.
 
@@ -397,7 +404,7 @@ def build_demo(module: str | os.PathLike):
             values = json.loads(columns)
             if not isinstance(values, dict):
                 raise ValueError("the columns must be a JSON object, one list per column.")
-            # loaded anew: a page has many visitors, and an instance collects
+            # a new instance for each visitor: an instance collects columns
             return evaluate.load(os.fspath(path)).compute(**values)
         except (ValueError, TypeError) as error:
             raise gradio.Error(str(error)) from error

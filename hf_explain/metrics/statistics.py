@@ -213,7 +213,7 @@ def group_excess(
     return GroupExcess(count, sums / inside, (total - sums) / outside, observed, p_value, protocol)
 
 
-def _numbers(values, name: str) -> torch.Tensor:
+def _numbers(values: torch.Tensor, name: str) -> torch.Tensor:
     values = torch.as_tensor(values)
     if values.ndim == 0 or len(values) == 0:
         raise ValueError(f"`{name}` must hold one number per image of at least one image, got {tuple(values.shape)}.")

@@ -58,7 +58,7 @@ def check_saliency(saliency: torch.Tensor, batch_size: int, at_most_one: bool = 
     return saliency
 
 
-def _one_tensor(value, name: str) -> torch.Tensor:
+def _one_tensor(value: object, name: str) -> torch.Tensor:
     if isinstance(value, (list, tuple)) and value and all(isinstance(item, torch.Tensor) for item in value):
         sizes = sorted({tuple(item.shape) for item in value})
         if len(sizes) > 1:

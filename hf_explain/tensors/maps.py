@@ -5,20 +5,22 @@ Everything here is pure: tensors in, tensors out, on the device they came on.
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 import torch.nn.functional as F
 
 
-def resize_maps(maps: torch.Tensor, size: tuple[int, int]) -> torch.Tensor:
+def resize_maps(maps: torch.Tensor, size: Sequence[int]) -> torch.Tensor:
     """
     Resize maps bilinearly (`align_corners=False`), the one interpolation every method and metric here uses.
 
     Args:
         maps (`torch.Tensor` of shape `(batch_size, height, width)` or `(batch_size, channels, height, width)`):
             Maps at any resolution, any floating dtype.
-        size (`tuple[int, int]`): `(height, width)` wanted, in pixels.
+        size (sequence of two `int`): `(height, width)` wanted, in pixels.
 
     Returns:
         `torch.Tensor`: the maps at `size`, same number of dimensions; the input itself where it has that size already.
@@ -31,14 +33,14 @@ def resize_maps(maps: torch.Tensor, size: tuple[int, int]) -> torch.Tensor:
             f"`maps` must have shape (batch_size, height, width) or (batch_size, channels, height, width), "
             f"got {tuple(maps.shape)}."
         )
-    size = tuple(int(side) for side in size)
-    if len(size) != 2 or min(size) < 1:
-        raise ValueError(f"`size` must be (height, width) with both at least 1, got {size}.")
-    if tuple(maps.shape[-2:]) == size:
+    sides = [int(side) for side in size]
+    if len(sides) != 2 or min(sides) < 1:
+        raise ValueError(f"`size` must be (height, width) with both at least 1, got {tuple(size)}.")
+    if list(maps.shape[-2:]) == sides:
         return maps
     if maps.ndim == 3:
-        return F.interpolate(maps[:, None], size=size, mode="bilinear", align_corners=False)[:, 0]
-    return F.interpolate(maps, size=size, mode="bilinear", align_corners=False)
+        return F.interpolate(maps[:, None], size=sides, mode="bilinear", align_corners=False)[:, 0]
+    return F.interpolate(maps, size=sides, mode="bilinear", align_corners=False)
 
 
 def min_max(maps: torch.Tensor) -> torch.Tensor:
@@ -95,7 +97,7 @@ def position_contributions(activation: torch.Tensor, gradient: torch.Tensor, lay
         `torch.Tensor` of shape `(batch_size, height, width)`.
 
     Raises:
-        ValueError: If the products cancel at every position, as before a normalisation, to which scale is nothing.
+        ValueError: If the products cancel at every position, as they do before a normalisation, which undoes scaling.
     """
     products = gradient * activation
     sums = products.sum(1)
@@ -107,7 +109,7 @@ def position_contributions(activation: torch.Tensor, gradient: torch.Tensor, lay
     return sums
 
 
-def tokens_to_grid(tokens: torch.Tensor, grid_size: tuple[int, int], num_prefix_tokens: int = 1) -> torch.Tensor:
+def tokens_to_grid(tokens: torch.Tensor, grid_size: Sequence[int], num_prefix_tokens: int = 1) -> torch.Tensor:
     r"""
     Lay patch tokens out as a feature map, row by row from the top-left patch.
 
@@ -116,7 +118,7 @@ def tokens_to_grid(tokens: torch.Tensor, grid_size: tuple[int, int], num_prefix_
     Args:
         tokens (`torch.FloatTensor` of shape `(batch_size, num_prefix_tokens + height * width, hidden_size)`):
             Hidden states of one encoder layer, unscaled.
-        grid_size (`tuple[int, int]`): `(height, width)` in patches, not pixels.
+        grid_size (sequence of two `int`): `(height, width)` in patches, not pixels.
         num_prefix_tokens (`int`, *optional*, defaults to 1): CLS, distillation and register tokens, all in front.
 
     Returns:
@@ -167,16 +169,17 @@ class CropGeometry:
     @property
     def offset(self) -> tuple[int, int]:
         """`(top, left)` of the crop on the resized image; negative where the processor padded."""
-        return tuple((r - c) // 2 for r, c in zip(self.resized_size, self.crop_size))
+        (resized_height, resized_width), (crop_height, crop_width) = self.resized_size, self.crop_size
+        return (resized_height - crop_height) // 2, (resized_width - crop_width) // 2
 
     @classmethod
-    def from_processor(cls, image_processor, original_size: tuple[int, int]) -> CropGeometry:
+    def from_processor(cls, image_processor: Any, original_size: Sequence[int]) -> CropGeometry:
         """
         The geometry an image processor applies to an image of `original_size`.
 
         Args:
             image_processor: A Transformers image processor, or `None` for pixels that were not changed.
-            original_size (`tuple[int, int]`): `(height, width)` of the original image, in pixels.
+            original_size (sequence of two `int`): `(height, width)` of the original image, in pixels.
 
         Raises:
             ValueError: If the processor's `size` has keys that this function does not know.
@@ -248,8 +251,8 @@ def uncrop(maps: torch.Tensor, geometry: CropGeometry) -> torch.Tensor:
     return out.to(maps.dtype)
 
 
-def _as_dict(size) -> dict[str, int]:
-    """Processor sizes are dicts or `SizeDict`s with unset keys as None, depending on the version."""
+def _as_dict(size: int | Mapping[str, int | None] | None) -> dict[str, int]:
+    """A processor's size: by version a number, a dict, or a `SizeDict` whose unset keys are `None`."""
     if size is None:
         return {}
     if isinstance(size, int):

@@ -34,12 +34,12 @@ class SaliencyOutput(ModelOutput):
             The weighted terms `loss` is the sum of, detached scalars, for logging.
     """
 
-    loss: torch.FloatTensor | None = None
-    saliency: torch.FloatTensor | None = None
-    logits: torch.FloatTensor | None = None
-    target: torch.LongTensor | None = None
-    saliency_logits: torch.FloatTensor | None = None
-    reconstruction: torch.FloatTensor | None = None
-    explanation: torch.FloatTensor | None = None
-    explanation_score: torch.FloatTensor | None = None
-    loss_terms: dict[str, torch.FloatTensor] | None = None
+    loss: torch.Tensor | None = None
+    saliency: torch.Tensor | None = None
+    logits: torch.Tensor | None = None
+    target: torch.Tensor | None = None
+    saliency_logits: torch.Tensor | None = None
+    reconstruction: torch.Tensor | None = None
+    explanation: torch.Tensor | None = None
+    explanation_score: torch.Tensor | None = None
+    loss_terms: dict[str, torch.Tensor] | None = None

@@ -94,11 +94,11 @@ def fill_values(
             return pixel_values.new_zeros(1, channels, 1, 1)
         if fill == "blur":
             return gaussian_blur(pixel_values)
-        colour = [0.0] * channels
+        colour = (0.0,) * channels
     else:
         colour = check_numbers(fill, "fill")
         if len(colour) != channels or not all(0 <= value <= 1 for value in colour):
-            raise ValueError(f"`fill` as a colour needs {channels} numbers in [0, 1], got {tuple(colour)}.")
+            raise ValueError(f"`fill` as a colour needs {channels} numbers in [0, 1], got {colour}.")
     if image_mean is None or image_std is None:
         raise ValueError(
             f"`image_mean` and `image_std` are needed for fill={fill!r}: pass the image processor's, or (0, 0, 0) and "
@@ -253,7 +253,7 @@ def full_size_saliency(
     saliency: torch.Tensor, pixel_values: torch.Tensor, at_most_one: bool = False, exact_ties: bool = True
 ) -> torch.Tensor:
     """
-    Checked maps (see [`check_saliency`]), on the device and at the resolution of `pixel_values`, float32.
+    Maps checked by [`check_saliency`], on the device and at the resolution of `pixel_values`, in float32.
 
     Args:
         saliency (`torch.Tensor` of shape `(batch_size, map_height, map_width)`): Maps at any resolution.
@@ -268,6 +268,6 @@ def full_size_saliency(
     """
     saliency = check_saliency(saliency, len(pixel_values), at_most_one)
     if exact_ties:
-        # by way of the CPU for the one kind of device that has no float64
+        # Apple's GPUs have no float64: there by way of the CPU
         saliency = (saliency.cpu() if saliency.device.type == "mps" else saliency).double()
-    return resize_maps(saliency, tuple(pixel_values.shape[-2:])).float().to(pixel_values.device)
+    return resize_maps(saliency, pixel_values.shape[-2:]).float().to(pixel_values.device)

@@ -34,7 +34,7 @@ def image_keys(
         `torch.LongTensor` of shape `(batch_size,)`.
 
     Raises:
-        ValueError: If `image_ids` does not hold one integer per image, or `seed` is none.
+        ValueError: If `image_ids` does not hold one integer per image, or `seed` is not a whole number of 64 bits.
     """
     check_seed(seed)
     if image_ids is None:

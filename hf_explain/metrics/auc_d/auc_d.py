@@ -87,10 +87,11 @@ class AucD(SaliencyMetric):
             reference_urls=["https://huggingface.co/papers/2603.06523", "https://huggingface.co/papers/2012.09838"],
         )
 
-    def _measure(self, predict, pixel_values, saliency, *, steps=None, fractions, **options):
+    def _measure(self, predict, pixel_values, saliency, **options):
+        steps = options.pop("steps", None)
         if steps is not None:
-            fractions = step_fractions(steps, fractions[-1])
-        result = auc_d(predict, pixel_values, saliency, fractions=fractions, **options)
+            options["fractions"] = step_fractions(steps, options["fractions"][-1])
+        result = auc_d(predict, pixel_values, saliency, **options)
         columns = {
             "auc_d": result.auc_d,
             "positive_auc": result.positive_auc,

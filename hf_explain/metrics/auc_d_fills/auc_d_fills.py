@@ -71,10 +71,11 @@ class AucDFills(SaliencyMetric):
             reference_urls=["https://huggingface.co/papers/2603.06523"],
         )
 
-    def _measure(self, predict, pixel_values, saliency, *, steps=None, fractions, **options):
+    def _measure(self, predict, pixel_values, saliency, **options):
+        steps = options.pop("steps", None)
         if steps is not None:
-            fractions = step_fractions(steps, fractions[-1])
-        result = auc_d_fills(predict, pixel_values, saliency, fractions=fractions, **options)
+            options["fractions"] = step_fractions(steps, options["fractions"][-1])
+        result = auc_d_fills(predict, pixel_values, saliency, **options)
         columns = {f"auc_d_fill_{fill}": one.auc_d for fill, one in result.by_fill.items()}
         return {"auc_d_fills": result.auc_d_fills, **columns}, result.protocol
 

@@ -76,8 +76,9 @@ class AverageDrop(SaliencyMetric):
             reference_urls=["https://huggingface.co/papers/1710.11063", "https://huggingface.co/papers/2403.04523"],
         )
 
-    def _measure(self, predict, pixel_values, saliency, *, percents, **options):
-        result = average_drop(predict, pixel_values, saliency, percents=listed(percents), **options)
+    def _measure(self, predict, pixel_values, saliency, **options):
+        options["percents"] = listed(options["percents"])
+        result = average_drop(predict, pixel_values, saliency, **options)
         columns = {
             "average_drop": 100 * result.drop[:, 0].double(),
             "drops": 100 * result.drop.double(),

@@ -79,12 +79,13 @@ class Pointing(SaliencyMetric):
             reference_urls=["https://huggingface.co/papers/1608.00507", "https://huggingface.co/papers/1910.01279"],
         )
 
-    def _measure(self, predict, pixel_values, saliency, *, boxes, image_size=None, **options):
-        if boxes is not None and image_size is None and pixel_values is not None:
+    def _measure(self, predict, pixel_values, saliency, **options):
+        image_size = options.get("image_size")
+        if options["boxes"] is not None and image_size is None and pixel_values is not None:
             image_size = tuple(pixel_values.shape[-2:])
         # `max_batch` and `max_bytes` limit forward passes, and there are none
-        options = {name: options[name] for name in ("masks", "margin")}
-        result = pointing(saliency, boxes=boxes, image_size=image_size, **options)
+        inputs = {name: options[name] for name in ("masks", "boxes", "margin")}
+        result = pointing(saliency, image_size=image_size, **inputs)
         columns = {"pointing": result.hit, "energy": result.energy, "object_area": result.area}
         return {name: 100 * column.double() for name, column in columns.items()}, result.protocol
 

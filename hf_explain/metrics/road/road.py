@@ -75,8 +75,9 @@ class Road(SaliencyMetric):
             reference_urls=["https://huggingface.co/papers/2202.00449"],
         )
 
-    def _measure(self, predict, pixel_values, saliency, *, percents, **options):
-        result = road(predict, pixel_values, saliency, percents=listed(percents), **options)
+    def _measure(self, predict, pixel_values, saliency, **options):
+        options["percents"] = listed(options["percents"])
+        result = road(predict, pixel_values, saliency, **options)
         columns = {"road": result.combined, "unperturbed": result.base, "morf": result.morf, "lerf": result.lerf}
         return columns, result.protocol
 
