@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from hf_explain.heads.ttame import TTameConfig as TTameConfig
     from hf_explain.heads.ttame import TTameForSaliency as TTameForSaliency
     from hf_explain.pipeline import SaliencyPipeline as SaliencyPipeline
-    from hf_explain.registry import EXPLAINERS as EXPLAINERS
+    from hf_explain.registry import HEADS as HEADS
     from hf_explain.registry import METHODS as METHODS
     from hf_explain.registry import AutoModelForSaliency as AutoModelForSaliency
     from hf_explain.tensors.outputs import SaliencyOutput as SaliencyOutput
@@ -31,7 +31,7 @@ __version__ = "0.1.0"
 
 # The public names and the modules that define them, imported when one is asked for
 _HOMES = {
-    "EXPLAINERS": "registry",
+    "HEADS": "registry",
     "METHODS": "registry",
     "AutoModelForSaliency": "registry",
     "FrozenClassifier": "classifiers.frozen_classifier",

@@ -315,6 +315,3 @@ def _picture(image: torch.Tensor) -> Image.Image:
 
 if "saliency" not in PIPELINE_REGISTRY.supported_tasks:
     PIPELINE_REGISTRY.register_pipeline("saliency", SaliencyPipeline, pt_model=(AutoModelForSaliency,), type="image")
-
-
-__all__ = ["SaliencyPipeline"]

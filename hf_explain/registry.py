@@ -1,17 +1,20 @@
-"""Every head and every training-free method, by name: the only lists of them."""
+"""Every head and every training-free method, by name, with what is known of each: the only lists of them."""
 
 from __future__ import annotations
 
 import os
 from collections import OrderedDict
+from collections.abc import Callable
+from dataclasses import dataclass
 
 from transformers import AutoConfig, AutoModel
 from transformers.models.auto.auto_factory import _BaseAutoModelClass, _LazyAutoMapping
 from transformers.models.auto.configuration_auto import CONFIG_MAPPING_NAMES
 
-from hf_explain.heads.lcam import LCamConfig, LCamForSaliency
-from hf_explain.heads.scan import ScanConfig, ScanForSaliency
-from hf_explain.heads.ttame import TTameConfig, TTameForSaliency
+from hf_explain.classifiers.frozen_classifier import FrozenClassifier
+from hf_explain.heads import lcam, scan, ttame
+from hf_explain.heads.entry import Head
+from hf_explain.heads.modeling_explainer import ExplainerPreTrainedModel
 from hf_explain.io.downloads import HUB_OPTIONS, hub_errors, pin_revision, whole_downloads
 from hf_explain.methods.attention import (
     attention_guided_cam,
@@ -25,46 +28,64 @@ from hf_explain.methods.controls import centre, random
 from hf_explain.methods.fgvis import fgvis
 from hf_explain.methods.gradients import input_x_gradient, integrated_gradients, smoothgrad
 from hf_explain.methods.sampling import kernel_shap, lime, occlusion, rise, scorecam
+from hf_explain.tensors.outputs import SaliencyOutput
 
 
-# model_type -> (configuration, model)
-EXPLAINERS = {
-    "lcam": (LCamConfig, LCamForSaliency),
-    "ttame": (TTameConfig, TTameForSaliency),
-    "scan": (ScanConfig, ScanForSaliency),
+# model_type -> Head; `register_head` adds to it
+HEADS: dict[str, Head] = {}
+
+
+@dataclass(frozen=True)
+class Method:
+    """
+    A training-free method, and what is known of it before it is called.
+
+    Args:
+        function (`Callable`): `(classifier, pixel_values, target=None, **options)` to [`SaliencyOutput`].
+        slow (`bool`, *optional*, defaults to `False`): Whether it takes many passes per image.
+        control (`bool`, *optional*, defaults to `False`): Whether its maps say nothing of the classifier: what every
+            comparison shows beside the others.
+        attention (`bool`, *optional*, defaults to `False`): Whether it reads a transformer's attention.
+        min_labels (`int`, *optional*, defaults to 1): Classes the classifier must have.
+    """
+
+    function: Callable[..., SaliencyOutput]
+    slow: bool = False
+    control: bool = False
+    attention: bool = False
+    min_labels: int = 1
+
+
+METHOD_ENTRIES = {
+    "gradcam": Method(gradcam),
+    "gradcam++": Method(gradcam_plus_plus),
+    "xgradcam": Method(xgradcam),
+    "layercam": Method(layercam),
+    "hirescam": Method(hirescam),
+    "eigencam": Method(eigencam),
+    "ablationcam": Method(ablationcam, slow=True),
+    "scorecam": Method(scorecam, slow=True),
+    "rise": Method(rise, slow=True),
+    "occlusion": Method(occlusion, slow=True),
+    "raw_attention": Method(raw_attention, attention=True),
+    "rollout": Method(rollout, attention=True),
+    "transformer_attribution": Method(transformer_attribution, attention=True),
+    "partial_lrp": Method(partial_lrp, attention=True),
+    "attention_guided_cam": Method(attention_guided_cam, attention=True),
+    "input_x_gradient": Method(input_x_gradient),
+    "integrated_gradients": Method(integrated_gradients),
+    "smoothgrad": Method(smoothgrad),
+    "fgvis": Method(fgvis, slow=True, min_labels=2),
+    "lime": Method(lime, slow=True),
+    "kernel_shap": Method(kernel_shap, slow=True),
+    "random": Method(random, control=True),
+    "centre": Method(centre, control=True),
 }
-
-# name -> function(classifier, pixel_values, target=None, **options) -> SaliencyOutput
-METHODS = {
-    "gradcam": gradcam,
-    "gradcam++": gradcam_plus_plus,
-    "xgradcam": xgradcam,
-    "layercam": layercam,
-    "hirescam": hirescam,
-    "eigencam": eigencam,
-    "ablationcam": ablationcam,
-    "scorecam": scorecam,
-    "rise": rise,
-    "occlusion": occlusion,
-    "raw_attention": raw_attention,
-    "rollout": rollout,
-    "transformer_attribution": transformer_attribution,
-    "partial_lrp": partial_lrp,
-    "attention_guided_cam": attention_guided_cam,
-    "input_x_gradient": input_x_gradient,
-    "integrated_gradients": integrated_gradients,
-    "smoothgrad": smoothgrad,
-    "fgvis": fgvis,
-    "lime": lime,
-    "kernel_shap": kernel_shap,
-    "random": random,
-    "centre": centre,
-}
-
+METHODS = {name: method.function for name, method in METHOD_ENTRIES.items()}
 DEFAULT_METHOD = "gradcam"
-CONTROLS = ("random", "centre")
+CONTROLS = tuple(name for name, method in METHOD_ENTRIES.items() if method.control)
 # What needs many passes per image, unless the caller says otherwise
-SLOW_METHODS = ("ablationcam", "scorecam", "rise", "occlusion", "lime", "kernel_shap", "fgvis")
+SLOW_METHODS = tuple(name for name, method in METHOD_ENTRIES.items() if method.slow)
 
 
 class AutoModelForSaliency(_BaseAutoModelClass):
@@ -107,10 +128,59 @@ class AutoModelForSaliency(_BaseAutoModelClass):
             return super().from_pretrained(name, *model_args, **kwargs)
 
 
-for _model_type, (_config_class, _model_class) in EXPLAINERS.items():
-    AutoConfig.register(_model_type, _config_class, exist_ok=True)
-    AutoModel.register(_config_class, _model_class, exist_ok=True)
-    AutoModelForSaliency.register(_config_class, _model_class, exist_ok=True)
+def register_head(head: Head) -> None:
+    """
+    Make a head known: to `AutoConfig`, `AutoModel` and `AutoModelForSaliency`, and so to pipelines and comparisons; to
+    the commands; and to cards and pushing.
+
+    A head of another package is registered by that package's `__init__`, not by the modules of its classes: those are
+    what self-contained remote code copies.
+
+    Args:
+        head ([`Head`]): The head's entry.
+
+    Raises:
+        TypeError: If its model is no head's.
+        ValueError: If its `model_type` is taken by another head or by Transformers.
+
+    Example:
+
+    ```python
+    >>> register_head(Head(MyHeadForSaliency, name="My head", summary="...", paper="...", url="...", citation="..."))
+    ```
+    """
+    if not (isinstance(head.model, type) and issubclass(head.model, ExplainerPreTrainedModel)):
+        raise TypeError(f"`head.model` must be a subclass of ExplainerPreTrainedModel, got {head.model!r}.")
+    name = head.model_type
+    taken = HEADS[name].model if name in HEADS else CONFIG_MAPPING_NAMES.get(name)
+    if taken is not None and taken is not head.model:
+        owner = taken if isinstance(taken, str) else taken.__name__
+        raise ValueError(f"`head` has model_type {name!r}, which is {owner}'s; give its configuration another one.")
+    AutoConfig.register(name, head.config, exist_ok=True)
+    AutoModel.register(head.config, head.model, exist_ok=True)
+    AutoModelForSaliency.register(head.config, head.model, exist_ok=True)
+    HEADS[name] = head
+
+
+for _head in (lcam.HEAD, ttame.HEAD, scan.HEAD):
+    register_head(_head)
+
+
+def methods_for(classifier: FrozenClassifier) -> list[str]:
+    """
+    The training-free methods that are defined for a classifier.
+
+    Args:
+        classifier ([`FrozenClassifier`]): Attention methods need one with attention, FGVis two classes.
+
+    Returns:
+        `list[str]`: Keys of `METHODS`, in its order.
+    """
+    return [
+        name
+        for name, method in METHOD_ENTRIES.items()
+        if (classifier.is_transformer or not method.attention) and classifier.num_labels >= method.min_labels
+    ]
 
 
 def resolve_method(name: str):
@@ -128,16 +198,16 @@ def resolve_method(name: str):
     return METHODS[name]
 
 
-def resolve_head(name: str):
+def resolve_head(name: str) -> type[ExplainerPreTrainedModel]:
     """
     The model class of a head's name.
 
     Args:
-        name (`str`): A key of `EXPLAINERS`.
+        name (`str`): A key of `HEADS`.
 
     Raises:
         ValueError: If there is none; the message lists the names.
     """
-    if name not in EXPLAINERS:
-        raise ValueError(f"`head` {name!r} does not exist; the heads are {', '.join(EXPLAINERS)}.")
-    return EXPLAINERS[name][1]
+    if name not in HEADS:
+        raise ValueError(f"`head` {name!r} does not exist; the heads are {', '.join(HEADS)}.")
+    return HEADS[name].model

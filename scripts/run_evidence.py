@@ -28,7 +28,7 @@ from typing import Any
 
 from hf_explain.classifiers.frozen_classifier import FrozenClassifier
 from hf_explain.io.files import write_atomically
-from hf_explain.registry import CONTROLS, SLOW_METHODS
+from hf_explain.registry import CONTROLS, METHODS, SLOW_METHODS, methods_for
 
 
 Head = tuple[str, str | None, dict[str, Any]]  # kind, preset, fields of its config
@@ -77,8 +77,6 @@ TITLES = {
     "scan": "SCAN as published",
     "scan-contribution": "SCAN, contribution (ours)",
 }
-# Methods that read attention: for classifiers that have some
-ATTENTION_METHODS = ("raw_attention", "rollout", "transformer_attribution", "partial_lrp", "attention_guided_cam")
 RECORD = "training_record.json"
 COMPARISON = "results.json"
 SCRIPT = "run.sh"
@@ -199,8 +197,8 @@ def sweep(args) -> bool:
 
 
 def compare(classifier: str, trained: dict[str, Path], directory: Path, args) -> bool:
-    attends = FrozenClassifier.from_pretrained(classifier).is_transformer
-    methods = [name for name in args.methods if attends or name not in ATTENTION_METHODS]
+    undefined = set(METHODS).difference(methods_for(FrozenClassifier.from_pretrained(classifier)))
+    methods = [name for name in args.methods if name not in undefined]
     explainers = [f"{name}={head}" for name, head in trained.items()] + methods
     words = ["--classifier", classifier, "--dataset", args.dataset, "--split", args.split]
     words += ["--explainers", ",".join(explainers), "--metrics", args.metrics, "--max_examples", str(args.examples)]

@@ -19,7 +19,7 @@ from hf_explain.apps.quickstart.data import draw
 from hf_explain.io.images import load_rgb
 from hf_explain.io.pictures import overlay, save_image
 from hf_explain.pipeline import SaliencyPipeline
-from hf_explain.registry import DEFAULT_METHOD, METHODS, AutoModelForSaliency
+from hf_explain.registry import DEFAULT_METHOD, AutoModelForSaliency, methods_for
 
 
 MAX_COMPARED = 3
@@ -27,11 +27,10 @@ TOP_K = 5
 MAX_SIDE = 1600  # larger pictures are shrunk: the classifier sees far fewer pixels, and maps are drawn at this size
 _MATCHES = 12  # classes a search lists
 _REMEMBERED = 12  # maps kept per visitor, so that a slider or a second explainer does not compute the first again
-_ATTENTION = "hf_explain.methods.attention"
 
 
 @dataclass(frozen=True)
-class Explainer:
+class Choice:
     """One entry of the list of explainers: a trained head, or a training-free method on a classifier."""
 
     name: str
@@ -127,24 +126,6 @@ def class_choices(
 # ---------------------------------------------------------------------------------------------------------- explainers
 
 
-def methods_for(classifier) -> list[str]:
-    """
-    The training-free methods that are defined for a classifier.
-
-    Args:
-        classifier ([`FrozenClassifier`]): Attention methods need one with attention, FGVis two classes.
-
-    Returns:
-        `list[str]`: Keys of `METHODS`, in its order.
-    """
-    return [
-        name
-        for name, method in METHODS.items()
-        if (classifier.is_transformer or method.__module__ != _ATTENTION)
-        and (classifier.num_labels > 1 or name != "fgvis")
-    ]
-
-
 class Demo:
     """
     The page's model: loads explainers, scores classes, makes maps. It knows nothing of the page itself.
@@ -205,7 +186,7 @@ class Demo:
         image.thumbnail((MAX_SIDE, MAX_SIDE), Image.Resampling.LANCZOS)
         return image
 
-    def check(self, chosen: Sequence[str] | None) -> list[Explainer]:
+    def check(self, chosen: Sequence[str] | None) -> list[Choice]:
         """
         The chosen explainers.
 
@@ -222,7 +203,7 @@ class Demo:
                 raise ValueError(f"There is no explainer {name!r}; there are {', '.join(self.explainers)}.")
         return [self.explainers[name] for name in chosen]
 
-    def scores(self, visit: Visit, explainer: Explainer) -> list[float]:
+    def scores(self, visit: Visit, explainer: Choice) -> list[float]:
         """The classifier's probability of every class, computed once per picture and classifier."""
         pipe = explainer.pipe
         key = id(pipe.classifier)
@@ -355,20 +336,20 @@ def _identity(classifier) -> tuple:
     return (name, commit) if name and (commit or os.path.isdir(name)) else (id(classifier),)
 
 
-def _list_explainers(pipes: Mapping[str, SaliencyPipeline]) -> dict[str, Explainer]:
+def _list_explainers(pipes: Mapping[str, SaliencyPipeline]) -> dict[str, Choice]:
     tails = [_tail(name) for name in pipes]
     explainers = {}
     for name, pipe in pipes.items():
         if pipe.head is not None:
             shown = _tail(name) if tails.count(_tail(name)) == 1 else name
-            explainers[shown] = Explainer(shown, pipe)
+            explainers[shown] = Choice(shown, pipe)
     classifiers: dict[int, tuple[str, SaliencyPipeline]] = {}
     for name, pipe in pipes.items():
         classifiers.setdefault(id(pipe.classifier), (name, pipe))
     for name, pipe in classifiers.values():
         owner = f" ({_tail(pipe.classifier.name_or_path or name)})" if len(classifiers) > 1 else ""
         for method in methods_for(pipe.classifier):
-            explainers[method + owner] = Explainer(method + owner, pipe, method)
+            explainers[method + owner] = Choice(method + owner, pipe, method)
     return explainers
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import inspect
 from numbers import Integral, Real
-from typing import Any
+from typing import Any, ClassVar
 
 from transformers import CONFIG_MAPPING, AutoConfig, PreTrainedConfig
 
@@ -34,6 +34,8 @@ class ExplainerConfig(PreTrainedConfig):
 
     model_type = "saliency_explainer"
     sub_configs = {"backbone_config": AutoConfig}
+    # What goes beyond the head's paper, in words, by the field that asks for it with another value than its default
+    additions: ClassVar[dict[str, str]] = {}
 
     backbone: str | None = None
     backbone_revision: str | None = None

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import ClassVar
+
 import torch
 
 from hf_explain.classifiers.frozen_classifier import ClassifierFeatures
@@ -50,6 +52,13 @@ class MaskTrainedConfig(ExplainerConfig):
             pixels are replaced by. With one fill the head learns what that fill does to the classifier, too. By
             default the one fill of `mask_space`, as published.
     """
+
+    additions: ClassVar[dict[str, str]] = {
+        "removal_weight": "removal term",
+        "ranking_weight": "ranking term",
+        "mask_fills": "drawn fills",
+        "contrast": "contrast of its own",
+    }
 
     ce_weight: float = 1.5
     area_weight: float = 2.0

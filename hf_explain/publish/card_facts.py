@@ -17,7 +17,7 @@ from safetensors.torch import load_file
 from transformers import PreTrainedConfig
 
 from hf_explain.classifiers.fingerprint import FINGERPRINT_DTYPES, fingerprint_tensors
-from hf_explain.publish.citations import PAPERS
+from hf_explain.registry import HEADS
 
 
 TRAINING_RECORD = "training_record.json"
@@ -162,9 +162,9 @@ def read_config(model_or_dir) -> dict[str, Any]:
         config = read_json(path, "config.json")
     else:
         raise TypeError(f"`model_or_dir` must be a head or its directory, got {type(model_or_dir).__name__}.")
-    if config.get("model_type") not in PAPERS:
+    if config.get("model_type") not in HEADS:
         raise ValueError(
-            f"`model_or_dir` has model_type {config.get('model_type')!r}; heads have one of {', '.join(PAPERS)}."
+            f"`model_or_dir` has model_type {config.get('model_type')!r}; heads have one of {', '.join(HEADS)}."
         )
     return config
 

@@ -32,7 +32,7 @@ from hf_explain.publish.card_facts import (
     read_json,
     read_measurements,
 )
-from hf_explain.publish.citations import PAPERS
+from hf_explain.registry import HEADS
 
 
 # -------------------------------------------------------------------------------------------------------------- a card
@@ -100,15 +100,7 @@ def build_model_card(
     name = repo_id or (directory.resolve().name if directory is not None else config["model_type"])
 
     unknown: list[str] = []
-    method = PAPERS[config["model_type"]]
-    title = method.variants.get(config.get("variant"), method.name)
-    additions = [f"{term} term" for term in ("removal", "ranking") if config.get(f"{term}_weight")]
-    additions += ["drawn fills"] * bool(config.get("mask_fills"))
-    additions += ["contrast of its own"] * bool(config.get("contrast"))
-    additions += ["mask by contribution"] * (config.get("mask_by") == "contribution")
-    if additions:
-        listed = " and ".join(filter(None, [", ".join(additions[:-1]), additions[-1]]))
-        title += f" (with this package's {listed}; not in the paper)"
+    head = HEADS[config["model_type"]]
     classifier = _classifier(config, training, unknown)
     dataset = dataset or _data_name(look_up(training, TRAINING_KEYS["dataset"]), "training data", unknown)
     license = license or look_up(training, TRAINING_KEYS["license"])
@@ -165,8 +157,8 @@ def build_model_card(
         data,
         template_str=template,
         name=name,
-        title=title,
-        method=method,
+        title=head.title(config),
+        head=head,
         classifier=classifier,
         layers=list(config.get("feature_layers") or []),
         settings=_own_settings(config),

@@ -33,13 +33,12 @@ from hf_explain.apps.demo_explainers import (
     class_choices,
     download_files,
     example_files,
-    methods_for,
 )
 from hf_explain.cli import main
 from hf_explain.io.pictures import overlay
 from hf_explain.metrics import path as metric_path
 from hf_explain.metrics.module import build_demo
-from hf_explain.registry import METHODS
+from hf_explain.registry import METHODS, methods_for
 
 
 ID2LABEL = dict(enumerate(LABELS))

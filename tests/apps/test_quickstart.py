@@ -16,7 +16,7 @@ from transformers import AutoModelForImageClassification, pipeline
 from hf_explain import LCamForSaliency
 from hf_explain.apps.quickstart import data, run, run_quickstart
 from hf_explain.apps.quickstart.data import BIASED_LABEL, LABELS, draw, make_dataset, make_datasets
-from hf_explain.apps.quickstart.measure import EXPLAINERS, HEAD, bootstrap_interval, energy_inside, overlap_with
+from hf_explain.apps.quickstart.measure import COMPARED, HEAD, bootstrap_interval, energy_inside, overlap_with
 from hf_explain.apps.quickstart.run import format_table
 from hf_explain.io.html import number
 
@@ -187,7 +187,7 @@ def test_results_hold_numbers_protocol_seed_versions_and_timings(finished):
     assert {"torch", "transformers", "datasets", "python"} <= set(results["versions"])
     assert set(results["seconds"]) == {"data", "classifier", "head", "explain", "measure", "pictures"}
     assert results["protocol"]["auc_d"]["score"] == "agreement" and results["protocol"]["auc_d"]["fill"] == "black"
-    assert list(results["explainers"]) == list(EXPLAINERS)
+    assert list(results["explainers"]) == list(COMPARED)
     for row in results["explainers"].values():
         low, high = row["auc_d_interval"]
         assert low <= row["auc_d"] <= high

@@ -13,14 +13,14 @@ from hf_explain.metrics.functional import PRESETS, auc_d, average_drop
 
 
 # Column name to the pipeline's `method`; the head needs none
-EXPLAINERS = {"L-CAM-Img": None, "Grad-CAM": "gradcam", "centre": "centre", "random": "random"}
+COMPARED = {"L-CAM-Img": None, "Grad-CAM": "gradcam", "centre": "centre", "random": "random"}
 HEAD = "L-CAM-Img"
 
 
 def explain(pipe, dataset) -> dict[str, dict[str, Any]]:
     """For every explainer: `saliency` `(num_images, size, size)`, and the labels and scores it explained."""
     explained = {}
-    for name, method in EXPLAINERS.items():
+    for name, method in COMPARED.items():
         options = {} if method is None else {"method": method}
         entries = [found[0] for found in pipe(dataset["image"], batch_size=32, **options)]
         explained[name] = {

@@ -20,7 +20,7 @@ from transformers import pipeline
 
 from hf_explain.apps.quickstart.classifier import train_classifier
 from hf_explain.apps.quickstart.data import BIASED_LABEL, make_datasets
-from hf_explain.apps.quickstart.measure import EXPLAINERS, HEAD, explain, measure
+from hf_explain.apps.quickstart.measure import COMPARED, HEAD, explain, measure
 from hf_explain.apps.quickstart.page import render_page
 from hf_explain.heads.lcam import LCamForSaliency
 from hf_explain.io.charts import bar_chart, plot_curves
@@ -188,11 +188,11 @@ def _draw_pictures(work: Path, dataset, explained, results: dict[str, Any], curv
         rows, sentences = [], []
         for index in chosen:
             image = dataset[index]["image"]
-            maps = [explained[column]["saliency"][index] for column in EXPLAINERS]
+            maps = [explained[column]["saliency"][index] for column in COMPARED]
             rows.append([image, *(overlay(image, saliency, alpha=0.85, grayscale=True) for saliency in maps)])
             said = f"{names[labels[index]]}: called {predicted[index]}, {explained[HEAD]['score'][index]:.2f}"
             sentences.append(said)
-        columns = ["image", *EXPLAINERS]
+        columns = ["image", *COMPARED]
         save_image(saliency_grid(rows, columns, row_labels=sentences, cell_size=144, text_size=21), work / name)
 
     rows = [
@@ -234,7 +234,7 @@ def _draw_pictures(work: Path, dataset, explained, results: dict[str, Any], curv
         ("negative", "removed_last.png", "Most salient pixels removed last (higher is better)"),
     ):
         chart = plot_curves(
-            {column: curves[column][order] for column in EXPLAINERS},
+            {column: curves[column][order] for column in COMPARED},
             [100 * fraction for fraction in curves["fractions"]],
             title=title,
             y_label="prediction unchanged (%)",

@@ -1,3 +1,5 @@
+from typing import ClassVar
+
 from hf_explain.heads.configuration_explainer import ExplainerConfig
 from hf_explain.tensors.scalars import check_choice, check_count, check_number
 
@@ -51,6 +53,7 @@ class ScanConfig(ExplainerConfig):
     """
 
     model_type = "scan"
+    additions: ClassVar[dict[str, str]] = {"mask_by": "mask by contribution"}
 
     alpha: float = 4.0
     lam: float = 0.1

@@ -1,3 +1,5 @@
+from typing import ClassVar
+
 from hf_explain.heads.modeling_mask_trained import MaskTrainedConfig
 from hf_explain.tensors.scalars import check_choice, check_count
 
@@ -33,6 +35,7 @@ class TTameConfig(MaskTrainedConfig):
     """
 
     model_type = "ttame"
+    additions: ClassVar[dict[str, str]] = {**MaskTrainedConfig.additions, "context_size": "context"}
 
     feature_kind: str | None = None
     token_product: bool = False
