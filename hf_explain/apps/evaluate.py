@@ -8,8 +8,8 @@ import shlex
 import sys
 from typing import Any
 
+from hf_explain.evaluation.arguments import TARGETS
 from hf_explain.evaluation.comparison import compare, parse_explainers
-from hf_explain.evaluation.evaluator import TARGETS
 from hf_explain.evaluation.explainer import public_name
 from hf_explain.io.datasets import load_image_dataset
 

@@ -5,20 +5,25 @@ from __future__ import annotations
 import contextlib
 import os
 from collections.abc import Callable, Mapping, Sequence
-from pathlib import Path
+from dataclasses import replace
 from typing import Any
 
 import evaluate
 import torch
 
+from hf_explain.classifiers.fingerprint import fingerprint
 from hf_explain.classifiers.frozen_classifier import FrozenClassifier
-from hf_explain.evaluation.comparison_report import _write_charts, _write_pictures, _write_tables
-from hf_explain.evaluation.evaluator import SaliencyEvaluator
-from hf_explain.evaluation.explainer import resolve_explainer
-from hf_explain.evaluation.sanity import check_sanity
+from hf_explain.evaluation.arguments import ComparisonArguments
+from hf_explain.evaluation.comparison_report import MeasuredComparison, write_comparison
+from hf_explain.evaluation.evaluator import SaliencyEvaluator, check_metric, load_metrics
+from hf_explain.evaluation.explainer import Explainer, resolve_explainer
+from hf_explain.evaluation.results import Comparison, EvaluationResult, FailedExplainer, MetricResult
+from hf_explain.evaluation.sanity import check_explainer
 from hf_explain.io.files import check_writable, lock_directory
 from hf_explain.io.processes import launched_processes, on_first_process
+from hf_explain.metrics import metric_numbers
 from hf_explain.metrics import path as metric_path
+from hf_explain.metrics.number import Number
 from hf_explain.registry import CONTROLS, METHODS, SLOW_METHODS, AutoModelForSaliency
 
 
@@ -86,8 +91,9 @@ def compare(
         data: As for [`SaliencyEvaluator.compute`].
         explainers (`dict`, `str` or a list of `str`): Name to head (or its directory), or to `None` for the
             training-free method of that name; or as for [`parse_explainers`].
-        metrics (`str` or a list, *optional*): Metrics by name. `win_rate` compares each with `gradcam` (with `random`
-            where there is none), on the average drop (or the first metric).
+        metrics (`str` or a list, *optional*): Metrics by name, or modules that `evaluate.load` made, one's own too.
+            `win_rate` compares each explainer with `gradcam` (with `random` where there is none), on the average drop
+            (or the first metric).
         output_dir (`str` or `os.PathLike`): Gets `table.md`, `results.json`, `results.csv`, charts and pictures.
         max_examples (`int`, *optional*): Only the first so many images.
         slow (list of `str`, *optional*): Explainers measured on `slow_examples` images only; those of `SLOW_METHODS`
@@ -107,113 +113,188 @@ def compare(
             `shard_size`, ...).
 
     Returns:
-        `dict`: `explainers` (name to result, or to its `error`), `classifier`, `dataset`, `num_images`, `settings`.
+        `dict`: what `results.json` holds, see [`Comparison`]: `explainers` (name to result, or to its `error`),
+            `classifier`, `dataset`, `num_images`, `settings`, `numbers`.
 
     Raises:
         ValueError: If the arguments cannot work, or the controls cannot be measured.
         OSError: If the classifier cannot be loaded, or `output_dir` not be written to, or another run is using it.
     """
+    arguments = ComparisonArguments(
+        metrics=metrics,
+        output_dir=output_dir,
+        max_examples=max_examples,
+        slow=slow,
+        slow_examples=slow_examples,
+        method_options=method_options,
+        sanity=sanity,
+        sanity_examples=sanity_examples,
+        pictures=pictures,
+        seed=seed,
+        device=device,
+        **options,
+    )
+    return run_comparison(
+        classifier, data, explainers, arguments, command=command, revision=revision, report=report
+    ).to_json()
+
+
+def run_comparison(
+    classifier: str | os.PathLike | FrozenClassifier,
+    data,
+    explainers: Mapping[str, Any] | Sequence[str] | str,
+    arguments: ComparisonArguments,
+    *,
+    command: Sequence[str] | None = None,
+    revision: str | None = None,
+    report: Callable[[str], None] = print,
+) -> Comparison:
+    """
+    [`compare`] with its settings in one object.
+
+    Args:
+        classifier, data, explainers, command, revision, report: As for [`compare`].
+        arguments ([`ComparisonArguments`]): The settings; its `output_dir` is needed.
+
+    Returns:
+        [`Comparison`].
+
+    Raises:
+        ValueError, OSError: As for [`compare`].
+    """
     if not isinstance(explainers, Mapping):
         explainers = parse_explainers(explainers)
-    metrics = [name for name in (metrics.split(",") if isinstance(metrics, str) else metrics) if name]
-    for name in metrics:
-        metric_path(name)
-    measured = [name for name in metrics if name != "win_rate"]
-    if not measured:
+    explainers = {**explainers, **{name: None for name in CONTROLS if name not in explainers}}
+    numbers = _describe_metrics(arguments.metrics)
+    if not numbers.keys() - {"win_rate"}:
         raise ValueError("`metrics` needs at least one that measures maps, such as auc_d.")
-    names = [*explainers, *(name for name in CONTROLS if name not in explainers)]
-    for argument, given in (("slow", slow or ()), ("method_options", method_options or {})):
-        if unknown := [name for name in given if name not in names]:
-            raise ValueError(f"`{argument}` names {unknown[0]!r}, which is no explainer: {', '.join(names)}.")
-    slow = SLOW_METHODS if slow is None else slow
-    folder = Path(output_dir)
+    for argument in ("slow", "method_options"):
+        if unknown := [name for name in getattr(arguments, argument) or () if name not in explainers]:
+            raise ValueError(f"`{argument}` names {unknown[0]!r}, which is no explainer: {', '.join(explainers)}.")
+    if arguments.output_dir is None:
+        raise ValueError("`output_dir` is needed: a comparison is written to a folder.")
     rank, world, own_device = launched_processes()
     main = rank == 0
 
     def claim() -> None:
-        held.enter_context(lock_directory(folder))
-        check_writable(folder)
+        held.enter_context(lock_directory(arguments.output_dir))
+        check_writable(arguments.output_dir)
 
     with contextlib.ExitStack() as held:
         on_first_process(rank, world, claim)
         if not isinstance(classifier, FrozenClassifier):
             classifier = FrozenClassifier.from_pretrained(classifier, revision=revision)
-        classifier.to(device or own_device or ("cuda" if torch.cuda.is_available() else "cpu"))
-
-        evaluator, results, columns, built = SaliencyEvaluator(), {}, {}, {}
-        # the controls first: what keeps them from being measured is no fault of an explainer
-        for name in sorted(names, key=lambda name: name not in CONTROLS):
-            count = max_examples
-            if name in slow and slow_examples is not None:
-                count = min(slow_examples, max_examples or slow_examples)
-            try:
-                model = _model(name, explainers.get(name), classifier)
-                method = name if explainers.get(name) is None else None
-                own_options = (method_options or {}).get(name)
-                result = evaluator.compute(
-                    model,
-                    data,
-                    measured,
-                    method=method,
-                    method_options=own_options,
-                    max_examples=count,
-                    seed=seed,
-                    output_dir=folder / "explainers" / name,
-                    return_columns=True,
-                    **options,
-                )
-                columns[name] = result.pop("columns")
-                if sanity and name not in CONTROLS:
-                    result["sanity"] = check_sanity(
-                        model,
-                        data,
-                        method=method,
-                        method_options=own_options,
-                        max_examples=min(sanity_examples, count or sanity_examples),
-                        image_column=options.get("image_column"),
-                        batch_size=options.get("batch_size", 8),
-                        seed=seed,
-                    )
-                results[name] = result
-                built[name] = resolve_explainer(model, method, own_options, seed)
-            except Exception as error:
-                if name in CONTROLS:
-                    raise
-                # one failing method must not cost the hours of the others; the command still ends with an error
-                reason = " ".join(str(error).split()) or type(error).__name__
-                if not isinstance(error, (ValueError, OSError)):
-                    reason = f"{type(error).__name__}: {reason}"
-                results[name] = {"error": reason}
-                columns.pop(name, None)
-                if main:
-                    report(f"{name} failed: {reason}")
-        results = {name: results[name] for name in names}
-        if "win_rate" in metrics:
-            _add_win_rates(results, columns, measured)
-        comparison = _describe(results, classifier, columns)
+        classifier.to(arguments.device or own_device or ("cuda" if torch.cuda.is_available() else "cpu"))
+        measured = _measure(classifier, data, explainers, arguments, numbers, report if main else lambda line: None)
         if main:
-            _write_tables(folder, comparison, command)
-            _write_charts(folder, results)
-            if pictures:
-                _write_pictures(folder, data, built, columns, measured[0], pictures, options.get("image_column"))
-            report((folder / "table.md").read_text())
-        return comparison
+            write_comparison(measured, data, arguments, command)
+            report((arguments.output_dir / "table.md").read_text())
+        return measured.comparison
 
 
-def _model(name: str, source, classifier: FrozenClassifier):
+# ---------------------------------------------------------------------------------------------------------- measuring
+
+
+def _describe_metrics(metrics: Sequence[Any]) -> dict[str, tuple[Number, ...]]:
+    """What the metrics say of their numbers, by name; of those of this package before one is loaded."""
+    numbers: dict[str, tuple[Number, ...]] = {}
+    for one in metrics:
+        name = one if isinstance(one, str) else check_metric(one).metric_name
+        numbers[name] = metric_numbers(one) if isinstance(one, str) else one.numbers
+    return dict(sorted(numbers.items(), key=lambda entry: entry[0] == "win_rate"))  # it is measured last
+
+
+def _measure(
+    classifier: FrozenClassifier,
+    data,
+    explainers: Mapping[str, Any],
+    arguments: ComparisonArguments,
+    numbers: dict[str, tuple[Number, ...]],
+    report: Callable[[str], None],
+) -> MeasuredComparison:
+    """Every explainer measured, or the reason why one could not be."""
+    known = fingerprint(classifier.model)  # once: every explainer is of this very classifier
+    evaluations: dict[str, EvaluationResult] = {}
+    failed: dict[str, FailedExplainer] = {}
+    columns: dict[str, dict[str, list]] = {}
+    built: dict[str, Explainer] = {}
+    # the controls first: what keeps them from being measured is no fault of an explainer
+    for name in sorted(explainers, key=lambda name: name not in CONTROLS):
+        try:
+            explainer = _resolve(name, explainers[name], classifier, arguments, known)
+            evaluations[name], columns[name] = _measure_one(name, explainer, data, arguments)
+            built[name] = explainer
+        except Exception as error:
+            if name in CONTROLS:
+                raise
+            # one failing method must not cost the hours of the others; the command still ends with an error
+            reason = " ".join(str(error).split()) or type(error).__name__
+            if not isinstance(error, (ValueError, OSError)):
+                reason = f"{type(error).__name__}: {reason}"
+            failed[name] = FailedExplainer(reason)
+            report(f"{name} failed: {reason}")
+    if "win_rate" in numbers:
+        _add_win_rates(evaluations, columns, numbers)
+    first = evaluations[next(name for name in explainers if name in evaluations)]
+    identity = {key: value for key, value in first.found.explainer.items() if key.startswith("classifier")}
+    comparison = Comparison(
+        {name: failed[name] if name in failed else evaluations[name].found for name in explainers},
+        {**identity, "num_labels": classifier.num_labels, "id": identity["classifier"]},
+        first.dataset,
+        max(len(found["image_ids"]) for found in columns.values()),
+        {key: value for key, value in first.settings.items() if key not in ("explainer", "dataset")},
+        first.versions,
+        first.device,
+        numbers,
+    )
+    return MeasuredComparison(comparison, columns, built)
+
+
+def _resolve(name: str, source, classifier: FrozenClassifier, arguments: ComparisonArguments, known: str) -> Explainer:
+    """The head `source`, or where that is `None` the training-free method called `name`."""
+    options = arguments.method_options.get(name)
     if source is None:
-        return classifier
+        return resolve_explainer(classifier, name, options, arguments.seed, classifier_fingerprint=known)
     if isinstance(source, (str, os.PathLike)):
         # onto this very classifier: a head of another one says so instead of being compared
         source = AutoModelForSaliency.from_pretrained(source, classifier=classifier)
-    return source.to(classifier.device)
+    own = source.backbone is classifier
+    source = source.to(classifier.device)
+    return resolve_explainer(source, None, options, arguments.seed, classifier_fingerprint=known if own else None)
 
 
-def _add_win_rates(results, columns, measured) -> None:
+def _measure_one(
+    name: str, explainer: Explainer, data, arguments: ComparisonArguments
+) -> tuple[EvaluationResult, dict[str, list]]:
+    count = arguments.max_examples
+    if name in (SLOW_METHODS if arguments.slow is None else arguments.slow) and arguments.slow_examples is not None:
+        count = min(arguments.slow_examples, count or arguments.slow_examples)
+    own = replace(
+        arguments,
+        metrics=[one for one in arguments.metrics if one != "win_rate"],
+        max_examples=count,
+        output_dir=arguments.output_dir / "explainers" / name,
+    )
+    evaluation, columns = SaliencyEvaluator().evaluate(explainer, data, load_metrics(own), own)
+    if arguments.sanity and name not in CONTROLS:
+        evaluation.found.sanity = check_explainer(
+            explainer,
+            data,
+            image_column=arguments.image_column,
+            max_examples=min(arguments.sanity_examples, count or arguments.sanity_examples),
+            batch_size=arguments.batch_size,
+            seed=arguments.seed,
+        )
+    return evaluation, columns
+
+
+def _add_win_rates(
+    evaluations: dict[str, EvaluationResult], columns: dict[str, dict[str, list]], numbers: dict[str, tuple]
+) -> None:
     reference = "gradcam" if "gradcam" in columns else "random"
-    metric = "average_drop" if "average_drop" in measured else measured[0]
-    judged = evaluate.load(metric_path(metric))
-    key = f"{metric}/{judged.main_result}"
+    metric = "average_drop" if "average_drop" in numbers else next(iter(numbers))
+    judged = numbers[metric][0]
+    key = f"{metric}/{judged.key}"
     for name, found in columns.items():
         if name == reference:
             continue
@@ -221,31 +302,6 @@ def _add_win_rates(results, columns, measured) -> None:
         preset = "higher_is_better" if judged.higher_is_better else "lower_is_better"
         win_rate = evaluate.load(metric_path("win_rate"), preset)
         scores = win_rate.measure(scores=found[key][:shared], other=columns[reference][key][:shared])
-        results[name]["win_rate"] = win_rate.compute(**scores)
-        results[name]["win_rate"]["protocol"] |= {"against": reference, "by": key.replace("/", " ")}
-
-
-def _describe(results, classifier, columns) -> dict[str, Any]:
-    first = next(result for result in results.values() if "error" not in result)
-    common = ("explainer", "dataset", "settings", "versions", "device")
-    kept = {
-        name: {key: value for key, value in result.items() if key not in common or key == "explainer"}
-        for name, result in results.items()
-    }
-    settings = {key: value for key, value in first["settings"].items() if key not in ("explainer", "dataset")}
-    identity = {key: value for key, value in first["explainer"].items() if key.startswith("classifier")}
-    return {
-        "explainers": kept,
-        "classifier": {**identity, "num_labels": classifier.num_labels, "id": identity["classifier"]},
-        "dataset": first["dataset"],
-        "num_images": max(len(found["image_ids"]) for found in columns.values()),
-        "settings": settings,
-        "versions": first["versions"],
-        "device": first["device"],
-    }
-
-
-# ------------------------------------------------------------------------------------------------------------- tables
-
-
-# ------------------------------------------------------------------------------------------------- charts and pictures
+        result = MetricResult.from_json(win_rate.compute(**scores))
+        result.protocol |= {"against": reference, "by": key.replace("/", " ")}
+        evaluations[name].found.metrics["win_rate"] = result

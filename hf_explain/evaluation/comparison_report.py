@@ -6,119 +6,136 @@ import csv
 import io
 import json
 import shlex
-from collections.abc import Mapping
+from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import evaluate
 import numpy as np
 import torch
 
+from hf_explain.evaluation.arguments import ComparisonArguments
 from hf_explain.evaluation.explainer import Explainer
 from hf_explain.evaluation.inputs import ExampleReader, seen_image
+from hf_explain.evaluation.results import COST, Column, Comparison, FailedExplainer
 from hf_explain.io.charts import bar_chart, plot_curves
 from hf_explain.io.files import write_atomically
 from hf_explain.io.pictures import overlay, saliency_grid, save_image
-from hf_explain.metrics import path as metric_path
+from hf_explain.metrics.number import Number
 from hf_explain.registry import CONTROLS
 from hf_explain.tensors.maps import resize_maps
 
 
-# The field's short names, for tables; a key may go on behind them, as in average_drop_50
-_HEADINGS = {
-    "auc_d": "AUC-D",
-    "positive_auc": "positive AUC",
-    "negative_auc": "negative AUC",
-    "average_drop": "AD",
-    "increase_in_confidence": "IC",
-    "road": "ROAD",
-}
-_NO_METRICS = ("num_images", "seconds_per_image", "forward_passes_per_image", "tail_passes_per_image")
+@dataclass
+class MeasuredComparison:
+    """
+    A comparison with what its pictures are made of.
+
+    Args:
+        comparison ([`Comparison`]): The numbers.
+        columns (`dict[str, dict[str, list]]`): For every explainer the metrics' columns, and `target` and
+            `prediction`, one entry per image.
+        explainers (`dict[str, Explainer]`): What made the maps.
+    """
+
+    comparison: Comparison
+    columns: dict[str, dict[str, list]]
+    explainers: dict[str, Explainer]
 
 
-def table_columns(results: Mapping[str, Mapping[str, Any]]) -> list[tuple[str, str]]:
-    """`(metric, number)` of every scalar the metrics of a comparison give, the main number of each metric first."""
-    found: dict[tuple[str, str], None] = {}
-    for result in results.values():
-        for metric, values in result.items():
-            if isinstance(values, Mapping) and "protocol" in values:
-                scalars = [key for key in values if isinstance(values[key], (int, float)) and key not in _NO_METRICS]
-                found.update(dict.fromkeys((metric, key) for key in sorted(scalars, key=lambda key: key != metric)))
-    return list(found)
+def write_comparison(
+    measured: MeasuredComparison, data, arguments: ComparisonArguments, command: Sequence[str] | None = None
+) -> None:
+    """
+    Write `results.json`, `results.csv`, `table.md`, charts and pictures to `arguments.output_dir`.
+
+    Args:
+        measured ([`MeasuredComparison`]): What was found.
+        data: The images, for the pictures.
+        arguments ([`ComparisonArguments`]): The settings it was measured by.
+        command (list of `str`, *optional*): What a person typed; also written as `command.sh`.
+
+    Raises:
+        ValueError: If an image cannot be read again.
+        OSError: If a file cannot be written.
+    """
+    folder = arguments.output_dir
+    _write_tables(folder, measured.comparison, command)
+    _write_charts(folder, measured.comparison)
+    if arguments.pictures:
+        _write_pictures(folder, data, measured, arguments.pictures, arguments.image_column)
 
 
-def _shown_columns(results: Mapping[str, Mapping[str, Any]]) -> list[tuple[str, str]]:
+# ------------------------------------------------------------------------------------------------------------- tables
+
+
+def _shown_columns(comparison: Comparison) -> list[Column]:
     """The columns a page has room for: the CSV and the JSON have all."""
-    shown = [(metric, key) for metric, key in table_columns(results) if not key.startswith("mask_area")]
-    for metric in dict(shown):
-        # a main number that is the first of a series, such as AD at 100 %, would stand there twice
-        series = [key for owner, key in shown if owner == metric and key.startswith(f"{metric}_")]
-        measured = [result[metric] for result in results.values() if metric in result]
-        if any(all(values[key] == values[metric] for values in measured) for key in series):
-            shown.remove((metric, metric))
-    return shown
+    shown = [column for column in comparison.columns() if column.number.in_tables]
+    # a main number that is the first of a series, such as AD at 100 %, would stand there twice
+    series = {column.number.key for column in shown if column.key != column.number.key}
+    return [column for column in shown if column.key not in series]
 
 
-def _heading(key: str) -> str:
-    for name, short in _HEADINGS.items():
-        if key.startswith(name):
-            return (short + key.removeprefix(name).replace("_", " ")).strip()
-    return key.replace("_", " ")
-
-
-def markdown_table(comparison: Mapping[str, Any]) -> str:
+def markdown_table(comparison: Comparison) -> str:
     """The comparison as a table: main numbers with 95 % intervals, cost, and the reason where one failed."""
-    results = comparison["explainers"]
-    numbers = _shown_columns(results)
-    first = {key for index, (metric, key) in enumerate(numbers) if metric not in dict(numbers[:index])}
-    headings = [_heading(key) for _, key in numbers]
+    columns = _shown_columns(comparison)
+    first = {column.metric: column for column in reversed(columns)}  # of each metric the one with its interval
+    headings = [column.number.heading_of(column.key) for column in columns]
     head = ["explainer", "images", *headings, "ms/image", "passes", "tail passes"]
-    checked = any("sanity" in result for result in results.values())
+    checked = any(result.sanity for result in comparison.measured.values())
     lines = [head + ["sanity"] * checked, ["---"] + ["---:"] * (len(head) - 1) + ["---"] * checked]
-    for name, result in results.items():
-        if "error" in result:
-            lines.append([name, f"failed: {result['error']}".replace("|", "/"), *[""] * (len(lines[0]) - 2)])
+    for name, result in comparison.explainers.items():
+        if isinstance(result, FailedExplainer):
+            lines.append([name, f"failed: {result.error}".replace("|", "/"), *[""] * (len(lines[0]) - 2)])
             continue
-        row = [name, str(result["num_images"])]
-        for metric, key in numbers:
-            values = result.get(metric, {})
-            cell = f"{values[key]:.2f}" if key in values else ""
-            if cell and key in first and f"{key}_interval" in values:
-                cell += " [{:.2f}, {:.2f}]".format(*values[f"{key}_interval"])
+        row = [name, str(result.num_images)]
+        for column in columns:
+            value, interval = result.value(column.metric, column.key), result.interval(column.metric, column.key)
+            cell = "" if value is None else f"{value:.2f}"
+            if cell and interval is not None and column is first[column.metric]:
+                cell += " [{:.2f}, {:.2f}]".format(*interval)
             row.append(cell)
-        row += [f"{1000 * result['seconds_per_image']:.1f}"]
-        row += [f"{result[key]:g}" for key in ("forward_passes_per_image", "tail_passes_per_image")]
-        lines.append(row + [result["sanity"]["verdict"] if "sanity" in result else ""] * checked)
+        row += [f"{1000 * result.seconds_per_image:.1f}"]
+        row += [f"{passes:g}" for passes in (result.forward_passes_per_image, result.tail_passes_per_image)]
+        lines.append(row + [result.sanity.verdict if result.sanity else ""] * checked)
     return "".join(f"| {' | '.join(line)} |\n" for line in lines)
 
 
-def _write_tables(folder: Path, comparison, command) -> None:
-    results = comparison["explainers"]
-    write_atomically(folder / "results.json", (json.dumps(comparison, indent=2) + "\n").encode())
-    numbers = table_columns(results)
+def _csv_table(comparison: Comparison) -> str:
+    columns = list(comparison.columns())
     text = io.StringIO()
     writer = csv.writer(text)
-    writer.writerow(
-        ["explainer", "error", *_NO_METRICS]
-        + [f"{metric}.{key}{end}" for metric, key in numbers for end in ("", "_low", "_high")]
-    )
-    for name, result in results.items():
-        row = [name, result.get("error", ""), *(result.get(key, "") for key in _NO_METRICS)]
-        for metric, key in numbers:
-            values = result.get(metric, {})
-            row += [values.get(key, ""), *values.get(f"{key}_interval", ("", ""))]
+    headings = [f"{one.metric}.{one.key}{end}" for one in columns for end in ("", "_low", "_high")]
+    writer.writerow(["explainer", "error", *COST, *headings])
+    for name, result in comparison.explainers.items():
+        if isinstance(result, FailedExplainer):
+            writer.writerow([name, result.error, *[""] * (len(COST) + len(headings))])
+            continue
+        row = [name, "", *(getattr(result, key) for key in COST)]
+        for column in columns:
+            value, interval = result.value(column.metric, column.key), result.interval(column.metric, column.key)
+            row += ["" if value is None else value, *(interval or ("", ""))]
         writer.writerow(row)
-    write_atomically(folder / "results.csv", text.getvalue().encode())
-    dataset, classifier = comparison["dataset"], comparison["classifier"]
+    return text.getvalue()
+
+
+def _write_tables(folder: Path, comparison: Comparison, command: Sequence[str] | None) -> None:
+    write_atomically(folder / "results.json", (json.dumps(comparison.to_json(), indent=2) + "\n").encode())
+    write_atomically(folder / "results.csv", _csv_table(comparison).encode())
+    dataset, classifier = comparison.dataset, comparison.classifier
     lines = [f"# Explainers of {classifier['id']}\n"]
     lines.append(
-        f"{comparison['num_images']} images of {dataset.get('name') or 'the data set'}"
+        f"{comparison.num_images} images of {dataset.get('name') or 'the data set'}"
         + (f" ({dataset['split']})" if dataset.get("split") else "")
-        + f", classifier {classifier['classifier_fingerprint']}, on {comparison['device']}. Numbers in brackets are "
+        + f", classifier {classifier['classifier_fingerprint']}, on {comparison.device}. Numbers in brackets are "
         "95 % bootstrap intervals over images; passes are images through the classifier for one explanation.\n"
     )
     lines.append(markdown_table(comparison))
-    protocols = _protocols(results)
+    protocols: dict[str, Any] = {}
+    for result in comparison.measured.values():
+        for metric, one in result.metrics.items():
+            protocols.setdefault(metric, one.protocol)
     lines.append("\n## Protocol\n\n```json\n" + json.dumps(protocols, indent=2) + "\n```\n")
     if command:
         lines.append(f"\n## Repeat\n\n```bash\n{shlex.join(command)}\n```\n")
@@ -126,56 +143,57 @@ def _write_tables(folder: Path, comparison, command) -> None:
     write_atomically(folder / "table.md", "".join(lines).encode())
 
 
-def _protocols(results) -> dict[str, Any]:
-    found: dict[str, Any] = {}
-    for result in results.values():
-        for metric, values in result.items():
-            if isinstance(values, Mapping) and "protocol" in values:
-                found.setdefault(metric, values["protocol"])
-    return found
+# ------------------------------------------------------------------------------------------------- charts and pictures
 
 
-def _write_charts(folder: Path, results) -> None:
-    good = {name: result for name, result in results.items() if "error" not in result}
-    first = next(iter(good.values()))
-    for metric, key in table_columns(good):
-        if key != metric:
-            continue
-        bars = {name: result[metric][key] for name, result in good.items() if metric in result}
-        errors = {name: tuple(good[name][metric][f"{key}_interval"]) for name in bars}
-        # where all bootstrap data sets agree, rounding may put an end a hair inside the mean
-        errors = {name: (min(low, bars[name]), max(high, bars[name])) for name, (low, high) in errors.items()}
-        ordered = sorted(bars, key=bars.get, reverse=True)
-        chart = bar_chart(
-            {name: bars[name] for name in ordered},
-            errors,
-            title=f"{_heading(metric)}, 95 % intervals",
-            x_label=_heading(metric),
-            highlight=[name for name in CONTROLS if name in bars],
-        )
-        save_image(chart, folder / f"{metric}.png")
-    for metric, values in first.items():
-        if not isinstance(values, Mapping):
-            continue
-        for key in [key for key in values if key.endswith("_curve")]:
-            curves = {name: 100 * np.asarray(result[metric][key]) for name, result in good.items()}
-            steps = values["protocol"].get("fractions")
-            if steps is None or len(steps) != len(values[key]):
-                steps = np.linspace(0, 1, len(values[key]))
-            chart = plot_curves(
-                curves,
-                100 * np.asarray(steps),
-                title=f"{_heading(metric)}: {key.removesuffix('_curve')}",
-                x_label=f"pixels {'inserted' if key.startswith('insertion') else 'removed'} (%)",
-                y_label=f"{values['protocol'].get('score', 'score')} (%)",
-            )
-            save_image(chart, folder / f"{metric}_{key}.png")
+def _write_charts(folder: Path, comparison: Comparison) -> None:
+    for metric, numbers in comparison.numbers.items():
+        _write_bars(folder, comparison, metric, numbers[0])
+    for metric, one in next(iter(comparison.measured.values())).metrics.items():
+        for key in one.curves:
+            _write_curves(folder, comparison, metric, key)
 
 
-def _write_pictures(folder, data, built: dict[str, Explainer], columns, metric: str, count: int, image_column) -> None:
-    """The images whose maps serve best and worst, by the mean over the explainers that are no controls."""
-    judged = evaluate.load(metric_path(metric))
-    key, sign = f"{metric}/{judged.main_result}", 1 if judged.higher_is_better else -1
+def _write_bars(folder: Path, comparison: Comparison, metric: str, number: Number) -> None:
+    """The main number of a metric, with its interval, the largest first."""
+    found = {name: one.metrics[metric] for name, one in comparison.measured.items() if metric in one.metrics}
+    bars = {name: one.numbers[number.key] for name, one in found.items()}
+    # where all bootstrap data sets agree, rounding may put an end a hair inside the mean
+    ends = {name: one.intervals[number.key] for name, one in found.items() if number.key in one.intervals}
+    errors = {name: (min(low, bars[name]), max(high, bars[name])) for name, (low, high) in ends.items()}
+    heading = number.heading_of(number.key)
+    chart = bar_chart(
+        {name: bars[name] for name in sorted(bars, key=bars.get, reverse=True)},
+        errors,
+        title=f"{heading}, 95 % intervals",
+        x_label=f"{heading} ({number.unit})" if number.unit else heading,
+        highlight=[name for name in CONTROLS if name in bars],
+    )
+    save_image(chart, folder / f"{metric}.png")
+
+
+def _write_curves(folder: Path, comparison: Comparison, metric: str, key: str) -> None:
+    found = {name: one.metrics[metric] for name, one in comparison.measured.items()}
+    first = next(iter(found.values()))
+    steps = first.protocol.get("fractions")
+    if steps is None or len(steps) != len(first.curves[key]):
+        steps = np.linspace(0, 1, len(first.curves[key]))
+    main = comparison.numbers[metric][0]
+    chart = plot_curves(
+        {name: 100 * np.asarray(one.curves[key]) for name, one in found.items()},
+        100 * np.asarray(steps),
+        title=f"{main.heading_of(main.key)}: {key}",
+        x_label=f"pixels {'inserted' if key == 'insertion' else 'removed'} (%)",
+        y_label=f"{first.protocol.get('score', 'score')} (%)",
+    )
+    save_image(chart, folder / f"{metric}_{key}_curve.png")
+
+
+def _write_pictures(folder: Path, data, measured: MeasuredComparison, count: int, image_column: str | None) -> None:
+    """The images whose maps serve best and worst by the first metric, in the mean over those that are no controls."""
+    columns, built = measured.columns, measured.explainers
+    metric, (judged, *_) = next(iter(measured.comparison.numbers.items()))
+    key, sign = f"{metric}/{judged.key}", 1 if judged.higher_is_better else -1
     shown = [name for name in built if name not in CONTROLS] or list(built)
     shared = min(len(columns[name][key]) for name in shown)
     scores = sign * np.mean([columns[name][key][:shared] for name in shown], axis=0)

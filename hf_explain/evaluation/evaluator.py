@@ -7,6 +7,7 @@ import json
 import os
 import time
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from importlib import metadata
 from pathlib import Path
 from typing import Any
@@ -16,15 +17,15 @@ import torch
 from accelerate.utils import gather_object
 from tqdm.auto import tqdm
 
+from hf_explain.evaluation.arguments import EvaluationArguments
 from hf_explain.evaluation.explainer import Explainer, PassCounter, resolve_explainer
 from hf_explain.evaluation.inputs import Example, ExampleReader
+from hf_explain.evaluation.results import EvaluationResult, ExplainerResult, MetricResult
 from hf_explain.io.files import check_writable, lock_directory, write_atomically
 from hf_explain.io.processes import launched_processes, on_first_process, package_versions
 from hf_explain.metrics import path as metric_path
-from hf_explain.tensors.scalars import check_choice, check_count
 
 
-TARGETS = ("prediction", "label")
 SETTINGS_FILE = "settings.json"
 RESULT_FILE = "result.json"
 _FORMAT = 1  # of the shard files; a change of what they hold must not be mixed with older ones
@@ -122,118 +123,113 @@ class SaliencyEvaluator:
         """
         if model_or_pipeline is None or data is None:
             raise ValueError("`model_or_pipeline` and `data` are both needed.")
-        check_choice(target, "target", TARGETS)
-        check_count(batch_size, "batch_size")
-        check_count(shard_size, "shard_size")
-        rank, world, own_device = launched_processes()
-        # not `or`: a metric that has collected nothing yet has length 0
-        metrics = _load_metrics(self.default_metric_name if metric is None else metric, presets or {})
-        options = _metric_options(metrics, metric_options or {}, seed)
-        if mask_column is None and (names := [name for name, one in metrics.items() if "masks" in one.inputs]):
-            raise ValueError(f"metric {names[0]!r} needs masks of the object; name their column with `mask_column`.")
-        stated = {name: {**one.presets[one.config_name], **options[name]} for name, one in metrics.items()}
-        need_labels = target == "label" or label_column is not None
-        need_labels = need_labels or any(settings.get("score") == "accuracy" for settings in stated.values())
+        arguments = EvaluationArguments(
+            # not `or`: a metric that has collected nothing yet has length 0
+            metrics=self.default_metric_name if metric is None else metric,
+            presets=presets,
+            metric_options=metric_options,
+            target=target,
+            image_column=image_column,
+            label_column=label_column,
+            mask_column=mask_column,
+            max_examples=max_examples,
+            seed=seed,
+            batch_size=batch_size,
+            shard_size=shard_size,
+            device=device,
+            output_dir=output_dir,
+            dataset_info=dataset_info,
+            progress=progress,
+        )
+        metrics = load_metrics(arguments)  # a name that is wrong is known before a model is loaded
+        _, _, own_device = launched_processes()
         explainer = resolve_explainer(
             model_or_pipeline, method, method_options, seed, own_device if device is None else device
         )
-        reader = ExampleReader(data, explainer, image_column, label_column, mask_column, need_labels, max_examples)
-        settings = _jsonable(
-            {
-                "format": _FORMAT,
-                "seed": seed,
-                "explainer": explainer.identity,
-                "dataset": {**reader.identity, **(dataset_info or {})},
-                "columns": [reader.image_column, reader.label_column, reader.mask_column],
-                "metrics": {
-                    name: {"preset": one.config_name, "options": options[name]} for name, one in metrics.items()
-                },
-                "target": target,
-                "max_examples": max_examples,
-                "shard_size": shard_size,
-            }
-        )
-        folder = None if output_dir is None else Path(output_dir)
+        result, columns = self.evaluate(explainer, data, metrics, arguments)
+        found = result.to_json()
+        return {**found, "columns": columns} if return_columns else found
+
+    def evaluate(
+        self, explainer: Explainer, data, metrics: Mapping[str, LoadedMetric], arguments: EvaluationArguments
+    ) -> tuple[EvaluationResult, dict[str, list]]:
+        """
+        [`SaliencyEvaluator.compute`] of an explainer that is at hand, with its settings in one object.
+
+        Args:
+            explainer ([`Explainer`]): What explains.
+            data: As for [`SaliencyEvaluator.compute`].
+            metrics (`dict[str, LoadedMetric]`): What `load_metrics` made of the same settings.
+            arguments ([`EvaluationArguments`]): The settings.
+
+        Returns:
+            `tuple`: the [`EvaluationResult`], and every metric's columns beside `image_ids`, `target` and
+            `prediction`, one entry per image.
+
+        Raises:
+            ValueError, TypeError, OSError: As for [`SaliencyEvaluator.compute`].
+        """
+        task = _Task(explainer, _read(data, explainer, metrics, arguments), metrics, arguments)
+        settings, folder = _settings(task), arguments.output_dir
+        rank, world, _ = launched_processes()
         with contextlib.ExitStack() as held:
             if folder is not None:
                 on_first_process(rank, world, lambda: _claim(folder, settings, held))
-            elif reader.total is not None:
-                # nothing to resume: then the split may follow the processes
-                shard_size = max(1, min(shard_size, -(-reader.total // world)))
-
-            bar = tqdm(
-                total=reader.total if world == 1 else None,
-                unit="image",
-                desc=explainer.identity["explainer"],
-                disable=not progress or rank != 0,
-            )
-            records: list[dict[str, Any]] = []
-            failure: Exception | None = None
-            with bar:
-                try:
-                    finished = _finished(folder)
-                    bar.update(sum(record["num_images"] for record in finished.values()))
-
-                    def wanted(shard: int) -> bool:
-                        return shard % world == rank and shard not in finished
-
-                    for shard, rows in reader.shards(shard_size, wanted):
-                        record = self._measure_shard(
-                            reader, rows, explainer, metrics, options, target, batch_size, bar
-                        )
-                        record["shard"] = shard
-                        if folder is not None:
-                            write_atomically(_shard_file(folder, shard), json.dumps(record).encode())
-                        records.append(record)
-                except Exception as error:
-                    if world == 1:
-                        _give_back(folder)
-                        raise
-                    failure = error  # the others wait below: they must learn of it
-            if world > 1:
-                failures = gather_object([None if failure is None else f"{type(failure).__name__}: {failure}"])
-                if any(failures) and rank == 0:
-                    _give_back(folder)
-                if failure is not None:
-                    raise failure
-                if any(failures):
-                    other = next(place for place, message in enumerate(failures) if message)
-                    raise RuntimeError(f"The evaluation failed on process {other}: {failures[other]}")
-                records = gather_object(records)
-            # by number: a process may have seen partial results that another one had just written
-            merged = {**finished, **{record["shard"]: record for record in records}}
-            result = on_first_process(
-                rank,
-                world,
-                lambda: self._summarize(list(merged.values()), metrics, settings, explainer, reader, folder),
-            )
-        columns = result.pop("columns")
-        return {**result, "columns": columns} if return_columns else result
+            records = self._measure_shards(task, rank, world)
+            return on_first_process(rank, world, lambda: _summarize(records, task, settings))
 
     # ------------------------------------------------------------------------------------------------------ measuring
 
-    def _measure_shard(
-        self,
-        reader: ExampleReader,
-        rows: list,
-        explainer: Explainer,
-        metrics: dict[str, Any],
-        options: dict[str, dict[str, Any]],
-        target: str,
-        batch_size: int,
-        bar: tqdm,
-    ) -> dict[str, Any]:
+    def _measure_shards(self, task: _Task, rank: int, world: int) -> list[dict[str, Any]]:
+        """The records of all shards, those of an earlier run and of the other processes among them."""
+        reader, folder, shard_size = task.reader, task.arguments.output_dir, task.arguments.shard_size
+        if folder is None and reader.total is not None:
+            # nothing to resume: then the split may follow the processes
+            shard_size = max(1, min(shard_size, -(-reader.total // world)))
+        bar = tqdm(
+            total=reader.total if world == 1 else None,
+            unit="image",
+            desc=task.explainer.identity["explainer"],
+            disable=not task.arguments.progress or rank != 0,
+        )
+        finished: dict[int, dict[str, Any]] = {}
+        records: list[dict[str, Any]] = []
+        failure: Exception | None = None
+        with bar:
+            try:
+                finished = _finished(folder)
+                bar.update(sum(record["num_images"] for record in finished.values()))
+
+                def wanted(shard: int) -> bool:
+                    return shard % world == rank and shard not in finished
+
+                for shard, rows in reader.shards(shard_size, wanted):
+                    record = {**self._measure_shard(task, rows, bar), "shard": shard}
+                    if folder is not None:
+                        write_atomically(_shard_file(folder, shard), json.dumps(record).encode())
+                    records.append(record)
+            except Exception as error:
+                if world == 1:
+                    _give_back(folder)
+                    raise
+                failure = error  # the others wait below: they must learn of it
+        if world > 1:
+            records = _gather(records, failure, rank, folder)
+        # by number: a process may have seen partial results that another one had just written
+        return list({**finished, **{record["shard"]: record for record in records}}.values())
+
+    def _measure_shard(self, task: _Task, rows: list, bar: tqdm) -> dict[str, Any]:
         columns: dict[str, dict[int, Any]] = {}
-        cost = {name: [0.0, 0, 0] for name in ("explain", *metrics)}  # seconds, full passes, tail passes
+        cost = {name: [0.0, 0, 0] for name in ("explain", *task.metrics)}  # seconds, full passes, tail passes
+        batch_size = task.arguments.batch_size
         for start in range(0, len(rows), batch_size):
-            examples = [reader.read(index, row) for index, row in rows[start : start + batch_size]]
+            examples = [task.reader.read(index, row) for index, row in rows[start : start + batch_size]]
             # an image processor may leave images of different sizes; those of one size go together
             sizes: dict[tuple[int, ...], list[Example]] = {}
             for example in examples:
                 sizes.setdefault(tuple(example.pixel_values.shape), []).append(example)
             for batch in sizes.values():
-                found = self._measure_batch(batch, explainer, metrics, options, target, cost)
-                for name, entries in found.items():
+                for name, entries in self._measure_batch(batch, task, cost).items():
                     columns.setdefault(name, {}).update(
                         (example.index, entry) for example, entry in zip(batch, entries, strict=True)
                     )
@@ -243,12 +239,12 @@ class SaliencyEvaluator:
             "num_images": len(rows),
             "start": indices[0],
             "columns": {name: [entries[index] for index in indices] for name, entries in columns.items()},
-            "protocols": {name: _jsonable(metric.protocol) for name, metric in metrics.items()},
+            "protocols": {name: _jsonable(metric.module.protocol) for name, metric in task.metrics.items()},
             "cost": cost,
         }
 
-    def _measure_batch(self, batch, explainer, metrics, options, target, cost) -> dict[str, list]:
-        classifier = explainer.classifier
+    def _measure_batch(self, batch: list[Example], task: _Task, cost: dict[str, list]) -> dict[str, list]:
+        classifier = task.explainer.classifier
         pixel_values = torch.stack([example.pixel_values for example in batch])
         pixel_values = pixel_values.to(device=classifier.device, dtype=classifier.dtype)
         ids = torch.tensor([example.index for example in batch])
@@ -258,7 +254,8 @@ class SaliencyEvaluator:
         if batch[0].mask is not None:
             masks = torch.stack([example.mask for example in batch]).to(classifier.device)
         with _cost(cost["explain"], classifier):
-            output = explainer.explain(pixel_values, labels if target == "label" else None, ids)
+            target = labels if task.arguments.target == "label" else None
+            output = task.explainer.explain(pixel_values, target, ids)
         found = {
             "image_ids": ids.tolist(),
             "target": output.target.tolist(),
@@ -266,9 +263,9 @@ class SaliencyEvaluator:
         }
         if labels is not None:
             found["label"] = labels.tolist()
-        for name, metric in metrics.items():
+        for name, metric in task.metrics.items():
             with _cost(cost[name], classifier):
-                measured = metric.measure(
+                measured = metric.module.measure(
                     classifier,
                     pixel_values,
                     output.saliency,
@@ -279,95 +276,188 @@ class SaliencyEvaluator:
                     image_mean=classifier.image_mean,
                     image_std=classifier.image_std,
                     masks=masks,
-                    **options[name],
+                    **metric.options,
                 )
             found.update({f"{name}/{column}": entries for column, entries in measured.items()})
         return found
 
-    # ------------------------------------------------------------------------------------------------------ the result
 
-    def _summarize(self, records, metrics, settings, explainer, reader, folder) -> dict[str, Any]:
-        records = sorted(records, key=lambda record: record["start"])
-        if not records:
-            raise ValueError("`data` is empty: an evaluation needs at least one image.")
-        position = 0
-        for record in records:
-            if record["start"] != position:
-                raise ValueError(
-                    f"The partial results hold image {record['start']} where image {position} is due; delete "
-                    "`output_dir` and evaluate anew."
-                )
-            position += record["num_images"]
-        columns = {
-            name: [entry for record in records for entry in record["columns"][name]] for name in records[0]["columns"]
-        }
-        result: dict[str, Any] = {}
-        for name, metric in metrics.items():
-            protocol = records[0]["protocols"][name]
-            for record in records:
-                if record["protocols"][name] != protocol:
-                    raise ValueError(
-                        f"metric {name!r} was measured in two ways, {protocol} and {record['protocols'][name]}: use "
-                        "an image processor that brings all images to one size."
-                    )
-            own = {key.split("/", 1)[1]: entries for key, entries in columns.items() if key.startswith(f"{name}/")}
-            result[name] = metric.compute(protocol={**protocol, "explained": settings["target"]}, **own)
-            result[name]["seconds_per_image"] = _per_image(records, name, 0, position)
-            result[name]["forward_passes_per_image"] = _per_image(records, name, 1, position)
-        result |= {
-            "num_images": position,
-            "seconds_per_image": _per_image(records, "explain", 0, position),
-            "forward_passes_per_image": _per_image(records, "explain", 1, position),
-            "tail_passes_per_image": _per_image(records, "explain", 2, position),
-            "explainer": settings["explainer"],
-            "dataset": settings["dataset"],
-            "settings": settings,
-            "versions": {**package_versions(), "evaluate": metadata.version("evaluate")},
-            "device": explainer.classifier.device.type,
-        }
-        if folder is not None:
-            write_atomically(folder / RESULT_FILE, (json.dumps(result, indent=2) + "\n").encode())
-        return {**result, "columns": columns}
+# -------------------------------------------------------------------------------------------------- before measuring
 
 
-# -------------------------------------------------------------------------------------------------------------- pieces
+@dataclass
+class LoadedMetric:
+    """A module of `hf_explain.metrics`, and the settings that replace its preset's."""
+
+    module: Any
+    options: dict[str, Any]
 
 
-def _load_metrics(metric, presets: Mapping[str, str]) -> dict[str, Any]:
-    wanted = [metric] if isinstance(metric, str) or not isinstance(metric, Sequence) else list(metric)
-    if not wanted:
+@dataclass
+class _Task:
+    """An explainer, its images, and what is measured how."""
+
+    explainer: Explainer
+    reader: ExampleReader
+    metrics: Mapping[str, LoadedMetric]
+    arguments: EvaluationArguments
+
+
+def load_metrics(arguments: EvaluationArguments) -> dict[str, LoadedMetric]:
+    """
+    The metrics of an evaluation, ready to measure.
+
+    Args:
+        arguments ([`EvaluationArguments`]): Their names, presets and options.
+
+    Returns:
+        `dict[str, LoadedMetric]`: By name.
+
+    Raises:
+        ValueError: If a metric, a preset or an option does not exist, one is named twice, or a column is missing.
+        TypeError: If a metric cannot measure.
+    """
+    if not arguments.metrics:
         raise ValueError("`metric` is an empty list; give at least one, such as 'auc_d'.")
-    loaded: dict[str, Any] = {}
-    for one in wanted:
+    presets, loaded = arguments.presets, {}
+    for one in arguments.metrics:
         if isinstance(one, str):
             # its own experiment: evaluate locks a file per name, and processes must not wait for one another
             one = evaluate.load(metric_path(one), presets.get(one), experiment_id=f"{os.getpid()}-{time.time_ns()}")
-        if not callable(getattr(one, "measure", None)):
-            raise TypeError(
-                f"`metric` must be names or modules of hf_explain.metrics, which can `measure`, got "
-                f"{type(one).__name__}."
-            )
-        if one.metric_name in loaded:
+        if check_metric(one).metric_name in loaded:
             raise ValueError(f"`metric` names {one.metric_name!r} twice.")
         if one.metric_name == "win_rate":
             raise ValueError("metric 'win_rate' compares two explainers: ask `hf-explain evaluate` for it.")
         loaded[one.metric_name] = one
-    for name in presets:
-        if name not in loaded:
-            raise ValueError(f"`presets` names {name!r}, which is not among the metrics: {', '.join(loaded)}.")
-    return loaded
+    for argument in ("presets", "metric_options"):
+        for name in getattr(arguments, argument):
+            if name not in loaded:
+                raise ValueError(f"`{argument}` names {name!r}, which is not among the metrics: {', '.join(loaded)}.")
+    if arguments.mask_column is None and (names := [name for name, one in loaded.items() if "masks" in one.inputs]):
+        raise ValueError(f"metric {names[0]!r} needs masks of the object; name their column with `mask_column`.")
+    found = {name: LoadedMetric(one, dict(arguments.metric_options.get(name, {}))) for name, one in loaded.items()}
+    for metric in found.values():
+        if arguments.seed and "seed" in metric.module.options:
+            metric.options.setdefault("seed", arguments.seed)
+    return found
 
 
-def _metric_options(metrics, given: Mapping[str, Mapping[str, Any]], seed: int) -> dict[str, dict[str, Any]]:
-    for name in given:
-        if name not in metrics:
-            raise ValueError(f"`metric_options` names {name!r}, which is not among the metrics: {', '.join(metrics)}.")
-    options = {}
-    for name, metric in metrics.items():
-        options[name] = dict(given.get(name, {}))
-        if seed and "seed" in metric.options:
-            options[name].setdefault("seed", seed)
-    return options
+def check_metric(metric: evaluate.EvaluationModule) -> evaluate.EvaluationModule:
+    """`metric` if it can measure, else a TypeError."""
+    if not callable(getattr(metric, "measure", None)):
+        raise TypeError(
+            f"`metric` must be names or modules of hf_explain.metrics, which can `measure`, got "
+            f"{type(metric).__name__}."
+        )
+    return metric
+
+
+def _read(data, explainer: Explainer, metrics: Mapping[str, LoadedMetric], arguments) -> ExampleReader:
+    """The images, with their labels where something asks for them."""
+    stated = [{**one.module.presets[one.module.config_name], **one.options} for one in metrics.values()]
+    need_labels = arguments.target == "label" or arguments.label_column is not None
+    need_labels = need_labels or any(settings.get("score") == "accuracy" for settings in stated)
+    columns = (arguments.image_column, arguments.label_column, arguments.mask_column)
+    return ExampleReader(data, explainer, *columns, need_labels, arguments.max_examples)
+
+
+def _settings(task: _Task) -> dict[str, Any]:
+    """What must be the same for partial results to belong together. A folder of any version is compared with it."""
+    reader, arguments = task.reader, task.arguments
+    return _jsonable(
+        {
+            "format": _FORMAT,
+            "seed": arguments.seed,
+            "explainer": task.explainer.identity,
+            "dataset": {**reader.identity, **arguments.dataset_info},
+            "columns": [reader.image_column, reader.label_column, reader.mask_column],
+            "metrics": {
+                name: {"preset": metric.module.config_name, "options": metric.options}
+                for name, metric in task.metrics.items()
+            },
+            "target": arguments.target,
+            "max_examples": arguments.max_examples,
+            "shard_size": arguments.shard_size,
+        }
+    )
+
+
+# --------------------------------------------------------------------------------------------------- after measuring
+
+
+def _gather(records: list[dict[str, Any]], failure: Exception | None, rank: int, folder: Path | None) -> list:
+    """The records of all processes, or the error of one of them on all."""
+    failures = gather_object([None if failure is None else f"{type(failure).__name__}: {failure}"])
+    if any(failures) and rank == 0:
+        _give_back(folder)
+    if failure is not None:
+        raise failure
+    if any(failures):
+        other = next(place for place, message in enumerate(failures) if message)
+        raise RuntimeError(f"The evaluation failed on process {other}: {failures[other]}")
+    return gather_object(records)
+
+
+def _summarize(records, task: _Task, settings: dict[str, Any]) -> tuple[EvaluationResult, dict[str, list]]:
+    """The result of all records, which is written where there is a folder, and the columns behind it."""
+    records = sorted(records, key=lambda record: record["start"])
+    num_images = _check_whole(records)
+    columns = {
+        name: [entry for record in records for entry in record["columns"][name]] for name in records[0]["columns"]
+    }
+
+    def per_image(name: str, place: int) -> float:
+        return sum(record["cost"][name][place] for record in records) / num_images
+
+    metrics = {}
+    for name, metric in task.metrics.items():
+        protocol = {**_common_protocol(records, name), "explained": task.arguments.target}
+        own = {key.split("/", 1)[1]: entries for key, entries in columns.items() if key.startswith(f"{name}/")}
+        metrics[name] = MetricResult.from_json(metric.module.compute(protocol=protocol, **own))
+        metrics[name].seconds_per_image = per_image(name, 0)
+        metrics[name].forward_passes_per_image = per_image(name, 1)
+    cost = (per_image("explain", place) for place in range(3))
+    result = EvaluationResult(
+        ExplainerResult(metrics, settings["explainer"], num_images, *cost),
+        settings["dataset"],
+        settings,
+        {**package_versions(), "evaluate": metadata.version("evaluate")},
+        task.explainer.classifier.device.type,
+    )
+    if task.arguments.output_dir is not None:
+        written = (json.dumps(result.to_json(), indent=2) + "\n").encode()
+        write_atomically(task.arguments.output_dir / RESULT_FILE, written)
+    return result, columns
+
+
+def _check_whole(records: list[dict[str, Any]]) -> int:
+    """How many images sorted records hold; a ValueError if one is missing among them."""
+    if not records:
+        raise ValueError("`data` is empty: an evaluation needs at least one image.")
+    position = 0
+    for record in records:
+        if record["start"] != position:
+            raise ValueError(
+                f"The partial results hold image {record['start']} where image {position} is due; delete "
+                "`output_dir` and evaluate anew."
+            )
+        position += record["num_images"]
+    return position
+
+
+def _common_protocol(records: list[dict[str, Any]], name: str) -> dict[str, Any]:
+    """How a metric was measured in all records; a ValueError if in two ways."""
+    protocol = records[0]["protocols"][name]
+    for record in records:
+        if record["protocols"][name] != protocol:
+            raise ValueError(
+                f"metric {name!r} was measured in two ways, {protocol} and {record['protocols'][name]}: use "
+                "an image processor that brings all images to one size."
+            )
+    return protocol
+
+
+# ------------------------------------------------------------------------------------------------------------- pieces
 
 
 @contextlib.contextmanager
@@ -386,10 +476,6 @@ def _cost(entry: list, classifier):
 def _synchronize(device: torch.device) -> None:
     if device.type == "cuda":  # kernels run on after Python has gone on
         torch.cuda.synchronize(device)
-
-
-def _per_image(records, name: str, place: int, num_images: int) -> float:
-    return sum(record["cost"][name][place] for record in records) / num_images
 
 
 def _jsonable(value):

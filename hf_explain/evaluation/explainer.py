@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import copy
 import inspect
 import os
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -26,18 +27,54 @@ class Explainer:
     A trained head or a training-free method, with the classifier it explains.
 
     Args:
-        explain (`Callable`): `(pixel_values, target, image_ids)` to [`SaliencyOutput`].
         classifier ([`FrozenClassifier`]): What is explained.
         image_processor: Makes `pixel_values` of images.
         identity (`dict`): Names, options and checksums that tell it from every other one, as JSON has them.
         head ([`ExplainerPreTrainedModel`], *optional*): The head, where it is one.
+        method (`Callable`, *optional*): The training-free method, where it is one.
+        options (`dict`, *optional*): Options of the method.
     """
 
-    explain: Callable[[torch.Tensor, torch.Tensor | None, torch.Tensor], SaliencyOutput]
     classifier: FrozenClassifier
     image_processor: Any
     identity: dict[str, Any]
     head: ExplainerPreTrainedModel | None = None
+    method: Callable[..., SaliencyOutput] | None = None
+    options: Mapping[str, Any] = field(default_factory=dict)
+
+    def explain(
+        self, pixel_values: torch.Tensor, target: torch.Tensor | None, image_ids: torch.Tensor
+    ) -> SaliencyOutput:
+        """
+        Maps of one batch.
+
+        Args:
+            pixel_values (`torch.FloatTensor` of shape `(batch_size, 3, height, width)`): Images.
+            target (`torch.LongTensor` of shape `(batch_size,)`, *optional*): Classes explained; the top-1 where not
+                given.
+            image_ids (`torch.LongTensor` of shape `(batch_size,)`): Their indices, for methods that draw random
+                numbers.
+
+        Returns:
+            [`SaliencyOutput`].
+        """
+        if self.head is None:
+            ids = {"image_ids": image_ids} if "image_ids" in inspect.signature(self.method).parameters else {}
+            return self.method(self.classifier, pixel_values, target, **ids, **self.options)
+        training = self.head.training
+        self.head.eval()
+        try:
+            with torch.no_grad():
+                return self.head(pixel_values, target)
+        finally:
+            self.head.train(training)
+
+    def copy(self) -> Explainer:
+        """The same explainer on a copy of its classifier, weights and all."""
+        if self.head is None:
+            return replace(self, classifier=copy.deepcopy(self.classifier))
+        head = copy.deepcopy(self.head)
+        return replace(self, classifier=head.backbone, head=head)
 
 
 def resolve_explainer(
@@ -46,6 +83,7 @@ def resolve_explainer(
     method_options: Mapping[str, Any] | None = None,
     seed: int = 0,
     device: str | int | torch.device | None = None,
+    classifier_fingerprint: str | None = None,
 ) -> Explainer:
     """
     Whatever explains images, behind one call.
@@ -58,6 +96,7 @@ def resolve_explainer(
         method_options (`dict`, *optional*): Options of the method.
         seed (`int`, *optional*, defaults to 0): Of a method that draws random numbers, unless its options have one.
         device (*optional*): Where a model given by name is put; that of the model where not given.
+        classifier_fingerprint (`str`, *optional*): The classifier's, where it is known already.
 
     Returns:
         [`Explainer`].
@@ -104,7 +143,7 @@ def resolve_explainer(
     identity: dict[str, Any] = {
         "classifier": public_name(classifier.name_or_path) or type(classifier.model).__name__,
         "classifier_revision": classifier.revision,
-        "classifier_fingerprint": fingerprint(classifier.model),
+        "classifier_fingerprint": classifier_fingerprint or fingerprint(classifier.model),
     }
     if method is None and head is not None:
         if options:
@@ -114,7 +153,7 @@ def resolve_explainer(
             "head": public_name(getattr(head.config, "_name_or_path", "")),
             "head_fingerprint": fingerprint(head),
         }
-        return Explainer(_head_call(head), classifier, processor, identity, head)
+        return Explainer(classifier, processor, identity, head)
     method = method or DEFAULT_METHOD
     function = resolve_method(method)
     parameters = inspect.signature(function).parameters
@@ -124,27 +163,8 @@ def resolve_explainer(
             raise ValueError(f"{method!r} has no option {name!r}; its options are {', '.join(known) or 'none'}.")
     if "seed" in parameters:
         options.setdefault("seed", seed)
-    takes_ids = "image_ids" in parameters
-
-    def explain(pixel_values, target, image_ids):
-        ids = {"image_ids": image_ids} if takes_ids else {}
-        return function(classifier, pixel_values, target, **ids, **options)
-
     identity |= {"explainer": method, "method_options": options}
-    return Explainer(explain, classifier, processor, identity)
-
-
-def _head_call(head):
-    def explain(pixel_values, target, image_ids):
-        training = head.training
-        head.eval()
-        try:
-            with torch.no_grad():
-                return head(pixel_values, target)
-        finally:
-            head.train(training)
-
-    return explain
+    return Explainer(classifier, processor, identity, method=function, options=options)
 
 
 def public_name(source: str | os.PathLike | None) -> str | None:

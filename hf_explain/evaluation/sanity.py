@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Mapping
 from typing import Any
 
@@ -12,6 +11,7 @@ from torch import nn
 
 from hf_explain.evaluation.explainer import Explainer, resolve_explainer
 from hf_explain.evaluation.inputs import ExampleReader
+from hf_explain.evaluation.results import SanityResult
 from hf_explain.methods.controls import centre_maps, random_maps
 from hf_explain.metrics.functional import auc_d
 from hf_explain.metrics.presets import PRESETS
@@ -68,48 +68,39 @@ def check_sanity(
         ValueError: If the classifier has one class alone, or as for [`SaliencyEvaluator.compute`].
     """
     explainer = resolve_explainer(model_or_pipeline, method, method_options, seed)
-    reader = ExampleReader(data, explainer, image_column, max_examples=max_examples)
-    examples = [reader.read(index, row) for _, rows in reader.shards(max_examples, lambda shard: True)
-                for index, row in rows]  # fmt: skip
-    classifier = explainer.classifier
-    if classifier.num_labels < 2:
-        raise ValueError("the sanity checks explain another class, but the classifier has one class alone.")
-    batches = []
-    for start in range(0, len(examples), batch_size):
-        batch = examples[start : start + batch_size]
-        pixel_values = torch.stack([example.pixel_values for example in batch])
-        pixel_values = pixel_values.to(device=classifier.device, dtype=classifier.dtype)
-        with torch.no_grad():
-            logits = classifier(pixel_values)
-        batches.append((pixel_values, torch.tensor([example.index for example in batch]), logits))
-    predicted = [logits.argmax(-1) for _, _, logits in batches]
-    generator = torch.Generator().manual_seed(seed)
-    offsets = torch.randint(1, classifier.num_labels, (len(examples),), generator=generator).to(classifier.device)
-    others = [(top + shift) % classifier.num_labels for top, shift in zip(predicted, offsets.split(batch_size))]
+    settings = {"image_column": image_column, "max_examples": max_examples, "batch_size": batch_size, "seed": seed}
+    return check_explainer(explainer, data, **settings).to_json()
 
-    def explain(source: Explainer, targets) -> list[torch.Tensor]:
-        return [
-            source.explain(pixels, target, ids).saliency.float() for (pixels, ids, _), target in zip(batches, targets)
-        ]
 
-    def score(maps) -> torch.Tensor:
-        return torch.cat([
-            auc_d(classifier, pixels, saliency, logits=logits, image_ids=ids, seed=seed, **PRESETS["auc_d"]["default"],
-                  image_mean=classifier.image_mean, image_std=classifier.image_std).auc_d
-            for (pixels, ids, logits), saliency in zip(batches, maps)
-        ]).cpu()  # fmt: skip
+def check_explainer(
+    explainer: Explainer, data, *, image_column: str | None, max_examples: int, batch_size: int, seed: int
+) -> SanityResult:
+    """
+    [`check_sanity`] of an explainer that is at hand.
 
-    own = explain(explainer, predicted)
-    own_score = score(own)
-    random_score = score([random_maps(pixels, tuple(own[0].shape[-2:]), seed, ids) for pixels, ids, _ in batches])
-    centre_score = score([centre_maps(pixels) for pixels, _, _ in batches])
+    Args:
+        explainer ([`Explainer`]): What explains. It is not changed.
+        data, image_column, max_examples, batch_size, seed: As for [`check_sanity`].
+
+    Returns:
+        [`SanityResult`].
+
+    Raises:
+        ValueError: As for [`check_sanity`].
+    """
+    images = _Images(explainer, data, image_column, max_examples, batch_size, seed)
+    predicted = [logits.argmax(-1) for logits in images.logits]
+    own = images.maps(explainer, predicted)
+    own_score = images.score(own)
+    random_score = images.score(images.random_maps(tuple(own[0].shape[-2:])))
+    centre_score = images.score([centre_maps(pixel_values) for pixel_values in images.pixel_values])
     gain = (own_score - random_score).mean().item()
 
     cascade = []
-    randomised = _copy_of(explainer, seed)
+    randomised = explainer.copy()
     for redrawn in redraw_from_the_top(randomised.classifier.model, seed):
-        maps = explain(randomised, predicted)
-        redrawn_score = score(maps)
+        maps = images.maps(randomised, predicted)
+        redrawn_score = images.score(maps)
         cascade.append(
             {
                 "tensors_redrawn": redrawn,
@@ -118,38 +109,86 @@ def check_sanity(
                 "gain_kept": (redrawn_score - random_score).mean().item() / gain if gain > 0 else None,
             }
         )
-    other = explain(explainer, others)
-    fall = own_score - score(other)
-
+    other = images.maps(explainer, images.other_classes(predicted))
     low = bootstrap_interval((own_score - random_score)[:, None].double(), 0.95, 1000, seed)[0].item()
-    full, label_similarity = cascade[-1], similarity(own, other)
+    full = {key: value for key, value in cascade[-1].items() if key != "tensors_redrawn"}
+    label = {
+        "similarity": similarity(own, other),
+        "fall_of_auc_d": (own_score - images.score(other)).mean().item(),
+    }
     checks = {
         "random_weights": {
-            "similarity": full["similarity"],
-            "auc_d": full["auc_d"],
-            "gain_kept": full["gain_kept"],
+            **full,
             "passed": abs(full["similarity"]) <= THRESHOLDS["max_similarity_random_weights"]
             and (full["gain_kept"] is None or full["gain_kept"] <= THRESHOLDS["max_gain_kept_random_weights"]),
         },
         "random_label": {
-            "similarity": label_similarity,
-            "fall_of_auc_d": fall.mean().item(),
-            "passed": label_similarity <= THRESHOLDS["max_similarity_random_label"] and fall.mean().item() > 0,
+            **label,
+            "passed": label["similarity"] <= THRESHOLDS["max_similarity_random_label"] and label["fall_of_auc_d"] > 0,
         },
         "random_map": {"gain_of_auc_d": gain, "gain_low": low, "passed": low > 0},
         "centre": {"gain_of_auc_d": (own_score - centre_score).mean().item()},
     }
-    return {
+    return SanityResult(
         **_judge(checks),
-        "checks": checks,
-        "cascade": cascade,
-        "own_auc_d": own_score.mean().item(),
-        "random_map_auc_d": random_score.mean().item(),
-        "centre_auc_d": centre_score.mean().item(),
-        "thresholds": {**THRESHOLDS, "min_fall_random_label": 0, "min_gain_low_random_map": 0},
-        "num_images": len(examples),
-        "seed": seed,
-    }
+        checks=checks,
+        cascade=cascade,
+        own_auc_d=own_score.mean().item(),
+        random_map_auc_d=random_score.mean().item(),
+        centre_auc_d=centre_score.mean().item(),
+        thresholds={**THRESHOLDS, "min_fall_random_label": 0, "min_gain_low_random_map": 0},
+        num_images=len(own_score),
+        seed=seed,
+    )
+
+
+class _Images:
+    """The images of the checks in batches, with the unchanged classifier's logits, by which every map is scored."""
+
+    def __init__(self, explainer: Explainer, data, image_column, max_examples: int, batch_size: int, seed: int):
+        self.classifier, self.seed = explainer.classifier, seed
+        reader = ExampleReader(data, explainer, image_column, max_examples=max_examples)
+        rows = [entry for _, rows in reader.shards(max_examples, lambda shard: True) for entry in rows]
+        examples = [reader.read(index, row) for index, row in rows]
+        if self.classifier.num_labels < 2:
+            raise ValueError("the sanity checks explain another class, but the classifier has one class alone.")
+        self.ids = torch.tensor([example.index for example in examples]).split(batch_size)
+        self.pixel_values, self.logits = [], []
+        for start in range(0, len(examples), batch_size):
+            batch = torch.stack([example.pixel_values for example in examples[start : start + batch_size]])
+            batch = batch.to(device=self.classifier.device, dtype=self.classifier.dtype)
+            self.pixel_values.append(batch)
+            with torch.no_grad():
+                self.logits.append(self.classifier(batch))
+
+    def maps(self, explainer: Explainer, targets: list[torch.Tensor]) -> list[torch.Tensor]:
+        batches = zip(self.pixel_values, targets, self.ids)
+        return [explainer.explain(*batch).saliency.float() for batch in batches]
+
+    def random_maps(self, size: tuple[int, int]) -> list[torch.Tensor]:
+        return [random_maps(batch, size, self.seed, ids) for batch, ids in zip(self.pixel_values, self.ids)]
+
+    def other_classes(self, classes: list[torch.Tensor]) -> list[torch.Tensor]:
+        """A random class for every image that is not the one in `classes`."""
+        count, num_labels = sum(map(len, classes)), self.classifier.num_labels
+        generator = torch.Generator().manual_seed(self.seed)
+        offsets = torch.randint(1, num_labels, (count,), generator=generator).to(self.classifier.device)
+        shifts = offsets.split([len(one) for one in classes])
+        return [(one + shift) % num_labels for one, shift in zip(classes, shifts)]
+
+    def score(self, maps: list[torch.Tensor]) -> torch.Tensor:
+        """AUC-D of each image, shape `(num_images,)`."""
+        settings = {
+            **PRESETS["auc_d"]["default"],
+            "image_mean": self.classifier.image_mean,
+            "image_std": self.classifier.image_std,
+            "seed": self.seed,
+        }
+        scores = [
+            auc_d(self.classifier, batch, saliency, logits=logits, image_ids=ids, **settings).auc_d
+            for batch, saliency, logits, ids in zip(self.pixel_values, maps, self.logits, self.ids)
+        ]
+        return torch.cat(scores).cpu()
 
 
 def similarity(maps: list[torch.Tensor], others: list[torch.Tensor]) -> float:
@@ -195,15 +234,6 @@ def redraw_from_the_top(model: nn.Module, seed: int = 0):
                 tensor.copy_(drawn.to(device=tensor.device, dtype=tensor.dtype))
         if position in stops:
             yield redrawn
-
-
-def _copy_of(explainer: Explainer, seed: int) -> Explainer:
-    """The same explainer on a copy of its classifier, weights and all."""
-    options = explainer.identity.get("method_options")
-    model = copy.deepcopy(explainer.head if options is None else explainer.classifier)
-    classifier = model.backbone if options is None else model
-    classifier.image_processor = explainer.image_processor
-    return resolve_explainer(model, None if options is None else explainer.identity["explainer"], options, seed)
 
 
 def _ranks(maps: torch.Tensor) -> torch.Tensor:

@@ -2,7 +2,13 @@
 
 from __future__ import annotations
 
+import importlib
 from pathlib import Path
+
+from hf_explain.metrics.number import Number
+
+
+_FOLDER = Path(__file__).resolve().parent
 
 
 def path(name: str) -> str:
@@ -18,8 +24,30 @@ def path(name: str) -> str:
     Raises:
         ValueError: If there is no such metric; the message lists those there are.
     """
-    folder = Path(__file__).resolve().parent
-    known = sorted(child.name for child in folder.iterdir() if (child / f"{child.name}.py").is_file())
+    known = names()
     if name not in known:
         raise ValueError(f"Unknown metric {name!r}; hf_explain has: {', '.join(known)}.")
-    return str(folder / name)
+    return str(_FOLDER / name)
+
+
+def names() -> list[str]:
+    """The metrics there are, in alphabetical order."""
+    return sorted(child.name for child in _FOLDER.iterdir() if (child / f"{child.name}.py").is_file())
+
+
+def metric_numbers(name: str) -> tuple[Number, ...]:
+    """
+    What the numbers of a metric's result are called and which way they are better, as the metric itself says.
+
+    Args:
+        name (`str`): Name of the metric.
+
+    Returns:
+        `tuple[Number, ...]`: In the order of a table; the first one stands for the result.
+
+    Raises:
+        ValueError: As for [`path`].
+    """
+    path(name)
+    module = importlib.import_module(f"{__name__}.{name}.{name}")
+    return next(found.numbers for found in vars(module).values() if getattr(found, "metric_name", None) == name)

@@ -15,6 +15,7 @@ import evaluate
 import torch
 
 from hf_explain.metrics.engine import Classes, Predict
+from hf_explain.metrics.number import Number, unknown_number
 from hf_explain.metrics.statistics import bootstrap_interval
 from hf_explain.tensors.scalars import check_seed
 
@@ -34,17 +35,27 @@ class ColumnMetric(evaluate.Metric, ABC):
 
     Attributes:
         metric_name (`str`): Name of the module.
-        main_result (`str`): Key of the one number that stands for the result.
-        higher_is_better (`bool`): Whether a larger `main_result` is a better map.
+        numbers (`tuple[Number, ...]`): What the numbers of the result are called and which way they are better, in the
+            order of a table; the first one stands for the result.
+        main_result (`str`): Key of that one.
+        higher_is_better (`bool`): Whether a larger one is a better map.
         presets (`dict`): Settings by name.
     """
 
     metric_name: ClassVar[str]
+    numbers: ClassVar[tuple[Number, ...]]
     main_result: ClassVar[str]
     higher_is_better: ClassVar[bool]
     presets: ClassVar[Mapping[str, Mapping[str, Any]]]
 
     data: Any  # of `evaluate.Metric`: the columns collected
+
+    def __init_subclass__(cls, **kwargs: Any):
+        super().__init_subclass__(**kwargs)
+        if "numbers" in vars(cls):
+            cls.main_result, cls.higher_is_better = cls.numbers[0].key, cls.numbers[0].higher_is_better
+        elif "main_result" in vars(cls):  # a module of one's own may say no more than that
+            cls.numbers = (unknown_number(cls.main_result, cls.higher_is_better),)
 
     def __init__(self, config_name: str | None = None, **kwargs: Any):
         preset = config_name or "default"

@@ -3,6 +3,8 @@
 import csv
 import json
 
+import datasets
+import evaluate
 import pytest
 import torch
 from PIL import Image
@@ -13,7 +15,9 @@ from hf_explain import LCamForSaliency, SaliencyEvaluator
 from hf_explain.apps.evaluate import parse_dotted
 from hf_explain.cli import main
 from hf_explain.evaluation.comparison import compare, parse_explainers
+from hf_explain.evaluation.results import Comparison
 from hf_explain.io.files import LOCK_FILE
+from hf_explain.metrics.module import SaliencyMetric
 
 
 @pytest.fixture(scope="module")
@@ -101,6 +105,63 @@ def test_head_of_another_classifier_is_a_row(directories, tmp_path):
     )  # fmt: skip
     assert "another fingerprint" in result["explainers"]["mine"]["error"]
     assert "auc_d" in result["explainers"]["random"] and any("mine failed" in line for line in lines)
+
+
+def test_an_explainer_is_resolved_once(directories, tmp_path, monkeypatch):
+    """The weights of the classifier are read through once, those of each head once, sanity checks or not."""
+    made = []
+
+    def counted(module, dtype=None):
+        made.append(type(module).__name__)
+        return f"{len(made)}"
+
+    monkeypatch.setattr("hf_explain.evaluation.comparison.fingerprint", counted)
+    monkeypatch.setattr("hf_explain.evaluation.explainer.fingerprint", counted)
+    result = compare(
+        directories / "classifier", picture_dataset(2), {"lcam": directories / "head", "gradcam": None}, "auc_d",
+        output_dir=tmp_path / "out", pictures=1, sanity=True, sanity_examples=2, progress=False,
+        metric_options={"auc_d": {"steps": 2}}, report=lambda line: None,
+    )  # fmt: skip
+    assert made == ["ResNetForImageClassification", "LCamForSaliency"]
+    found = result["explainers"]
+    assert {one["explainer"]["classifier_fingerprint"] for one in found.values()} == {"1"}
+    assert found["lcam"]["explainer"]["head_fingerprint"] == "2" and "verdict" in found["gradcam"]["sanity"]
+
+
+class Brightness(SaliencyMetric):
+    """A metric of one's own, as the package's documentation asks for it and no more: the mean of a map."""
+
+    metric_name = "brightness"
+    main_result = "brightness"
+    higher_is_better = False
+    presets = {"default": {}}
+
+    def _info(self):
+        features = datasets.Features({"brightness": datasets.Value("float64")})
+        return evaluate.MetricInfo(description="", citation="", inputs_description="", features=features)
+
+    def _measure(self, predict, pixel_values, saliency, **options):
+        return {"brightness": saliency.mean((1, 2)).double()}, {}
+
+    def _summarize(self, columns, protocol):
+        return dict(columns), {}, {}
+
+
+def test_a_metric_of_ones_own_is_compared(directories, tmp_path):
+    result = compare(
+        directories / "classifier", picture_dataset(3), "gradcam,eigencam", [Brightness(), "win_rate"],
+        output_dir=tmp_path / "out", pictures=1, progress=False, report=lambda line: None,
+    )  # fmt: skip
+    found = result["explainers"]
+    assert "| explainer | images | brightness | win rate |" in (tmp_path / "out/table.md").read_text()
+    assert (tmp_path / "out/brightness.png").is_file() and (tmp_path / "out/best.png").is_file()
+    assert found["eigencam"]["win_rate"]["protocol"]["by"] == "brightness brightness"
+    assert found["eigencam"]["win_rate"]["protocol"]["higher_is_better"] is False
+    comparison = Comparison.from_json(json.loads((tmp_path / "out/results.json").read_text()))
+    assert comparison.to_json() == result
+    assert comparison.number("brightness", "brightness").higher_is_better is False
+    with pytest.raises(TypeError, match="`metric` must be names or modules of hf_explain.metrics, .* got int"):
+        compare(directories / "classifier", [], "gradcam", [1], output_dir=tmp_path / "out")
 
 
 def test_names_of_explainers():

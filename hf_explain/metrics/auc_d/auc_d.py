@@ -5,6 +5,7 @@ import evaluate
 
 from hf_explain.metrics.functional import PRESETS, auc_d, step_fractions
 from hf_explain.metrics.module import SaliencyMetric
+from hf_explain.metrics.number import Number
 
 
 _DESCRIPTION = """
@@ -64,8 +65,11 @@ class AucD(SaliencyMetric):
     """AUC-D: presets `default`, `chefer`, `scan`, `rise`."""
 
     metric_name = "auc_d"
-    main_result = "auc_d"
-    higher_is_better = True
+    numbers = (
+        Number("auc_d", "AUC-D", True, "points"),
+        Number("positive_auc", "positive AUC", False, "points"),
+        Number("negative_auc", "negative AUC", True, "points"),
+    )
     presets = PRESETS["auc_d"]
     inputs = ("target", "labels", "logits", "image_ids", "image_mean", "image_std")
     options = ("fractions", "steps", "score", "fill", "rounding", "grid_size", "normalize", "seed")

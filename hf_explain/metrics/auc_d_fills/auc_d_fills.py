@@ -5,6 +5,7 @@ import evaluate
 
 from hf_explain.metrics.functional import PRESETS, auc_d_fills, step_fractions
 from hf_explain.metrics.module import SaliencyMetric
+from hf_explain.metrics.number import Number
 from hf_explain.tensors.perturbation import FILLS
 
 
@@ -55,8 +56,10 @@ class AucDFills(SaliencyMetric):
     """AUC-D with several fills: preset `default`."""
 
     metric_name = "auc_d_fills"
-    main_result = "auc_d_fills"
-    higher_is_better = True
+    numbers = (
+        Number("auc_d_fills", "AUC-D, three fills", True, "points"),
+        *(Number(f"auc_d_fill_{fill}", f"AUC-D, {fill}", True, "points") for fill in FILLS),
+    )
     presets = PRESETS["auc_d_fills"]
     inputs = ("target", "labels", "logits", "image_ids", "image_mean", "image_std")
     options = ("fractions", "steps", "score", "rounding", "grid_size", "normalize", "seed")

@@ -5,6 +5,7 @@ import evaluate
 
 from hf_explain.metrics.functional import PRESETS, average_drop
 from hf_explain.metrics.module import SaliencyMetric, listed
+from hf_explain.metrics.number import Number
 
 
 _DESCRIPTION = """
@@ -54,8 +55,11 @@ class AverageDrop(SaliencyMetric):
     """Average drop, increase in confidence and mean mask area: presets `default`, `lcam`, `ttame`."""
 
     metric_name = "average_drop"
-    main_result = "average_drop"
-    higher_is_better = False
+    numbers = (
+        Number("average_drop", "average drop", False, "%", heading="AD", per_percent=True),
+        Number("increase_in_confidence", "increase in confidence", True, "%", heading="IC", per_percent=True),
+        Number("mask_area", "mask area", False, "%", per_percent=True, in_tables=False),
+    )
     presets = PRESETS["average_drop"]
     inputs = ("target", "logits", "image_ids", "image_mean", "image_std")
     options = ("percents", "rule", "mask_space", "seed")

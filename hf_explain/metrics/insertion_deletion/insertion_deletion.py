@@ -5,6 +5,7 @@ import evaluate
 
 from hf_explain.metrics.functional import PRESETS, insertion_deletion
 from hf_explain.metrics.module import SaliencyMetric
+from hf_explain.metrics.number import Number
 
 
 _DESCRIPTION = """
@@ -59,8 +60,11 @@ class InsertionDeletion(SaliencyMetric):
     """Insertion and deletion: presets `default`, `rise`."""
 
     metric_name = "insertion_deletion"
-    main_result = "insertion_deletion"
-    higher_is_better = True
+    numbers = (
+        Number("insertion_deletion", "insertion minus deletion", True),
+        Number("insertion_auc", "insertion AUC", True, heading="insertion"),
+        Number("deletion_auc", "deletion AUC", False, heading="deletion"),
+    )
     presets = PRESETS["insertion_deletion"]
     inputs = ("target", "logits", "image_ids", "image_mean", "image_std")
     options = ("steps", "deletion_fill", "insertion_fill", "seed")

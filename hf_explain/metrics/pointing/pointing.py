@@ -5,6 +5,7 @@ import evaluate
 
 from hf_explain.metrics.functional import pointing
 from hf_explain.metrics.module import SaliencyMetric
+from hf_explain.metrics.number import Number
 
 
 _DESCRIPTION = """
@@ -58,8 +59,11 @@ class Pointing(SaliencyMetric):
     """Pointing game and energy: presets `default` (no margin), `excitation_backprop` (a margin of 15 pixels)."""
 
     metric_name = "pointing"
-    main_result = "pointing"
-    higher_is_better = True
+    numbers = (
+        Number("pointing", "pointing game", True, "%", heading="pointing"),
+        Number("energy", "energy", True, "%"),
+        Number("object_area", "object area", None, "%"),
+    )
     presets = {"default": {"margin": 0}, "excitation_backprop": {"margin": 15}}
     inputs = ("masks", "boxes")
     options = ("margin", "image_size")

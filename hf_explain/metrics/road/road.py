@@ -5,6 +5,7 @@ import evaluate
 
 from hf_explain.metrics.functional import PRESETS, road
 from hf_explain.metrics.module import SaliencyMetric, listed
+from hf_explain.metrics.number import Number
 
 
 _DESCRIPTION = """
@@ -53,8 +54,12 @@ class Road(SaliencyMetric):
     """ROAD: presets `default` (confidence of the top-1), `road` (accuracy against labels)."""
 
     metric_name = "road"
-    main_result = "road"
-    higher_is_better = True
+    numbers = (
+        Number("road", "ROAD", True),
+        Number("morf", "MoRF", False),
+        Number("lerf", "LeRF", True),
+        Number("unperturbed", "unperturbed", None),
+    )
     presets = PRESETS["road"]
     inputs = ("target", "labels", "logits", "image_ids")
     options = ("percents", "score", "noise", "tolerance", "seed")

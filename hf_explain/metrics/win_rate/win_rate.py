@@ -5,6 +5,7 @@ import evaluate
 
 from hf_explain.metrics.functional import win_rate
 from hf_explain.metrics.module import ColumnMetric
+from hf_explain.metrics.number import Number
 
 
 _DESCRIPTION = """
@@ -46,8 +47,7 @@ class WinRate(ColumnMetric):
     """Pairwise win rate: presets `default` and `higher_is_better` (AUC-D), `lower_is_better` (drops)."""
 
     metric_name = "win_rate"
-    main_result = "win_rate"
-    higher_is_better = True
+    numbers = (Number("win_rate", "win rate", True, "%"), Number("ties", "ties", None, "%"))
     presets = {
         "default": {"higher_is_better": True},
         "higher_is_better": {"higher_is_better": True},

@@ -1,0 +1,341 @@
+"""What an evaluation and a comparison found, as objects: the classes that write the JSON files also read them."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field, fields
+from typing import Any, NamedTuple
+
+from hf_explain.metrics import metric_numbers, names
+from hf_explain.metrics.number import Number, find_number
+
+
+# Of a comparison's JSON. Format 1 has no `format` and no `numbers`; see `_upgrade`.
+FORMAT = 2
+# What explaining cost, in the order of a table
+COST = ("num_images", "seconds_per_image", "forward_passes_per_image", "tail_passes_per_image")
+# What a metric's result has beside its numbers
+_MEASURED = ("num_images", "protocol", "seconds_per_image", "forward_passes_per_image")
+
+
+@dataclass
+class MetricResult:
+    """
+    One metric of one explainer, as the metric's `compute` gives it.
+
+    Args:
+        numbers (`dict[str, float]`): Means over the images, by key.
+        intervals (`dict[str, list[float]]`): Low and high end of a number's bootstrap interval, by its key.
+        curves (`dict[str, list[float]]`): Means over the images, one number per step.
+        protocol (`dict`): How it was measured.
+        num_images (`int`, *optional*): Images measured.
+        seconds_per_image, forward_passes_per_image (`float`, *optional*): What measuring cost.
+        other (`dict`): Whatever else a metric of one's own says.
+    """
+
+    numbers: dict[str, float]
+    intervals: dict[str, list[float]] = field(default_factory=dict)
+    curves: dict[str, list[float]] = field(default_factory=dict)
+    protocol: dict[str, Any] = field(default_factory=dict)
+    num_images: int | None = None
+    seconds_per_image: float | None = None
+    forward_passes_per_image: float | None = None
+    other: dict[str, Any] = field(default_factory=dict)
+
+    def to_json(self) -> dict[str, Any]:
+        """One flat dictionary, the intervals as `KEY_interval` and the curves as `KEY_curve`."""
+        found: dict[str, Any] = {}
+        for key, value in self.numbers.items():
+            found[key] = value
+            if key in self.intervals:
+                found[f"{key}_interval"] = self.intervals[key]
+        found |= {f"{key}_curve": values for key, values in self.curves.items()}
+        return {**found, **self.other, **_recorded(self, *_MEASURED)}
+
+    @classmethod
+    def from_json(cls, value: Mapping[str, Any]) -> MetricResult:
+        """What `to_json` wrote, or a metric's `compute` gave."""
+        rest = {key: entry for key, entry in value.items() if key not in _MEASURED}
+        numbers = {key: rest.pop(key) for key, entry in value.items() if key in rest and _is_number(entry)}
+        intervals = {key: rest.pop(f"{key}_interval") for key in numbers if f"{key}_interval" in rest}
+        curves = [key for key, entry in rest.items() if key.endswith("_curve") and isinstance(entry, list)]
+        curves = {key.removesuffix("_curve"): rest.pop(key) for key in curves}
+        measured = {key: value[key] for key in _MEASURED if key in value}
+        return cls(numbers, intervals, curves, **measured, other=rest)
+
+
+@dataclass
+class SanityResult:
+    """
+    What [`~hf_explain.evaluation.sanity.check_sanity`] found.
+
+    Args:
+        passed (`bool`): Whether the checks that can fail passed.
+        verdict (`str`): The same in one line, with the reasons.
+        checks (`dict[str, dict]`): Name to `passed` and numbers.
+        cascade (`list[dict]`): The number of tensors redrawn, similarity, AUC-D and gain kept.
+        own_auc_d, random_map_auc_d, centre_auc_d (`float`): AUC-D of the explainer and of the controls.
+        thresholds (`dict[str, float]`): What decided.
+        num_images, seed (`int`): Of the checks.
+    """
+
+    passed: bool
+    verdict: str | None = None
+    checks: dict[str, dict[str, Any]] = field(default_factory=dict)
+    cascade: list[dict[str, Any]] = field(default_factory=list)
+    own_auc_d: float | None = None
+    random_map_auc_d: float | None = None
+    centre_auc_d: float | None = None
+    thresholds: dict[str, float] = field(default_factory=dict)
+    num_images: int | None = None
+    seed: int | None = None
+
+    def to_json(self) -> dict[str, Any]:
+        """A dictionary with a key for every field."""
+        return _recorded(self, *(one.name for one in fields(self)))
+
+    @classmethod
+    def from_json(cls, value: Mapping[str, Any]) -> SanityResult:
+        """What `to_json` wrote."""
+        return _from_recorded(cls, value)
+
+
+@dataclass
+class ExplainerResult:
+    """
+    One explainer on a data set.
+
+    Args:
+        metrics (`dict[str, MetricResult]`): By name.
+        explainer (`dict`): Names, options and checksums that tell it from every other one.
+        num_images (`int`, *optional*): Images explained.
+        seconds_per_image, forward_passes_per_image, tail_passes_per_image (`float`, *optional*): What explaining alone
+            cost; a tail pass enters the classifier at an inner layer.
+        sanity ([`SanityResult`], *optional*): The sanity checks, where they ran.
+    """
+
+    metrics: dict[str, MetricResult]
+    explainer: dict[str, Any] = field(default_factory=dict)
+    num_images: int | None = None
+    seconds_per_image: float | None = None
+    forward_passes_per_image: float | None = None
+    tail_passes_per_image: float | None = None
+    sanity: SanityResult | None = None
+
+    def value(self, metric: str, key: str) -> float | None:
+        """A number of a metric, where it was measured."""
+        return self.metrics[metric].numbers.get(key) if metric in self.metrics else None
+
+    def interval(self, metric: str, key: str) -> list[float] | None:
+        """Its bootstrap interval, where there is one."""
+        return self.metrics[metric].intervals.get(key) if metric in self.metrics else None
+
+    def to_json(self) -> dict[str, Any]:
+        """A dictionary with a key for every metric and one for every other field."""
+        found = {name: result.to_json() for name, result in self.metrics.items()}
+        found |= _recorded(self, *COST, "explainer")
+        return found if self.sanity is None else {**found, "sanity": self.sanity.to_json()}
+
+    @classmethod
+    def from_json(cls, value: Mapping[str, Any]) -> ExplainerResult:
+        """What `to_json` wrote, here or in an [`EvaluationResult`]."""
+        others = {one.name for kind in (cls, EvaluationResult) for one in fields(kind)} | {"columns"}
+        metrics = {name: entry for name, entry in value.items() if name not in others and isinstance(entry, Mapping)}
+        metrics = {name: MetricResult.from_json(entry) for name, entry in metrics.items()}
+        sanity = SanityResult.from_json(value["sanity"]) if value.get("sanity") else None
+        return _from_recorded(cls, {**value, "sanity": sanity}, metrics=metrics)
+
+
+@dataclass
+class FailedExplainer:
+    """An explainer that could not be measured, with the reason."""
+
+    error: str
+
+    def to_json(self) -> dict[str, Any]:
+        """A dictionary with the reason."""
+        return {"error": self.error}
+
+
+@dataclass
+class EvaluationResult:
+    """
+    What [`SaliencyEvaluator`] found, and under what circumstances.
+
+    Args:
+        found ([`ExplainerResult`]): The numbers.
+        dataset, settings, versions (`dict`): What they were measured on and how, and the packages' versions.
+        device (`str`, *optional*): Type of the device.
+    """
+
+    found: ExplainerResult
+    dataset: dict[str, Any] = field(default_factory=dict)
+    settings: dict[str, Any] = field(default_factory=dict)
+    versions: dict[str, str] = field(default_factory=dict)
+    device: str | None = None
+
+    def to_json(self) -> dict[str, Any]:
+        """One dictionary with the keys of `found` and one for every other field."""
+        return {**self.found.to_json(), **_recorded(self, "dataset", "settings", "versions", "device")}
+
+    @classmethod
+    def from_json(cls, value: Mapping[str, Any]) -> EvaluationResult:
+        """What `to_json` wrote."""
+        return _from_recorded(cls, value, found=ExplainerResult.from_json(value))
+
+
+class Column(NamedTuple):
+    """A number that explainers are compared by."""
+
+    metric: str
+    key: str
+    number: Number
+
+
+@dataclass
+class Comparison:
+    """
+    Several explainers of one classifier on the same images: `results.json`.
+
+    Args:
+        explainers (`dict[str, ExplainerResult or FailedExplainer]`): By name, in the order of the table.
+        classifier (`dict`): `id`, `classifier_fingerprint`, `num_labels` and the like.
+        dataset, settings, versions, device: As for [`EvaluationResult`].
+        num_images (`int`, *optional*): Images that most of them were measured on.
+        numbers (`dict[str, tuple[Number, ...]]`): What the metrics say of their numbers, by metric.
+    """
+
+    explainers: dict[str, ExplainerResult | FailedExplainer]
+    classifier: dict[str, Any] = field(default_factory=dict)
+    dataset: dict[str, Any] = field(default_factory=dict)
+    num_images: int | None = None
+    settings: dict[str, Any] = field(default_factory=dict)
+    versions: dict[str, str] = field(default_factory=dict)
+    device: str | None = None
+    numbers: dict[str, tuple[Number, ...]] = field(default_factory=dict)
+
+    @property
+    def measured(self) -> dict[str, ExplainerResult]:
+        """The explainers that did not fail."""
+        return {name: one for name, one in self.explainers.items() if isinstance(one, ExplainerResult)}
+
+    def number(self, metric: str, key: str) -> Number:
+        """What `key` of a metric's result is."""
+        return find_number(self.numbers.get(metric, ()), key)
+
+    def columns(self) -> Iterator[Column]:
+        """Every number that was measured: metric by metric, the main number of each first."""
+        found: dict[str, dict[str, None]] = {}
+        for result in self.measured.values():
+            for metric, one in result.metrics.items():
+                found.setdefault(metric, {}).update(dict.fromkeys(one.numbers))
+        for metric, keys in found.items():
+            main = self.numbers[metric][0].key if self.numbers.get(metric) else metric
+            for key in sorted(keys, key=lambda key: key != main):
+                yield Column(metric, key, self.number(metric, key))
+
+    def to_json(self) -> dict[str, Any]:
+        """What `results.json` holds."""
+        found = _recorded(self, "classifier", "dataset", "num_images", "settings", "versions", "device")
+        numbers = {metric: [number.to_json() for number in own] for metric, own in self.numbers.items()}
+        explainers = {name: one.to_json() for name, one in self.explainers.items()}
+        return {"format": FORMAT, "explainers": explainers, **found, "numbers": numbers}
+
+    @classmethod
+    def from_json(cls, value: Mapping[str, Any]) -> Comparison:
+        """
+        What `to_json` wrote, in this version or an earlier one.
+
+        Raises:
+            ValueError: If it is no comparison, or a later version's.
+        """
+        if not isinstance(value.get("explainers"), Mapping):
+            raise ValueError("it has no `explainers`; give the results.json of an evaluation.")
+        if value.get("format", 1) not in range(1, FORMAT + 1):
+            raise ValueError(f"it has format {value['format']!r}, of a later version; this one reads up to {FORMAT}.")
+        value = _upgrade(value)
+        explainers = {
+            name: FailedExplainer(one["error"]) if "error" in one else ExplainerResult.from_json(one)
+            for name, one in value["explainers"].items()
+        }
+        numbers = {metric: tuple(map(Number.from_json, own)) for metric, own in value["numbers"].items()}
+        return _from_recorded(cls, value, explainers=explainers, numbers=numbers)
+
+
+def read_evaluation(value: Mapping[str, Any]) -> Comparison:
+    """
+    A comparison, or the result of a single evaluation as a comparison of one.
+
+    Args:
+        value (`dict`): `results.json` of a comparison, or what [`SaliencyEvaluator`] returned or wrote.
+
+    Returns:
+        [`Comparison`].
+
+    Raises:
+        ValueError: If it is neither.
+    """
+    if "explainers" in value or "settings" not in value or "explainer" not in value:
+        return Comparison.from_json(value)
+    result = EvaluationResult.from_json(value)
+    return Comparison(
+        {result.found.explainer["explainer"]: result.found},
+        {"id": result.found.explainer["classifier"]},
+        result.dataset,
+        result.found.num_images,
+        result.settings,
+        result.versions,
+        result.device,
+        _known_numbers(result.found.metrics),
+    )
+
+
+# ------------------------------------------------------------------------------------------------- what JSON has of it
+
+
+def _recorded(value: Any, *names: str) -> dict[str, Any]:
+    """Fields of an object, without those that nobody knows."""
+    return {name: found for name in names if (found := getattr(value, name)) is not None}
+
+
+def _from_recorded(kind: type, value: Mapping[str, Any], **made: Any) -> Any:
+    """An object of its fields in `value`, but for those that are `made` already; other keys are left alone."""
+    return kind(
+        **{one.name: value[one.name] for one in fields(kind) if one.name in value and one.name not in made}, **made
+    )
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, (int, float)) and not isinstance(value, bool)
+
+
+def _known_numbers(metrics: Mapping[str, Any]) -> dict[str, tuple[Number, ...]]:
+    """What this package's metrics say of their numbers; no other metric could be in a result of format 1."""
+    known = names()
+    return {metric: metric_numbers(metric) for metric in metrics if metric in known}
+
+
+def _upgrade(value: Mapping[str, Any]) -> Mapping[str, Any]:
+    """A comparison's JSON of an earlier version, as this one writes it."""
+    if "format" in value:
+        return value
+    if "made_by" in value:
+        value = {
+            **value,
+            "explainers": {name: _from_quickstart(row, value) for name, row in value["explainers"].items()},
+        }
+    metrics = dict.fromkeys(metric for one in value["explainers"].values() for metric in one)
+    numbers = {metric: [number.to_json() for number in own] for metric, own in _known_numbers(metrics).items()}
+    return {**value, "numbers": numbers}
+
+
+def _from_quickstart(row: Mapping[str, Any], value: Mapping[str, Any]) -> dict[str, Any]:
+    """A row of the quickstart's results.json, whose metrics lie side by side."""
+    protocol = value.get("protocol", {})
+    drops = {f"average_drop_{percent}": number for percent, number in row.get("AD", {}).items()}
+    gains = {f"increase_in_confidence_{percent}": number for percent, number in row.get("IC", {}).items()}
+    areas = {key: number for key, number in row.items() if "auc" in key}
+    return {
+        "auc_d": {**areas, "protocol": protocol.get("auc_d", {})},
+        "average_drop": {**drops, **gains, "protocol": protocol.get("average_drop", {})},
+    }
