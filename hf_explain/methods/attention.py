@@ -27,6 +27,10 @@ def raw_attention(
     Of DeiT with its teacher's head, which reads two tokens, the map is the mean of the CLS token's and the
     distillation token's; of DeiT without it, the CLS token's.
 
+    Formula, with `a_h` the attention weights of head `h`, `H` of them:
+
+        L = (1/H Σ_h a_h)[CLS, patches]
+
     Args:
         classifier ([`FrozenClassifier`]): A ViT or DeiT to explain.
         pixel_values (`torch.FloatTensor` of shape `(batch_size, num_channels, height, width)`): Normalised pixels.
@@ -39,8 +43,23 @@ def raw_attention(
         [`SaliencyOutput`]: `saliency` in [0, 1] on the grid of patches.
 
     Raises:
-        ValueError: If the classifier has no attention or the layer is no block of it, or the target is none of its
-            classes.
+        ValueError: If the classifier has no attention, or the layer is not one of its blocks, or it has no such class.
+
+    Example:
+
+    ```python
+    >>> import torch
+    >>> from transformers import ViTConfig
+    >>> from hf_explain import FrozenClassifier
+    >>> from hf_explain.methods.attention import raw_attention
+
+    >>> _ = torch.manual_seed(0)
+    >>> sizes = {"hidden_size": 16, "num_hidden_layers": 3, "num_attention_heads": 2, "intermediate_size": 32}
+    >>> classifier = FrozenClassifier.from_config(ViTConfig(image_size=32, patch_size=8, num_labels=3, **sizes))
+    >>> pixel_values = torch.randn(2, 3, 32, 32)
+    >>> raw_attention(classifier, pixel_values, layer="layer1").saliency.shape
+    torch.Size([2, 4, 4])
+    ```
     """
     block = _block_index(classifier, "raw_attention", layer, default=-1)
     pixel_values, logits, attentions, classes = _attentions(classifier, pixel_values, target)
@@ -56,6 +75,11 @@ def rollout(
     Attention rollout: the product over blocks of half the attention, averaged over heads, and half the identity that
     stands for the residual connection; the classifying token's row of it. It looks at no class.
 
+    Formula, with `a_bh` the attention weights of block `b` and head `h`, `B` blocks and `H` heads:
+
+        Â_b = 1/2 (I + 1/H Σ_h a_bh)
+        L   = (Â_B ··· Â_2 Â_1)[CLS, patches]
+
     Source: Abnar and Zuidema, ACL 2020 (https://huggingface.co/papers/2005.00928).
 
     Args:
@@ -69,6 +93,25 @@ def rollout(
 
     Raises:
         ValueError: As for [`raw_attention`].
+
+    Example:
+
+    ```python
+    >>> import torch
+    >>> from transformers import ViTConfig
+    >>> from hf_explain import FrozenClassifier
+    >>> from hf_explain.methods.attention import rollout
+
+    >>> _ = torch.manual_seed(0)
+    >>> sizes = {"hidden_size": 16, "num_hidden_layers": 3, "num_attention_heads": 2, "intermediate_size": 32}
+    >>> classifier = FrozenClassifier.from_config(ViTConfig(image_size=32, patch_size=8, num_labels=3, **sizes))
+    >>> pixel_values = torch.randn(2, 3, 32, 32)
+    >>> maps = rollout(classifier, pixel_values, target=0).saliency
+    >>> maps.shape
+    torch.Size([2, 4, 4])
+    >>> torch.equal(maps, rollout(classifier, pixel_values, target=1).saliency)
+    True
+    ```
     """
     first = _block_index(classifier, "rollout", layer, default=0)
     pixel_values, logits, attentions, classes = _attentions(classifier, pixel_values, target)
@@ -95,6 +138,11 @@ def transformer_attribution(
     The first of the two papers takes the weights' relevance (LRP) in place of the weights. Its rules divide by sums
     that can cancel: such a map can change with a change of the pixels that nobody sees, and in half precision.
 
+    Formula, with `a_bh` the attention weights of block `b` and head `h`, `g_bh` the target logit's gradient there:
+
+        Ā_b = I + 1/H Σ_h ReLU(g_bh ⊙ a_bh)
+        L   = (Ā_B ··· Ā_2 Ā_1)[CLS, patches]
+
     Source: Chefer et al., ICCV 2021 (https://huggingface.co/papers/2103.15679), for
     `rule="attention"`; Chefer et al., CVPR 2021 (https://huggingface.co/papers/2012.09838), for
     `rule="relevance"`.
@@ -112,6 +160,24 @@ def transformer_attribution(
 
     Raises:
         ValueError: As for [`raw_attention`], or if `rule` is unknown.
+
+    Example:
+
+    ```python
+    >>> import torch
+    >>> from transformers import ViTConfig
+    >>> from hf_explain import FrozenClassifier
+    >>> from hf_explain.methods.attention import transformer_attribution
+
+    >>> _ = torch.manual_seed(0)
+    >>> sizes = {"hidden_size": 16, "num_hidden_layers": 3, "num_attention_heads": 2, "intermediate_size": 32}
+    >>> classifier = FrozenClassifier.from_config(ViTConfig(image_size=32, patch_size=8, num_labels=3, **sizes))
+    >>> pixel_values = torch.randn(2, 3, 32, 32)
+    >>> transformer_attribution(classifier, pixel_values, target=1).saliency.shape
+    torch.Size([2, 4, 4])
+    >>> transformer_attribution(classifier, pixel_values, target=1, rule="relevance").saliency.shape
+    torch.Size([2, 4, 4])
+    ```
     """
     check_choice(rule, "rule", RULES)
     first = _block_index(classifier, "transformer_attribution", layer, default=0)
@@ -135,6 +201,10 @@ def partial_lrp(
     Partial LRP: relevance propagated from the target logit down to one block's attention weights; its positive part,
     averaged over heads, in the classifying token's row.
 
+    Formula, with `R_h` the relevance of the block's attention weights in head `h`, `H` of them:
+
+        L = (1/H Σ_h ReLU(R_h))[CLS, patches]
+
     Source: Voita et al., ACL 2019 (https://huggingface.co/papers/1905.09418), as the baseline of Chefer et al., CVPR
     2021 (https://huggingface.co/papers/2012.09838), whose propagation rules it uses.
 
@@ -151,6 +221,22 @@ def partial_lrp(
 
     Raises:
         ValueError: As for [`raw_attention`].
+
+    Example:
+
+    ```python
+    >>> import torch
+    >>> from transformers import ViTConfig
+    >>> from hf_explain import FrozenClassifier
+    >>> from hf_explain.methods.attention import partial_lrp
+
+    >>> _ = torch.manual_seed(0)
+    >>> sizes = {"hidden_size": 16, "num_hidden_layers": 3, "num_attention_heads": 2, "intermediate_size": 32}
+    >>> classifier = FrozenClassifier.from_config(ViTConfig(image_size=32, patch_size=8, num_labels=3, **sizes))
+    >>> pixel_values = torch.randn(2, 3, 32, 32)
+    >>> partial_lrp(classifier, pixel_values, target=1).saliency.shape
+    torch.Size([2, 4, 4])
+    ```
     """
     block = _block_index(classifier, "partial_lrp", layer, default=-1)
     first = block % len(block_layers(classifier))
@@ -170,6 +256,10 @@ def attention_guided_cam(
     Attention-guided CAM: positive gradients of the target logit at the classifying token's attention weights, times
     the sigmoid of the scores before their softmax, summed over heads and blocks.
 
+    Formula, with `g_bh` the target logit's gradient at the attention weights of block `b`, head `h`:
+
+        L = (Σ_b Σ_h ReLU(g_bh) ⊙ σ(q_bh k_bhᵀ / √d))[CLS, patches]
+
     Source: Leem and Seo, AAAI 2024 (https://huggingface.co/papers/2402.04563) and its released code.
 
     Args:
@@ -185,6 +275,22 @@ def attention_guided_cam(
 
     Raises:
         ValueError: As for [`raw_attention`].
+
+    Example:
+
+    ```python
+    >>> import torch
+    >>> from transformers import ViTConfig
+    >>> from hf_explain import FrozenClassifier
+    >>> from hf_explain.methods.attention import attention_guided_cam
+
+    >>> _ = torch.manual_seed(0)
+    >>> sizes = {"hidden_size": 16, "num_hidden_layers": 3, "num_attention_heads": 2, "intermediate_size": 32}
+    >>> classifier = FrozenClassifier.from_config(ViTConfig(image_size=32, patch_size=8, num_labels=3, **sizes))
+    >>> pixel_values = torch.randn(2, 3, 32, 32)
+    >>> attention_guided_cam(classifier, pixel_values, target=1).saliency.shape
+    torch.Size([2, 4, 4])
+    ```
     """
     first = _block_index(classifier, "attention_guided_cam", layer, default=0)
     blocks = block_layers(classifier)[first:]

@@ -29,7 +29,12 @@ def gradcam(
     r"""
     Grad-CAM: channels weighted by the mean over positions of the target logit's gradient, then ReLU.
 
-    One forward pass without a graph, then only the tail after `layer` again with one.
+    The classifier runs once without a graph; then the part after `layer` runs again with one.
+
+    Formula, with `A` the feature map, `g` the target logit's gradient there, channels `k` and `N` positions `i`:
+
+        w_k = 1/N Σ_i g_ki
+        L_i = ReLU(Σ_k w_k A_ki)
 
     Source: Selvaraju et al., ICCV 2017 (https://huggingface.co/papers/1610.02391), equations 1 and 2.
 
@@ -46,8 +51,27 @@ def gradcam(
         position speaks for the target, the map before the ReLU, so that no map is all zeros.
 
     Raises:
-        ValueError: If the layer does not exist or its positions have no effect on the logits, or the target is none
-            of the classifier's.
+        ValueError: If the layer does not exist or its positions have no effect on the logits, or the classifier has
+            no such class.
+
+    Example:
+
+    ```python
+    >>> import torch
+    >>> from transformers import ResNetConfig
+    >>> from hf_explain import FrozenClassifier
+    >>> from hf_explain.methods.cam import gradcam
+
+    >>> _ = torch.manual_seed(0)
+    >>> config = ResNetConfig(embedding_size=8, hidden_sizes=[8, 16], depths=[1, 1], num_labels=3)
+    >>> classifier = FrozenClassifier.from_config(config)
+    >>> pixel_values = torch.randn(2, 3, 32, 32)
+    >>> output = gradcam(classifier, pixel_values, target=["LABEL_1", "LABEL_2"])
+    >>> output.saliency.shape, output.target
+    (torch.Size([2, 4, 4]), tensor([1, 2]))
+    >>> output.saliency.amax((1, 2))
+    tensor([1., 1.])
+    ```
     """
     features, logits, classes = features_and_target(classifier, pixel_values, target, layer)
     weights = tail_gradient(classifier, features, classes).mean((2, 3))
@@ -65,10 +89,32 @@ def gradcam_plus_plus(
     With `Y = exp(S)` of the target logit `S`, the paper's higher derivatives are powers `g²` and `g³` of the gradient
     of `S`, times `exp(S)`, which scales the whole map and is left out: `a = g² / (2g² + g³ ΣA)`, `w = Σ a·ReLU(g)`.
 
+    Formula, with `A` the feature map, `g` the gradient of the target logit there, channels `k`, positions `i`:
+
+        α_ki = g_ki² / (2 g_ki² + g_ki³ Σ_j A_kj)
+        w_k  = Σ_i α_ki ReLU(g_ki)
+        L_i  = ReLU(Σ_k w_k A_ki)
+
     Source: Chattopadhay et al., WACV 2018 (https://huggingface.co/papers/1710.11063).
 
     Args, Returns, Raises:
         As for [`gradcam`].
+
+    Example:
+
+    ```python
+    >>> import torch
+    >>> from transformers import ResNetConfig
+    >>> from hf_explain import FrozenClassifier
+    >>> from hf_explain.methods.cam import gradcam_plus_plus
+
+    >>> _ = torch.manual_seed(0)
+    >>> config = ResNetConfig(embedding_size=8, hidden_sizes=[8, 16], depths=[1, 1], num_labels=3)
+    >>> classifier = FrozenClassifier.from_config(config)
+    >>> pixel_values = torch.randn(2, 3, 32, 32)
+    >>> gradcam_plus_plus(classifier, pixel_values, target=1).saliency.shape
+    torch.Size([2, 4, 4])
+    ```
     """
     features, logits, classes = features_and_target(classifier, pixel_values, target, layer)
     gradient = tail_gradient(classifier, features, classes)
@@ -89,10 +135,31 @@ def xgradcam(
     XGrad-CAM: channels weighted by the mean of the gradient over positions, each counted by its share of the channel's
     activation; then ReLU. A channel whose activation sums to 0 has weight 0.
 
+    Formula, with `A` the feature map, `g` the gradient of the target logit there, channels `k`, positions `i`:
+
+        w_k = Σ_i g_ki A_ki / Σ_j A_kj
+        L_i = ReLU(Σ_k w_k A_ki)
+
     Source: Fu et al., BMVC 2020 (https://huggingface.co/papers/2008.02312).
 
     Args, Returns, Raises:
         As for [`gradcam`].
+
+    Example:
+
+    ```python
+    >>> import torch
+    >>> from transformers import ResNetConfig
+    >>> from hf_explain import FrozenClassifier
+    >>> from hf_explain.methods.cam import xgradcam
+
+    >>> _ = torch.manual_seed(0)
+    >>> config = ResNetConfig(embedding_size=8, hidden_sizes=[8, 16], depths=[1, 1], num_labels=3)
+    >>> classifier = FrozenClassifier.from_config(config)
+    >>> pixel_values = torch.randn(2, 3, 32, 32)
+    >>> xgradcam(classifier, pixel_values, target=1).saliency.shape
+    torch.Size([2, 4, 4])
+    ```
     """
     features, logits, classes = features_and_target(classifier, pixel_values, target, layer)
     gradient = tail_gradient(classifier, features, classes)
@@ -110,10 +177,30 @@ def layercam(
     r"""
     LayerCAM: every position weighted by its own positive gradient, summed over channels; then ReLU.
 
+    Formula, with `A` the feature map, `g` the gradient of the target logit there, channels `k`, positions `i`:
+
+        L_i = ReLU(Σ_k ReLU(g_ki) A_ki)
+
     Source: Jiang et al., IEEE TIP 2021.
 
     Args, Returns, Raises:
         As for [`gradcam`].
+
+    Example:
+
+    ```python
+    >>> import torch
+    >>> from transformers import ResNetConfig
+    >>> from hf_explain import FrozenClassifier
+    >>> from hf_explain.methods.cam import layercam
+
+    >>> _ = torch.manual_seed(0)
+    >>> config = ResNetConfig(embedding_size=8, hidden_sizes=[8, 16], depths=[1, 1], num_labels=3)
+    >>> classifier = FrozenClassifier.from_config(config)
+    >>> pixel_values = torch.randn(2, 3, 32, 32)
+    >>> layercam(classifier, pixel_values, target=1, layer="stage1").saliency.shape
+    torch.Size([2, 8, 8])
+    ```
     """
     features, logits, classes = features_and_target(classifier, pixel_values, target, layer)
     gradient = tail_gradient(classifier, features, classes)
@@ -132,6 +219,10 @@ def hirescam(
     each stage of a ConvNeXt sees the one before: there gradient times activation sums to 0 at every position. Both are
     taken behind that LayerNorm.
 
+    Formula, with `A` the feature map, `g` the gradient of the target logit there, channels `k`, positions `i`:
+
+        L_i = ReLU(Σ_k g_ki A_ki)
+
     Source: Draelos and Carin, 2020 (https://huggingface.co/papers/2011.08891).
 
     Args, Returns:
@@ -139,6 +230,22 @@ def hirescam(
 
     Raises:
         ValueError: As for [`gradcam`], or if the products cancel at every position of another classifier's layer.
+
+    Example:
+
+    ```python
+    >>> import torch
+    >>> from transformers import ResNetConfig
+    >>> from hf_explain import FrozenClassifier
+    >>> from hf_explain.methods.cam import hirescam
+
+    >>> _ = torch.manual_seed(0)
+    >>> config = ResNetConfig(embedding_size=8, hidden_sizes=[8, 16], depths=[1, 1], num_labels=3)
+    >>> classifier = FrozenClassifier.from_config(config)
+    >>> pixel_values = torch.randn(2, 3, 32, 32)
+    >>> hirescam(classifier, pixel_values, target=1).saliency.shape
+    torch.Size([2, 4, 4])
+    ```
     """
     features, logits, classes = features_and_target(classifier, pixel_values, target, layer)
     return saliency_output(positive_part(contributions(classifier, features, classes)), logits, classes)
@@ -154,6 +261,11 @@ def eigencam(
 
     A singular vector has no sign of its own: the one is taken that makes the coordinate of largest magnitude positive.
 
+    Formula, with `A` the feature map as a matrix of positions by channels:
+
+        A = U Σ Vᵀ
+        L = A v₁
+
     Source: Muhammad and Yeasin, IJCNN 2020 (https://huggingface.co/papers/2008.00299).
 
     Args:
@@ -166,7 +278,26 @@ def eigencam(
         [`SaliencyOutput`]: See [`gradcam`]; there is no ReLU.
 
     Raises:
-        ValueError: If the layer does not exist, or the target is none of the classifier's.
+        ValueError: If the layer or the class does not exist.
+
+    Example:
+
+    ```python
+    >>> import torch
+    >>> from transformers import ResNetConfig
+    >>> from hf_explain import FrozenClassifier
+    >>> from hf_explain.methods.cam import eigencam
+
+    >>> _ = torch.manual_seed(0)
+    >>> config = ResNetConfig(embedding_size=8, hidden_sizes=[8, 16], depths=[1, 1], num_labels=3)
+    >>> classifier = FrozenClassifier.from_config(config)
+    >>> pixel_values = torch.randn(2, 3, 32, 32)
+    >>> maps = eigencam(classifier, pixel_values, target=0).saliency
+    >>> maps.shape
+    torch.Size([2, 4, 4])
+    >>> torch.equal(maps, eigencam(classifier, pixel_values, target=1).saliency)
+    True
+    ```
     """
     features, logits, classes = features_and_target(classifier, pixel_values, target, layer)
     matrix = features.feature_map.flatten(2).float()  # (batch, channels, positions)
@@ -198,6 +329,11 @@ def ablationcam(
     The drop is divided by the logit's magnitude: dividing by a negative logit, as the paper's formula would, turns the
     map upside down.
 
+    Formula, with `A` the feature map, `S` the target logit and `S_k` the logit without channel `k`:
+
+        w_k = (S − S_k) / |S|
+        L_i = ReLU(Σ_k w_k A_ki)
+
     Source: Desai and Ramaswamy, WACV 2020.
 
     Args:
@@ -212,6 +348,22 @@ def ablationcam(
 
     Raises:
         ValueError: As for [`gradcam`], or if `batch_size` is not a positive whole number.
+
+    Example:
+
+    ```python
+    >>> import torch
+    >>> from transformers import ResNetConfig
+    >>> from hf_explain import FrozenClassifier
+    >>> from hf_explain.methods.cam import ablationcam
+
+    >>> _ = torch.manual_seed(0)
+    >>> config = ResNetConfig(embedding_size=8, hidden_sizes=[8, 16], depths=[1, 1], num_labels=3)
+    >>> classifier = FrozenClassifier.from_config(config)
+    >>> pixel_values = torch.randn(2, 3, 32, 32)
+    >>> ablationcam(classifier, pixel_values, target=1).saliency.shape
+    torch.Size([2, 4, 4])
+    ```
     """
     check_count(batch_size, "batch_size")
     features, logits, classes = features_and_target(classifier, pixel_values, target, layer)

@@ -29,6 +29,10 @@ def random(
     """
     The random control: independent uniform values, a different map for every image and seed; AUC-D is about 0.
 
+    Formula, at every pixel or position `i`:
+
+        L_i ~ U(0, 1)
+
     Args:
         classifier ([`FrozenClassifier`]): Asked for its logits only.
         pixel_values (`torch.FloatTensor` of shape `(batch_size, num_channels, height, width)`): Normalised pixels.
@@ -41,6 +45,24 @@ def random(
 
     Returns:
         [`SaliencyOutput`].
+
+    Example:
+
+    ```python
+    >>> import torch
+    >>> from transformers import ResNetConfig
+    >>> from hf_explain import FrozenClassifier
+    >>> from hf_explain.methods.controls import random
+
+    >>> _ = torch.manual_seed(0)
+    >>> config = ResNetConfig(embedding_size=8, hidden_sizes=[8, 16], depths=[1, 1], num_labels=3)
+    >>> classifier = FrozenClassifier.from_config(config)
+    >>> pixel_values = torch.randn(2, 3, 32, 32)
+    >>> random(classifier, pixel_values).saliency.shape
+    torch.Size([2, 32, 32])
+    >>> random(classifier, pixel_values, layer="stage2").saliency.shape
+    torch.Size([2, 4, 4])
+    ```
     """
     pixel_values, size, logits, classes = _prepare(classifier, pixel_values, target, layer, size)
     return saliency_output(random_maps(pixel_values, size, seed, image_ids), logits, classes)
@@ -59,6 +81,10 @@ def centre(
     """
     The centre control: the same Gaussian in every image, because photographs are centred on their subject.
 
+    Formula, at row `i` of `h` and column `j` of `w`:
+
+        L_ij = exp(−(((i − (h−1)/2) / h)² + ((j − (w−1)/2) / w)²) / (2 σ²))
+
     Args:
         classifier ([`FrozenClassifier`]): Asked for its logits only.
         pixel_values (`torch.FloatTensor` of shape `(batch_size, num_channels, height, width)`): Normalised pixels.
@@ -72,6 +98,24 @@ def centre(
 
     Raises:
         ValueError: If `sigma` is not positive.
+
+    Example:
+
+    ```python
+    >>> import torch
+    >>> from transformers import ResNetConfig
+    >>> from hf_explain import FrozenClassifier
+    >>> from hf_explain.methods.controls import centre
+
+    >>> _ = torch.manual_seed(0)
+    >>> config = ResNetConfig(embedding_size=8, hidden_sizes=[8, 16], depths=[1, 1], num_labels=3)
+    >>> classifier = FrozenClassifier.from_config(config)
+    >>> pixel_values = torch.randn(2, 3, 32, 32)
+    >>> centre(classifier, pixel_values, size=(3, 3)).saliency[0]
+    tensor([[0.0000, 0.2913, 0.0000],
+            [0.2913, 1.0000, 0.2913],
+            [0.0000, 0.2913, 0.0000]])
+    ```
     """
     pixel_values, size, logits, classes = _prepare(classifier, pixel_values, target, layer, size)
     return saliency_output(centre_maps(pixel_values, size, sigma), logits, classes)
@@ -107,6 +151,10 @@ def random_maps(
     """
     The random control: maps of independent uniform values, a different one for every image and seed.
 
+    Formula, at every place `i`:
+
+        L_i ~ U(0, 1)
+
     Args:
         pixel_values (`torch.Tensor` of shape `(batch_size, channels, height, width)`): The images.
         size (`tuple[int, int]`, *optional*): `(height, width)` of the maps; the image's own by default.
@@ -115,6 +163,16 @@ def random_maps(
 
     Returns:
         `torch.FloatTensor` of shape `(batch_size, *size)`, in [0, 1).
+
+    Example:
+
+    ```python
+    >>> import torch
+    >>> from hf_explain.methods.controls import random_maps
+
+    >>> random_maps(torch.zeros(2, 3, 32, 32), size=(4, 4)).shape
+    torch.Size([2, 4, 4])
+    ```
     """
     height, width = size or pixel_values.shape[-2:]
     return random_uniform(image_keys(pixel_values, image_ids, seed), height * width).unflatten(1, (height, width))
@@ -126,6 +184,10 @@ def centre_maps(pixel_values: torch.Tensor, size: tuple[int, int] | None = None,
 
     Photographs are centred on their subject, so a method has to beat this map before it has looked at anything.
 
+    Formula, at row `i` of `h` and column `j` of `w`:
+
+        L_ij = exp(−(((i − (h−1)/2) / h)² + ((j − (w−1)/2) / w)²) / (2 σ²))
+
     Args:
         pixel_values (`torch.Tensor` of shape `(batch_size, channels, height, width)`): The images.
         size (`tuple[int, int]`, *optional*): `(height, width)` of the maps; the image's own by default.
@@ -136,6 +198,18 @@ def centre_maps(pixel_values: torch.Tensor, size: tuple[int, int] | None = None,
 
     Raises:
         ValueError: If `sigma` is not positive.
+
+    Example:
+
+    ```python
+    >>> import torch
+    >>> from hf_explain.methods.controls import centre_maps
+
+    >>> centre_maps(torch.zeros(1, 3, 32, 32), size=(3, 3))
+    tensor([[[0.1690, 0.4111, 0.1690],
+             [0.4111, 1.0000, 0.4111],
+             [0.1690, 0.4111, 0.1690]]])
+    ```
     """
     check_number(sigma, "sigma", "(0, inf)")
     height, width = size or pixel_values.shape[-2:]

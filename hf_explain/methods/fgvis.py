@@ -102,6 +102,13 @@ def fgvis(
     Of all masks seen that meet the goal the smallest is returned; if none does, the one that comes nearest, so look at
     `explanation_score`. Images are independent: each has its own weight, rounds and end, and leaves the batch there.
 
+    Formula, for deletion, with `x` the image, `r` the fill, `p` the target's softmax and `h` every nonlinearity:
+
+        e  = m ⊙ x + (1 − m) ⊙ r
+        m* = argmin ‖1 − m‖₁ subject to p(e) ≤ goal
+        the gradient at h(e) is multiplied by [min(0, h(x)) ≤ h(e) ≤ max(0, h(x))]
+        L  = mean of 1 − m* over colours
+
     Source: FGVis (https://huggingface.co/papers/1908.02686).
 
     Args:
@@ -142,6 +149,26 @@ def fgvis(
             than two classes or no activation to defend, or a gradient is not finite (the message names the image and
             the iteration).
         TypeError: If an option is no number, or `pixel_values` is not floating point.
+
+    Example:
+
+    ```python
+    >>> import torch
+    >>> from transformers import ResNetConfig
+    >>> from hf_explain import FrozenClassifier
+    >>> from hf_explain.methods.fgvis import fgvis
+
+    >>> _ = torch.manual_seed(0)
+    >>> config = ResNetConfig(embedding_size=8, hidden_sizes=[8, 16], depths=[1, 1], num_labels=3)
+    >>> classifier = FrozenClassifier.from_config(config)
+    >>> pixel_values = torch.randn(2, 3, 32, 32)
+    >>> output = fgvis(classifier, pixel_values, target=1, budget=20)
+    >>> output.saliency.shape, output.explanation.shape
+    (torch.Size([2, 32, 32]), torch.Size([2, 3, 32, 32]))
+    >>> before = output.logits.softmax(-1)[:, 1]
+    >>> bool((output.explanation_score < before).all())  # what is left speaks less for the target
+    True
+    ```
     """
     _check_options(mode, budget, max_seconds, learning_rate, l1_weight, rounds, goal, noise)
     game = GAMES[mode]

@@ -33,6 +33,10 @@ def input_x_gradient(
     r"""
     Input × gradient: `pixel_values` times the target logit's gradient there, summed over channels; then ReLU.
 
+    Formula, with `x` the `pixel_values`, `S` the target logit, colours `c`:
+
+        L = ReLU(Σ_c x_c ∂S/∂x_c)
+
     Source: Shrikumar et al., 2016 (https://huggingface.co/papers/1605.01713).
 
     Args:
@@ -48,7 +52,23 @@ def input_x_gradient(
         map before the ReLU, so that no map is all zeros.
 
     Raises:
-        ValueError: If an option is out of range or the target is none of the classifier's.
+        ValueError: If an option is out of range or the classifier has no such class.
+
+    Example:
+
+    ```python
+    >>> import torch
+    >>> from transformers import ResNetConfig
+    >>> from hf_explain import FrozenClassifier
+    >>> from hf_explain.methods.gradients import input_x_gradient
+
+    >>> _ = torch.manual_seed(0)
+    >>> config = ResNetConfig(embedding_size=8, hidden_sizes=[8, 16], depths=[1, 1], num_labels=3)
+    >>> classifier = FrozenClassifier.from_config(config)
+    >>> pixel_values = torch.randn(2, 3, 32, 32)
+    >>> input_x_gradient(classifier, pixel_values, target=1).saliency.shape
+    torch.Size([2, 32, 32])
+    ```
     """
     check_count(batch_size, "batch_size")
     pixel_values, logits, classes = logits_and_target(classifier, pixel_values, target, layer)
@@ -72,6 +92,10 @@ def integrated_gradients(
     path between the two (midpoint rule), summed over channels; then ReLU. Before the ReLU a map sums, up to the error
     of the rule, to the logit's difference between image and baseline.
 
+    Formula, with `x` the `pixel_values`, `r` the baseline, `S` the target logit, `n` steps, colours `c`:
+
+        L = ReLU(Σ_c (x_c − r_c) 1/n Σ_m ∂S/∂x_c (r + (m − 1/2)/n (x − r))),  m = 1 ... n
+
     Source: Sundararajan et al., ICML 2017 (https://huggingface.co/papers/1703.01365), equation 1.
 
     Args:
@@ -88,7 +112,23 @@ def integrated_gradients(
         [`SaliencyOutput`]: See [`input_x_gradient`].
 
     Raises:
-        ValueError: If an option is out of range or the target is none of the classifier's.
+        ValueError: If an option is out of range or the classifier has no such class.
+
+    Example:
+
+    ```python
+    >>> import torch
+    >>> from transformers import ResNetConfig
+    >>> from hf_explain import FrozenClassifier
+    >>> from hf_explain.methods.gradients import integrated_gradients
+
+    >>> _ = torch.manual_seed(0)
+    >>> config = ResNetConfig(embedding_size=8, hidden_sizes=[8, 16], depths=[1, 1], num_labels=3)
+    >>> classifier = FrozenClassifier.from_config(config)
+    >>> pixel_values = torch.randn(2, 3, 32, 32)
+    >>> integrated_gradients(classifier, pixel_values, target=1, steps=8, baseline="mean").saliency.shape
+    torch.Size([2, 32, 32])
+    ```
     """
     check_count(steps, "steps")
     check_count(batch_size, "batch_size")
@@ -119,6 +159,10 @@ def smoothgrad(
     SmoothGrad: the mean of the target logit's gradient over noisy copies of the image, its magnitude summed over
     channels. The noise comes from the image and the seed, never from the batch.
 
+    Formula, with `x` the `pixel_values`, `S` the target logit, `ε_m` standard normal noise, `n` samples:
+
+        L = Σ_c |1/n Σ_m ∂S/∂x_c (x + noise_level (max x − min x) ε_m)|
+
     Source: Smilkov et al., 2017 (https://huggingface.co/papers/1706.03825); 10 to 20 % noise and 50
     samples are its recommendation, magnitudes its choice for natural images.
 
@@ -137,7 +181,26 @@ def smoothgrad(
         [`SaliencyOutput`]: `saliency` in [0, 1] at the image's resolution.
 
     Raises:
-        ValueError: If an option is out of range or the target is none of the classifier's.
+        ValueError: If an option is out of range or the classifier has no such class.
+
+    Example:
+
+    ```python
+    >>> import torch
+    >>> from transformers import ResNetConfig
+    >>> from hf_explain import FrozenClassifier
+    >>> from hf_explain.methods.gradients import smoothgrad
+
+    >>> _ = torch.manual_seed(0)
+    >>> config = ResNetConfig(embedding_size=8, hidden_sizes=[8, 16], depths=[1, 1], num_labels=3)
+    >>> classifier = FrozenClassifier.from_config(config)
+    >>> pixel_values = torch.randn(2, 3, 32, 32)
+    >>> maps = smoothgrad(classifier, pixel_values, target=1, num_samples=4).saliency
+    >>> maps.shape
+    torch.Size([2, 32, 32])
+    >>> torch.equal(maps, smoothgrad(classifier, pixel_values, target=1, num_samples=4).saliency)
+    True
+    ```
     """
     check_count(num_samples, "num_samples")
     check_count(batch_size, "batch_size")

@@ -48,6 +48,10 @@ def rise(
     than the image and cut out at a random shift of up to one cell. Masks come from the seed and their own number: they
     are the same for every image, batch size and device, and only those of one forward pass are ever in memory.
 
+    Formula, with `x` the image, `M_m` the masks, `n` of them, `q` the `probability` and `p` the target's softmax:
+
+        L = 1/(n q) Σ_m p(x ⊙ M_m) M_m
+
     Source: Petsiuk et al., BMVC 2018 (https://huggingface.co/papers/1806.07421), equation 6; the paper
     uses 4,000 masks for VGG-16 and 8,000 for ResNet-50.
 
@@ -70,7 +74,23 @@ def rise(
         estimate of the expected softmax given that the pixel is seen.
 
     Raises:
-        ValueError: If an option is out of range or the target is none of the classifier's.
+        ValueError: If an option is out of range or the classifier has no such class.
+
+    Example:
+
+    ```python
+    >>> import torch
+    >>> from transformers import ResNetConfig
+    >>> from hf_explain import FrozenClassifier
+    >>> from hf_explain.methods.sampling import rise
+
+    >>> _ = torch.manual_seed(0)
+    >>> config = ResNetConfig(embedding_size=8, hidden_sizes=[8, 16], depths=[1, 1], num_labels=3)
+    >>> classifier = FrozenClassifier.from_config(config)
+    >>> pixel_values = torch.randn(2, 3, 32, 32)
+    >>> rise(classifier, pixel_values, target=1, num_masks=16).saliency.shape
+    torch.Size([2, 32, 32])
+    ```
     """
     check_count(num_masks, "num_masks")
     check_count(grid_size, "grid_size")
@@ -113,6 +133,12 @@ def scorecam(
     Score-CAM: channels weighted by the softmax, over channels, of the target logit on the image seen through each of
     them (enlarged to the image first, then scaled to [0, 1]); then ReLU. One forward pass per channel.
 
+    Formula, with `x` the image, `A_k` channel `k` of the feature map, `S` the target logit:
+
+        M_k = min_max(upsample(A_k))
+        w   = softmax over k of S(x ⊙ M_k)
+        L   = ReLU(Σ_k w_k upsample(A_k))
+
     Source: Wang et al., CVPR-W 2020 (https://huggingface.co/papers/1910.01279), algorithm 1. The logit of the baseline
     image, which the paper subtracts, cancels in the softmax.
 
@@ -132,6 +158,22 @@ def scorecam(
 
     Raises:
         ValueError: If an option is out of range, or the layer or the target does not exist.
+
+    Example:
+
+    ```python
+    >>> import torch
+    >>> from transformers import ResNetConfig
+    >>> from hf_explain import FrozenClassifier
+    >>> from hf_explain.methods.sampling import scorecam
+
+    >>> _ = torch.manual_seed(0)
+    >>> config = ResNetConfig(embedding_size=8, hidden_sizes=[8, 16], depths=[1, 1], num_labels=3)
+    >>> classifier = FrozenClassifier.from_config(config)
+    >>> pixel_values = torch.randn(2, 3, 32, 32)
+    >>> scorecam(classifier, pixel_values, target=1).saliency.shape
+    torch.Size([2, 32, 32])
+    ```
     """
     check_count(batch_size, "batch_size")
     fill = mask_space_fill(mask_space)
@@ -170,6 +212,10 @@ def occlusion(
     Occlusion: the drop of the target's softmax when a square window is covered, averaged over the windows that cover
     each pixel; then ReLU.
 
+    Formula, with `x` the image, `p` the target's softmax, the mean over the windows `w` that cover pixel `i`:
+
+        L_i = ReLU(mean_w (p(x) − p(x without w)))
+
     Source: Zeiler and Fergus, ECCV 2014 (https://huggingface.co/papers/1311.2901).
 
     Args:
@@ -189,7 +235,23 @@ def occlusion(
         [`SaliencyOutput`]: `saliency` at the image's resolution.
 
     Raises:
-        ValueError: If an option is out of range or the target is none of the classifier's.
+        ValueError: If an option is out of range or the classifier has no such class.
+
+    Example:
+
+    ```python
+    >>> import torch
+    >>> from transformers import ResNetConfig
+    >>> from hf_explain import FrozenClassifier
+    >>> from hf_explain.methods.sampling import occlusion
+
+    >>> _ = torch.manual_seed(0)
+    >>> config = ResNetConfig(embedding_size=8, hidden_sizes=[8, 16], depths=[1, 1], num_labels=3)
+    >>> classifier = FrozenClassifier.from_config(config)
+    >>> pixel_values = torch.randn(2, 3, 32, 32)
+    >>> occlusion(classifier, pixel_values, target=1, window_size=8).saliency.shape
+    torch.Size([2, 32, 32])
+    ```
     """
     check_count(batch_size, "batch_size")
     height, width = prepare_pixels(pixel_values).shape[-2:]
@@ -235,6 +297,11 @@ def lime(
     the authors' released code for images (captum's own default, a lasso, sets whole maps to 0), with captum's
     exponential kernel of the cosine distance. It fits one model per image and is slow by nature.
 
+    Formula, with `z` in {0, 1} per square, `x_z` the image with the squares of `z` seen, `p` the target's softmax:
+
+        β = argmin Σ_z π(z) (p(x_z) − β₀ − βᵀz)² + ‖β‖²,  π(z) = exp(−(1 − cos(x, x_z))² / 2)
+        L = ReLU(β)
+
     Source: Ribeiro et al., KDD 2016 (https://huggingface.co/papers/1602.04938).
 
     Args:
@@ -255,7 +322,23 @@ def lime(
 
     Raises:
         ImportError: If captum or scikit-learn is missing.
-        ValueError: If an option is out of range or the target is none of the classifier's.
+        ValueError: If an option is out of range or the classifier has no such class.
+
+    Example:
+
+    ```python
+    >>> import torch
+    >>> from transformers import ResNetConfig
+    >>> from hf_explain import FrozenClassifier
+    >>> from hf_explain.methods.sampling import lime
+
+    >>> _ = torch.manual_seed(0)
+    >>> config = ResNetConfig(embedding_size=8, hidden_sizes=[8, 16], depths=[1, 1], num_labels=3)
+    >>> classifier = FrozenClassifier.from_config(config)
+    >>> pixel_values = torch.randn(2, 3, 32, 32)
+    >>> lime(classifier, pixel_values, target=1, num_samples=20, grid_size=4).saliency.shape
+    torch.Size([2, 4, 4])
+    ```
     """
     return _captum(
         "Lime", classifier, pixel_values, target, layer, num_samples, grid_size, mask_space, seed, batch_size
@@ -279,10 +362,31 @@ def kernel_shap(
     Kernel SHAP through captum: Shapley values of the squares of a regular grid for the target's softmax, estimated by
     a weighted linear regression; then ReLU. It fits one model per image and is slow by nature.
 
+    Formula, with `z` in {0, 1} per square of `d`, `x_z` the image with those of `z` seen, `p` the target's softmax:
+
+        φ = argmin Σ_z π(z) (p(x_z) − φ₀ − φᵀz)²,  π(z) = (d − 1) / (binomial(d, |z|) |z| (d − |z|))
+        L = ReLU(φ)
+
     Source: Lundberg and Lee, NeurIPS 2017 (https://huggingface.co/papers/1705.07874).
 
     Args, Returns, Raises:
         As for [`lime`].
+
+    Example:
+
+    ```python
+    >>> import torch
+    >>> from transformers import ResNetConfig
+    >>> from hf_explain import FrozenClassifier
+    >>> from hf_explain.methods.sampling import kernel_shap
+
+    >>> _ = torch.manual_seed(0)
+    >>> config = ResNetConfig(embedding_size=8, hidden_sizes=[8, 16], depths=[1, 1], num_labels=3)
+    >>> classifier = FrozenClassifier.from_config(config)
+    >>> pixel_values = torch.randn(2, 3, 32, 32)
+    >>> kernel_shap(classifier, pixel_values, target=1, num_samples=20, grid_size=4).saliency.shape
+    torch.Size([2, 4, 4])
+    ```
     """
     return _captum(
         "KernelShap", classifier, pixel_values, target, layer, num_samples, grid_size, mask_space, seed, batch_size

@@ -80,6 +80,10 @@ def auc(curve: torch.Tensor, fractions: Sequence[float] | None = None, normalize
 
     With equal steps and `normalize` this is RISE's `(Σ − first/2 − last/2) / (n − 1)`.
 
+    Formula, with `c_s` the scores and `f_s` the fractions; without `normalize` the denominator is 1:
+
+        area = Σ_s (f_s+1 − f_s) (c_s + c_s+1) / 2 / (f_last − f_first)
+
     Args:
         curve (`torch.Tensor` of shape `(..., num_steps)`): Scores.
         fractions (sequence of `float` of length `num_steps`, *optional*): Where they lie, increasing; equal steps over
@@ -92,6 +96,18 @@ def auc(curve: torch.Tensor, fractions: Sequence[float] | None = None, normalize
 
     Raises:
         ValueError: If there are fewer than two points or `fractions` does not fit them.
+
+    Example:
+
+    ```python
+    >>> import torch
+    >>> from hf_explain.metrics.functional import auc
+
+    >>> auc(torch.tensor([1.0, 0.5, 0.0]))
+    tensor(0.5000, dtype=torch.float64)
+    >>> auc(torch.tensor([1.0, 1.0]), fractions=(0.0, 0.9), normalize=False)
+    tensor(0.9000, dtype=torch.float64)
+    ```
     """
     num_steps = curve.shape[-1] if curve.ndim else 0
     if num_steps < 2:
@@ -156,6 +172,11 @@ def perturbation_curves(
     fully removed one; where that is a plain colour it is one image for the whole batch. All other steps of all images
     run `max_batch` at a time.
 
+    Formula, with `f` the fraction removed of `HW` pixels:
+
+        positive(f) = score(x with its round(f HW) most salient pixels replaced)
+        negative(f) = score(x with its round(f HW) least salient pixels replaced)
+
     Source: Chefer et al. 2021 (https://huggingface.co/papers/2012.09838), section 4.
 
     Args:
@@ -189,6 +210,22 @@ def perturbation_curves(
     Raises:
         ValueError: If maps are not one finite, non-negative map per image, or an option is unknown; each names the
             argument, the value and what would work.
+
+    Example:
+
+    ```python
+    >>> import torch
+    >>> from hf_explain.metrics.functional import perturbation_curves
+
+    >>> def predict(pixel_values):  # two classes: how bright the left half is, and the right half
+    ...     return 4 * pixel_values.mean((1, 2))
+
+    >>> images = torch.tensor([[[[0.0, 1.0], [0.0, 1.0]]]])  # right
+    >>> saliency = images[:, 0]
+    >>> curves = perturbation_curves(predict, images, saliency, fractions=(0, 0.5, 1), fill="mean")
+    >>> curves.positive, curves.negative
+    (tensor([[1., 0., 0.]]), tensor([[1., 1., 0.]]))
+    ```
     """
     pixel_values = check_pixel_values(pixel_values)
     limit = batch_limit(pixel_values, max_batch, max_bytes)
@@ -250,6 +287,10 @@ def auc_d(
 
     A map of random numbers gives about 0. `PRESETS["auc_d"]` holds published settings.
 
+    Formula:
+
+        AUC-D = 100 (area(negative) − area(positive))
+
     Source: SCAN (2026); the curves are those of Chefer et al. 2021.
 
     Args:
@@ -261,6 +302,21 @@ def auc_d(
 
     Returns:
         [`AucD`].
+
+    Example:
+
+    ```python
+    >>> import torch
+    >>> from hf_explain.metrics.functional import auc_d
+
+    >>> def predict(pixel_values):  # two classes: how bright the left half is, and the right half
+    ...     return 4 * pixel_values.mean((1, 2))
+
+    >>> images = torch.tensor([[[[0.0, 1.0], [0.0, 1.0]]]])  # right
+    >>> result = auc_d(predict, images, images[:, 0], fractions=(0, 0.5, 1), fill="mean")
+    >>> result.positive_auc.item(), result.negative_auc.item(), result.auc_d.item()
+    (25.0, 75.0, 50.0)
+    ```
     """
     curves = perturbation_curves(predict, pixel_values, saliency, **{**options, "orders": ORDERS})
     assert curves.positive is not None and curves.negative is not None  # both orders were asked for
@@ -292,6 +348,10 @@ def auc_d_fills(predict: Predict, pixel_values: torch.Tensor, saliency: torch.Te
     What pixels are replaced by decides much of which map wins, and an explainer that was trained by masking with one
     fill has learned what that fill does to the classifier. A map that is right holds with all of them.
 
+    Formula:
+
+        AUC-D with fills = (AUC-D(black) + AUC-D(mean) + AUC-D(blur)) / 3
+
     Args:
         predict, pixel_values, saliency: As for [`auc_d`].
         **options: Those of [`auc_d`], except `fill`.
@@ -301,6 +361,22 @@ def auc_d_fills(predict: Predict, pixel_values: torch.Tensor, saliency: torch.Te
 
     Raises:
         TypeError: If `fill` is given.
+
+    Example:
+
+    ```python
+    >>> import torch
+    >>> from hf_explain.metrics.functional import auc_d_fills
+
+    >>> def predict(pixel_values):  # two classes: how bright the left half is, and the right half
+    ...     return 4 * pixel_values.mean((1, 2))
+
+    >>> images = torch.tensor([[[[0.0, 1.0], [0.0, 1.0]]]])  # right
+    >>> black = {"image_mean": (0.0,), "image_std": (1.0,)}
+    >>> result = auc_d_fills(predict, images, images[:, 0], fractions=(0, 0.5, 1), **black)
+    >>> {fill: one.auc_d.item() for fill, one in result.by_fill.items()}
+    {'black': 50.0, 'mean': 50.0, 'blur': 0.0}
+    ```
     """
     if "fill" in options:
         raise TypeError(f"`auc_d_fills` measures with {', '.join(FILLS)}; for one `fill` there is `auc_d`.")
@@ -357,6 +433,12 @@ def insertion_deletion(
 
     Every step moves ⌈HW / steps⌉ pixels, the last one what is left.
 
+    Formula, with `p` the target's softmax and `k_s` the pixels moved up to step `s`:
+
+        deletion(s)  = p(x with its k_s most salient pixels replaced by deletion_fill)
+        insertion(s) = p(x filled with insertion_fill, its k_s most salient pixels put back)
+        each area is RISE's (Σ_s c_s − c_first/2 − c_last/2) / steps
+
     Source: RISE (https://huggingface.co/papers/1806.07421), section 4.2, and its released evaluation code.
 
     Args:
@@ -375,6 +457,23 @@ def insertion_deletion(
 
     Raises:
         ValueError: As [`perturbation_curves`], and if `steps` is below 1.
+
+    Example:
+
+    ```python
+    >>> import torch
+    >>> from hf_explain.metrics.functional import insertion_deletion
+
+    >>> def predict(pixel_values):  # two classes: how bright the left half is, and the right half
+    ...     return 4 * pixel_values.mean((1, 2))
+
+    >>> images = torch.tensor([[[[0.0, 1.0], [0.0, 1.0]]]])  # right
+    >>> result = insertion_deletion(predict, images, images[:, 0], steps=2, insertion_fill="mean")
+    >>> result.deletion.round(decimals=2), result.insertion.round(decimals=2)
+    (tensor([[0.9800, 0.5000, 0.5000]]), tensor([[0.5000, 0.9800, 0.9800]]))
+    >>> round(result.insertion_auc.item(), 3), round(result.deletion_auc.item(), 3)
+    (0.862, 0.621)
+    ```
     """
     step_fractions(steps)  # the check alone: steps here are whole pixels
     pixel_values = check_pixel_values(pixel_values)
@@ -472,6 +571,11 @@ def average_drop(
     The map is resized to the image, all but its most salient v % is set to 0, the rest stays soft, and the image is
     multiplied by it.
 
+    Formula, with `p` the target's softmax on the image and `p'` on the image times its map's top v %:
+
+        AD(v) = 100 mean(max(0, p − p') / p)
+        IC(v) = 100 mean([p' > p])
+
     Source: Grad-CAM++ (https://huggingface.co/papers/1710.11063), section 4.1; v from L-CAM (ECCV-W 2022) and T-TAME
     (IEEE Access 2024).
 
@@ -492,6 +596,22 @@ def average_drop(
 
     Raises:
         ValueError: As [`perturbation_curves`], and if a percentage is outside (0, 100] or a map goes above 1.
+
+    Example:
+
+    ```python
+    >>> import torch
+    >>> from hf_explain.metrics.functional import average_drop
+
+    >>> def predict(pixel_values):  # two classes: how bright the left half is, and the right half
+    ...     return 4 * pixel_values.mean((1, 2))
+
+    >>> images = torch.tensor([[[[0.0, 1.0], [0.0, 1.0]]]])  # right
+    >>> saliency = torch.tensor([[[0.0, 1.0], [0.0, 0.5]]])
+    >>> result = average_drop(predict, images, saliency, percents=(50, 25), mask_space="normalized")
+    >>> result.average_drop.round(decimals=1), result.increase_in_confidence
+    (tensor([ 3.0000, 10.3000], dtype=torch.float64), tensor([0., 0.], dtype=torch.float64))
+    ```
     """
     pixel_values = check_pixel_values(pixel_values)
     percents = tuple(check_percent(percent) for percent in check_numbers(percents, "percents"))

@@ -102,6 +102,10 @@ def road(
     ROAD: remove and debias. Removed pixels are imputed from their neighbours, so that the shape of what was removed
     gives nothing away.
 
+    Formula, with `MoRF`, `LeRF` the scores after `p` % of the pixels, most or least relevant first, are imputed:
+
+        combined = mean_p (LeRF(p) − MoRF(p)) / 2
+
     Source: ROAD (https://huggingface.co/papers/2202.00449); combined score as in pytorch-grad-cam.
 
     Args:
@@ -124,6 +128,23 @@ def road(
 
     Raises:
         ValueError: If maps are not one finite, non-negative map per image, or an option is unknown or out of range.
+
+    Example:
+
+    ```python
+    >>> import torch
+    >>> from hf_explain.metrics.functional import road
+
+    >>> def predict(pixel_values):  # class 1 is a bright centre
+    ...     centre = pixel_values[:, 0, 1, 1]
+    ...     return torch.stack([1 - centre, centre], dim=1)
+
+    >>> images = torch.zeros(1, 1, 3, 3)
+    >>> images[:, :, 1, 1] = 1
+    >>> result = road(predict, images, images[:, 0], percents=(10,), score="agreement", noise=0)
+    >>> result.morf, result.lerf, result.combined.item()
+    (tensor([[0.]]), tensor([[1.]]), 0.5)
+    ```
     """
     pixel_values = check_pixel_values(pixel_values)
     percents = check_numbers(percents, "percents")
@@ -176,6 +197,10 @@ def linear_imputation(
     """
     Replace removed pixels by the solution of ROAD's linear system (without its noise).
 
+    Formula, for every removed pixel `i`, over its neighbours `j` inside the image:
+
+        x_i = Σ_j w_ij x_j / Σ_j w_ij,  w_ij = 1/6 beside i, 1/12 across its corners
+
     Source: ROAD (https://huggingface.co/papers/2202.00449), section 4: weights 1/6 for direct and 1/12 for diagonal
     neighbours, divided by the sum of those inside the image.
 
@@ -192,6 +217,21 @@ def linear_imputation(
     Raises:
         ValueError: If shapes do not fit or an image has no pixel left to impute from.
         RuntimeError: If the tolerance is not reached.
+
+    Example:
+
+    ```python
+    >>> import torch
+    >>> from hf_explain.metrics.functional import linear_imputation
+
+    >>> images = torch.tensor([[[[0.0, 0.0, 1.0], [0.0, 5.0, 1.0], [0.0, 0.0, 1.0]]]])
+    >>> removed = torch.zeros(1, 3, 3, dtype=torch.bool)
+    >>> removed[:, 1, 1] = True
+    >>> linear_imputation(images, removed)[0, 0].round(decimals=3)  # (1/6 + 1/12 + 1/12) / 1
+    tensor([[0.0000, 0.0000, 1.0000],
+            [0.0000, 0.3330, 1.0000],
+            [0.0000, 0.0000, 1.0000]])
+    ```
     """
     if removed.dtype != torch.bool or removed.shape != (len(pixel_values), *pixel_values.shape[-2:]):
         raise ValueError(

@@ -46,6 +46,11 @@ def pointing(
     """
     Pointing game and energy inside the object.
 
+    Formula, with `L` the map and `O` the pixels of the object:
+
+        hit    = [argmax L in O]
+        energy = Σ_{i in O} L_i / Σ_i L_i
+
     Source: pointing game, Excitation Backprop (https://huggingface.co/papers/1608.00507); energy, Score-CAM
     (https://huggingface.co/papers/1910.01279), section 4.3.
 
@@ -65,6 +70,18 @@ def pointing(
     Raises:
         ValueError: If masks (or boxes) are missing, do not fit the maps or mark nothing in an image, if maps are not
             finite and non-negative, or if `margin` is not a whole number of at least 0.
+
+    Example:
+
+    ```python
+    >>> import torch
+    >>> from hf_explain.metrics.functional import pointing
+
+    >>> saliency = torch.tensor([[[0.1, 0.2], [0.1, 0.6]]])
+    >>> result = pointing(saliency, masks=torch.tensor([[[0, 1], [0, 1]]]))
+    >>> result.hit.item(), round(result.energy.item(), 3), result.area.item()
+    (1.0, 0.8, 0.5)
+    ```
     """
     if (masks is None) == (boxes is None):
         raise ValueError("`pointing` needs either `masks` or `boxes` of the objects, and not both.")
@@ -104,6 +121,10 @@ def boxes_to_masks(boxes: Sequence[torch.Tensor], image_size: tuple[int, int]) -
     """
     Masks that are True inside any box of their image.
 
+    Formula, the pixel of row `i` and column `j` is in a box where:
+
+        left ≤ j + 1/2 < right and top ≤ i + 1/2 < bottom
+
     Args:
         boxes (sequence of tensors of shape `(num_boxes, 4)`): `(left, top, right, bottom)` in pixels, right and bottom
             outside the box; a pixel is in if its centre is.
@@ -114,6 +135,17 @@ def boxes_to_masks(boxes: Sequence[torch.Tensor], image_size: tuple[int, int]) -
 
     Raises:
         ValueError: If an image has no box, or a box is not four numbers with right > left and bottom > top.
+
+    Example:
+
+    ```python
+    >>> import torch
+    >>> from hf_explain.metrics.functional import boxes_to_masks
+
+    >>> boxes_to_masks([torch.tensor([[1, 0, 3, 1]])], image_size=(2, 4)).int()
+    tensor([[[0, 1, 1, 0],
+             [0, 0, 0, 0]]], dtype=torch.int32)
+    ```
     """
     height, width = image_size
     counts = []

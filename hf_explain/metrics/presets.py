@@ -11,8 +11,23 @@ def step_fractions(steps: int, stop: float = 1.0) -> tuple[float, ...]:
     """
     `steps + 1` fractions from 0 to `stop` at equal distances.
 
+    Formula:
+
+        f_k = stop k / steps,  k = 0 ... steps
+
     Raises:
         ValueError: If `steps` is below 1 or `stop` is outside (0, 1].
+
+    Example:
+
+    ```python
+    >>> from hf_explain.metrics.functional import step_fractions
+
+    >>> step_fractions(4)
+    (0.0, 0.25, 0.5, 0.75, 1.0)
+    >>> step_fractions(3, stop=0.9)
+    (0.0, 0.3, 0.6, 0.9)
+    ```
     """
     check_count(steps, "steps")
     check_number(stop, "stop", "(0, 1]")

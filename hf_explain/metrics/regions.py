@@ -29,6 +29,10 @@ def top_region(saliency: torch.Tensor, percent: float = 10.0) -> torch.Tensor:
     It reads the order of the pixels only, so that maps of different sharpness compare fairly. A map with fewer pixels
     above 0 than asked for has a smaller region, an empty map none; pixels as salient as the last one are in it, too.
 
+    Formula, with `t` the saliency of the k-th most salient pixel, k = round(percent / 100 HW):
+
+        region = {i: L_i ≥ t and L_i > 0}
+
     Args:
         saliency (`torch.Tensor` of shape `(batch_size, height, width)`): Non-negative maps.
         percent (`float`, *optional*, defaults to 10): Share of the pixels, in percent.
@@ -38,6 +42,17 @@ def top_region(saliency: torch.Tensor, percent: float = 10.0) -> torch.Tensor:
 
     Raises:
         ValueError: If the maps are not finite and non-negative, or `percent` is not above 0 and below 100.
+
+    Example:
+
+    ```python
+    >>> import torch
+    >>> from hf_explain.metrics.regions import top_region
+
+    >>> top_region(torch.tensor([[[0.1, 0.9], [0.0, 0.3]]]), percent=50)
+    tensor([[[False,  True],
+             [False,  True]]])
+    ```
     """
     check_number(percent, "percent", "(0, 100)", "is a share of the pixels and")
     flat = check_saliency(saliency, len(saliency)).flatten(1)
@@ -53,6 +68,10 @@ def region_overlap(first: torch.Tensor, second: torch.Tensor) -> torch.Tensor:
 
     Regions of p % of the pixels, drawn at random, share p % on average.
 
+    Formula, the Dice coefficient of the two:
+
+        overlap = 2 |A ∩ B| / (|A| + |B|)
+
     Args:
         first, second (`torch.BoolTensor` of shape `(batch_size, height, width)`): Regions, see [`top_region`].
 
@@ -61,6 +80,16 @@ def region_overlap(first: torch.Tensor, second: torch.Tensor) -> torch.Tensor:
 
     Raises:
         ValueError: If the shapes differ.
+
+    Example:
+
+    ```python
+    >>> import torch
+    >>> from hf_explain.metrics.regions import region_overlap
+
+    >>> region_overlap(torch.tensor([[[True, True, False]]]), torch.tensor([[[False, True, True]]]))
+    tensor([0.5000])
+    ```
     """
     if first.shape != second.shape or first.ndim != 3:
         raise ValueError(
@@ -76,11 +105,27 @@ def border_shares(region: torch.Tensor) -> torch.Tensor:
     """
     How much of each region lies in each of the `BORDER_PLACES`.
 
+    Formula, with `R` the region and `P` the pixels of a place:
+
+        share(P) = |R ∩ P| / |R|
+
     Args:
         region (`torch.BoolTensor` of shape `(batch_size, height, width)`): Regions, see [`top_region`].
 
     Returns:
         `torch.FloatTensor` of shape `(batch_size, 9)`, in [0, 1]; 0 for an empty region.
+
+    Example:
+
+    ```python
+    >>> import torch
+    >>> from hf_explain.metrics.regions import BORDER_PLACES, border_shares
+
+    >>> region = torch.zeros(1, 8, 8, dtype=torch.bool)
+    >>> region[:, :2, :4] = True  # the top left corner and a quarter of the image beside it
+    >>> dict(zip(BORDER_PLACES, border_shares(region)[0].tolist()))["top left corner"]
+    0.5
+    ```
     """
     height, width = region.shape[-2:]
     row = ((torch.arange(height, device=region.device) + 0.5) / height)[:, None].expand(height, width)

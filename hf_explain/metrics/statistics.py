@@ -42,6 +42,10 @@ def win_rate(scores: torch.Tensor, other: torch.Tensor, *, higher_is_better: boo
     Grad-CAM++'s "Win %" compares drops in confidence with those of Grad-CAM (`higher_is_better=False`); it counts ties
     for nobody, here each side gets half, so that the two win rates of a pair add up to 100.
 
+    Formula, with `s` and `o` the scores of the two on the same image:
+
+        rate = 100 mean([s better than o] + 1/2 [s = o])
+
     Source: Grad-CAM++ (https://huggingface.co/papers/1710.11063), section 4.1.
 
     Args:
@@ -54,6 +58,16 @@ def win_rate(scores: torch.Tensor, other: torch.Tensor, *, higher_is_better: boo
 
     Raises:
         ValueError: If the two are not equally many finite numbers.
+
+    Example:
+
+    ```python
+    >>> import torch
+    >>> from hf_explain.metrics.functional import win_rate
+
+    >>> win_rate(torch.tensor([3.0, 1.0, 2.0, 5.0]), torch.tensor([1.0, 2.0, 2.0, 4.0]), higher_is_better=True).rate
+    tensor(62.5000, dtype=torch.float64)
+    ```
     """
     scores, other = _numbers(scores, "scores"), _numbers(other, "other")
     if scores.ndim != 1 or scores.shape != other.shape:
@@ -72,6 +86,10 @@ def bootstrap_interval(
     """
     Confidence interval of a mean over images, by resampling the images (percentile bootstrap).
 
+    Formula, with `c` the confidence and `mean_r` the means of the resampled data sets:
+
+        [quantile((1 − c) / 2 of mean_r), quantile((1 + c) / 2 of mean_r)]
+
     Args:
         values (`torch.Tensor` of shape `(num_images, ...)`): One number, or several, per image. Several are resampled
             together: their intervals belong to the same resampled data sets.
@@ -85,6 +103,17 @@ def bootstrap_interval(
 
     Raises:
         ValueError: If there are no values, one is NaN or infinite, or an option is out of range.
+
+    Example:
+
+    ```python
+    >>> import torch
+    >>> from hf_explain.metrics.functional import bootstrap_interval
+
+    >>> low, high = bootstrap_interval(torch.arange(100.0))  # their mean is 49.5
+    >>> bool(low < 49.5 < high), bool(high - low < 15)
+    (True, True)
+    ```
     """
     values = _numbers(values, "values")
     check_number(confidence, "confidence", "(0, 1)")
@@ -148,6 +177,11 @@ def group_excess(
     random reassignments of the images to the groups (the observed one among them) in which *any* group shows so large
     a statistic in *any* of the values: the maximum over all of them corrects for testing them all.
 
+    Formula, for group `g` of `n_g` images, the others being `n − n_g`, `σ` the standard deviation of all:
+
+        t = (mean_g − mean_others) / (σ √(1/n_g + 1/(n − n_g)))
+        p = (1 + number of reassignments whose largest t is at least this one) / (1 + permutations)
+
     Source: single-step maxT, Westfall and Young, Resampling-Based Multiple Testing (1993), section 2.6.
 
     Args:
@@ -163,6 +197,19 @@ def group_excess(
 
     Raises:
         ValueError: If values and groups do not belong together, or an option is out of range.
+
+    Example:
+
+    ```python
+    >>> import torch
+    >>> from hf_explain.metrics.statistics import group_excess
+
+    >>> values = torch.tensor([[1.0]] * 10 + [[0.0]] * 30)
+    >>> groups = torch.tensor([0] * 10 + [1] * 30)
+    >>> result = group_excess(values, groups, num_groups=2, permutations=99)
+    >>> result.mean.flatten().tolist(), result.p_value.flatten().tolist()
+    ([1.0, 0.0], [0.01, 1.0])
+    ```
     """
     values = _numbers(values, "values")
     if values.ndim != 2 or groups.shape != values.shape[:1]:
