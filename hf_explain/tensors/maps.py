@@ -267,10 +267,13 @@ def _shortest_edge(height: int, width: int, short: int) -> tuple[int, int]:
 
 
 def _bounded_edges(height: int, width: int, short: int, longest: int) -> tuple[int, int]:
-    if max(height, width) / min(height, width) * short > longest:
-        exact = longest * min(height, width) / max(height, width)
+    """Transformers' `get_size_with_aspect_ratio`, its rounding among it."""
+    low, high = min(height, width), max(height, width)
+    exact = short
+    if high / low * short > longest:
+        exact = longest * low / high
         short = int(round(exact))
-        long = int(exact * max(height, width) / min(height, width))
-    else:
-        long = int(short * max(height, width) / min(height, width))
+    if low == short:
+        return height, width
+    long = int(exact * high / low)
     return (short, long) if height <= width else (long, short)

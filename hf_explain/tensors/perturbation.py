@@ -195,22 +195,6 @@ def pixel_counts(fractions: Sequence[float], num_pixels: int, rounding: str = "n
     return counts
 
 
-def removed_pixels(ranks: torch.Tensor, counts: torch.Tensor | int, most_salient_first: bool = True) -> torch.Tensor:
-    """
-    True at exactly `counts` pixels of each image: the most, or the least, salient ones.
-
-    Args:
-        ranks (`torch.LongTensor` of shape `(batch_size, height, width)`): From [`rank_pixels`].
-        counts (`int` or `torch.LongTensor` of shape `(batch_size,)`): Pixels to remove.
-        most_salient_first (`bool`, *optional*, defaults to `True`): Which end goes first.
-
-    Returns:
-        `torch.BoolTensor` of the shape of `ranks`.
-    """
-    counts = torch.as_tensor(counts, device=ranks.device).view(-1, 1, 1)
-    return ranks < counts if most_salient_first else ranks >= ranks[0].numel() - counts
-
-
 def keep_top(
     saliency: torch.Tensor, percent: float, rule: str = "ceil", ranks: torch.Tensor | None = None
 ) -> torch.Tensor:

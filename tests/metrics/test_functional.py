@@ -477,6 +477,15 @@ def test_areas():
     assert auc(torch.ones(5), (0, 0.2, 0.3, 0.4, 0.9), normalize=False).item() == pytest.approx(0.9)
 
 
+def test_an_area_is_divided_by_its_range_wherever_that_begins():
+    assert auc(torch.ones(3), (0.1, 0.2, 0.9)).item() == pytest.approx(1)
+    assert auc(torch.tensor([1.0, 0.0, 0.0]), (0.5, 0.75, 1)).item() == pytest.approx(0.25)
+    assert auc(torch.tensor([1.0, 0.0, 0.0]), (0.5, 0.75, 1), normalize=False).item() == pytest.approx(0.125)
+    # positive: sums 2, 1, 0; negative: sums 4, 3, 2
+    result = auc_d(sum_classifier, **BY_HAND, fractions=(0.25, 0.5, 0.75))
+    assert result.positive_auc.tolist() == [25] and result.negative_auc.tolist() == [100]
+
+
 def test_model_outputs_are_understood(setting):
     from transformers.modeling_outputs import ImageClassifierOutput
 

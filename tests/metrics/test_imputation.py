@@ -189,6 +189,41 @@ def test_noise_is_on_imputed_pixels_alone_and_seeded(setting):
     assert difference.std().item() == pytest.approx(0.01, rel=0.05) and difference.mean().abs() < 1e-3
 
 
+def noise_of(pixel_values, **options):
+    """What `road` adds to each image's imputed pixels: half of the pixels of a constant map, which the seed draws."""
+    seen = []
+
+    def predict(images):
+        seen.append(images)
+        return images.mean((2, 3))
+
+    size = len(pixel_values)
+    options = {"percents": (50,), "tolerance": 1e-5, "logits": torch.rand(size, 3), **options}
+    for noise in (1.0, 0.0):
+        road(predict, pixel_values, torch.ones(size, 2, 2), noise=noise, **options)
+    noisy, clean = (images.view(2, size, *pixel_values.shape[1:]).double() for images in seen)
+    return (noisy - clean).sum(0)  # first one half of the pixels, then the other
+
+
+def test_noise_is_of_the_image_and_the_seed_alone(setting):
+    _, pixel_values, _ = setting
+    noise = noise_of(pixel_values)
+    assert noise.std().item() == pytest.approx(1, rel=0.05)
+    torch.testing.assert_close(noise_of(pixel_values), noise, rtol=0, atol=0)
+    torch.testing.assert_close(noise_of(pixel_values[[5, 2]]), noise[[5, 2]], rtol=0, atol=1e-4)
+    same = pixel_values[:1].expand(3, -1, -1, -1)
+    by_id = noise_of(same, image_ids=[7, 8, 7])
+    assert torch.equal(by_id[0], by_id[2])
+
+    def correlation(one, other):
+        return torch.corrcoef(torch.stack([one.flatten(), other.flatten()]))[0, 1].abs().item()
+
+    for one, other in ((noise, noise_of(pixel_values, seed=1)), (noise[:-1], noise[1:]), (by_id[:2], by_id[1:])):
+        assert correlation(one, other) < 0.15
+    # nor is it the numbers that order ties: the pixels that go first would get the largest ones
+    assert correlation(rank_pixels(torch.ones(8, 14, 12), image_keys(pixel_values)).double(), noise[:, 0].abs()) < 0.15
+
+
 @pytest.mark.parametrize("batch_size", [1, 3])
 def test_road_does_not_depend_on_the_batch(setting, batch_size):
     predict, pixel_values, saliency = setting

@@ -9,7 +9,16 @@ from PIL import Image
 from testing_common import IMAGENET_MEAN, IMAGENET_STD
 from transformers.models.auto.image_processing_auto import AutoImageProcessor
 
-from hf_explain.tensors.maps import CropGeometry, grid_to_tokens, min_max, resize_maps, tokens_to_grid, uncrop
+from hf_explain.tensors.maps import (
+    CropGeometry,
+    grid_to_tokens,
+    min_max,
+    position_contributions,
+    resize_maps,
+    standardize,
+    tokens_to_grid,
+    uncrop,
+)
 
 
 # ------------------------------------------------------------------ resize
@@ -90,6 +99,48 @@ def test_min_max_of_constant_and_tiny_maps_is_never_nan():
     constant = torch.zeros(1, 2, 2, requires_grad=True)
     min_max(constant).sum().backward()
     assert constant.grad.isfinite().all()
+
+
+# ------------------------------------------------------------------ standardize
+
+
+def test_standardize_by_hand():
+    maps = torch.tensor([[[1.0, 2.0], [3.0, 4.0]], [[100.0, 100.0], [100.0, 101.0]]])
+    expected = torch.stack([(one - one.mean()) / one.std(correction=0) for one in maps])
+    torch.testing.assert_close(standardize(maps), expected, rtol=1e-5, atol=1e-5)
+    torch.testing.assert_close(standardize(0.01 * maps[:1]), expected[:1], rtol=1e-4, atol=1e-4)
+    flat = torch.full((1, 3, 3), 7.0, requires_grad=True)
+    scaled = standardize(flat)
+    assert torch.equal(scaled, torch.zeros(1, 3, 3))
+    scaled.square().sum().backward()
+    assert flat.grad.isfinite().all()
+
+
+# ------------------------------------------------------------------ contributions
+
+
+def contributions(*sums):
+    """One image per number: at one of its positions the products sum to the number, all others cancel; 2 in all."""
+    products = torch.zeros(len(sums), 2, 1, 2, dtype=torch.float64)
+    products[:, 0], products[:, 1] = 1.0, -1.0
+    products[:, 0, 0, 1] += torch.tensor(sums, dtype=torch.float64)
+    return position_contributions(products, torch.ones_like(products), "stage1")
+
+
+def test_contributions_are_summed_over_the_channels():
+    activation, gradient = torch.arange(12.0).view(1, 3, 2, 2), torch.arange(12.0).flip(0).view(1, 3, 2, 2)
+    expected = sum(activation[:, channel] * gradient[:, channel] for channel in range(3))
+    assert torch.equal(position_contributions(activation, gradient, "stem"), expected)
+
+
+def test_contributions_that_cancel_everywhere_are_refused_and_small_ones_are_not():
+    for sums in ((0.0, 0.0), (1e-6, -1e-6), (1.9e-5, 0.0)):
+        with pytest.raises(ValueError, match="`layer` 'stage1' is followed by a normalisation .* sum to 0"):
+            contributions(*sums)
+    for sums in ((2.1e-5,), (-2.1e-5,), (0.0, 1e-3), (-1.0, 0.0)):  # one image among those that cancel is enough
+        assert contributions(*sums)[:, 0].tolist() == [[0.0, pytest.approx(value, rel=1e-6)] for value in sums]
+    nothing = torch.zeros(1, 2, 2, 2)
+    assert torch.equal(position_contributions(nothing, nothing, "stage1"), nothing[:, 0])  # nothing there to cancel
 
 
 # ------------------------------------------------------------------ tokens
@@ -240,20 +291,39 @@ def test_uncrop_keeps_dtype_and_stays_sharp_on_a_large_image():
     assert uncrop(torch.rand(1, 3, 3).bfloat16(), geometry).dtype == torch.bfloat16
 
 
-def test_bounded_edges(tmp_path):
-    """`shortest_edge` with `longest_edge`, the other rule Transformers has."""
-    from transformers.image_transforms import get_resize_output_image_size
+BOUNDED = {**VIT, "size": {"shortest_edge": 80, "longest_edge": 133}}
 
-    class Bounded:
-        do_resize, size, do_center_crop, crop_pct = True, {"shortest_edge": 80, "longest_edge": 133}, False, None
 
-    for size in ((100, 100), (100, 160), (161, 100), (100, 301), (333, 90)):
-        expected = get_resize_output_image_size(
-            np.zeros((*size, 3)), 80, default_to_square=False, max_size=133, input_data_format="channels_last"
-        )
-        found = CropGeometry.from_processor(Bounded, size).resized_size
-        assert max(abs(a - b) for a, b in zip(found, expected)) <= 1, size
-        assert max(found) <= 133
+@pytest.mark.parametrize(
+    "size",
+    [(100, 160), (161, 100), (100, 301), (333, 90), (100, 303), (293, 60), (43, 134), (134, 44), (80, 90), (7, 7)],
+    ids=lambda size: "x".join(map(str, size)),
+)
+def test_bounded_edges(size, tmp_path):
+    """`shortest_edge` with `longest_edge`, the other rule Transformers has, to the pixel."""
+    image_processor = processor(tmp_path, **BOUNDED)
+    geometry = CropGeometry.from_processor(image_processor, size)
+    pixel_values = image_processor(Image.new("RGB", size[::-1]), return_tensors="pt")["pixel_values"]
+    assert geometry.resized_size == geometry.crop_size == tuple(pixel_values.shape[-2:])
+
+
+def test_edges_are_rounded_as_transformers_rounds_them():
+    from transformers.image_transforms import get_resize_output_image_size, get_size_with_aspect_ratio
+
+    class Processor:
+        do_resize, do_center_crop, crop_pct = True, False, None
+
+    sides = [*range(1, 12), *range(40, 48), 79, 80, 81, 132, 133, 134, 199, 301, 1024]
+    for size in ((height, width) for height in sides for width in sides):
+        Processor.size = {"shortest_edge": 80, "longest_edge": 133}
+        assert CropGeometry.from_processor(Processor, size).resized_size == get_size_with_aspect_ratio(size, 80, 133)
+        for short, crop_pct, resized in ((80, None, 80), (80, 0.87, 91), (383, 0.875, 437)):  # 91.95, 437.7
+            Processor.size, Processor.crop_pct = {"shortest_edge": short}, crop_pct
+            expected = get_resize_output_image_size(
+                np.zeros((*size, 3)), resized, default_to_square=False, input_data_format="channels_last"
+            )
+            assert CropGeometry.from_processor(Processor, size).resized_size == expected
+        Processor.crop_pct = None
 
 
 def test_unknown_resize_is_refused():
