@@ -30,9 +30,10 @@ class TrainCommandArguments:
 
     classifier: str = field(metadata={"help": "Hub id or directory of the image classifier to explain"})
     dataset: str = field(metadata={"help": "Hub id, imagefolder, parquet file or directory, save_to_disk directory"})
-    head: str = _option("lcam", "kind of head")
+    head: str = _option("lcam", "kind of head by its model_type, such as ttame; one that is none lists all")
     preset: str | None = _option(
-        None, "fields of the head's config that go together: ttame has 'ranking', scan 'contribution'"
+        None,
+        "fields of the head's config that go together, such as ttame's ranking; one that is none lists all",
     )
     classifier_revision: str | None = _option(None, "branch, tag or commit of the classifier")
     attn_implementation: str | None = _option(

@@ -45,9 +45,9 @@ class Head:
         return self.config.model_type
 
     @property
-    def presets(self) -> Mapping[str, Mapping[str, Any]]:
-        """Fields of the configuration that go together, by name."""
-        return self.model.presets
+    def package(self) -> str:
+        """The package that brings the head: this one, or another one that registers it when it is imported."""
+        return self.model.__module__.partition(".")[0]
 
     def title(self, config: Mapping[str, Any]) -> str:
         """

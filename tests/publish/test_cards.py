@@ -11,7 +11,7 @@ from hub_clients import push_classifier, push_quietly, tiny_classifier, tiny_hea
 from huggingface_hub import ModelCard
 from testing_training import picture_dataset
 
-from hf_explain import FrozenClassifier, LCamForSaliency, ScanForSaliency, TTameForSaliency
+from hf_explain import HEADS, FrozenClassifier, LCamForSaliency
 from hf_explain.cli import main
 from hf_explain.evaluation.comparison import compare
 from hf_explain.publish.card_facts import read_measurements
@@ -19,7 +19,7 @@ from hf_explain.publish.cards import build_model_card, write_model_cards
 
 
 MODEL_CARDS = Path(__file__).parents[2] / "model_cards"
-KINDS = {"lcam": LCamForSaliency, "ttame": TTameForSaliency, "scan": ScanForSaliency}
+KINDS = {name: head.model for name, head in HEADS.items()}
 
 
 def save_classifier(directory):
