@@ -25,7 +25,7 @@ from hf_explain.apps.demo_explainers import (
     example_files,
 )
 from hf_explain.io.files import write_atomically
-from hf_explain.publish.card_facts import is_local_path
+from hf_explain.io.paths import exists_here, is_local_path
 from hf_explain.publish.hub import check_repo_id
 
 
@@ -308,7 +308,7 @@ def write_space(directory: str | os.PathLike, model: str | Sequence[str], classi
     """
     models = as_names(model)
     for name in [*models, *([classifier] if classifier else [])]:
-        if is_local_path(name) or Path(name).exists():
+        if is_local_path(name) or exists_here(name):
             raise ValueError(
                 f"`model` {name!r} is a directory of this machine, which a Space does not have; push it and give its "
                 "Hub id."

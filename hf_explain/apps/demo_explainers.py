@@ -17,6 +17,7 @@ from transformers import pipeline
 
 from hf_explain.apps.quickstart.data import draw
 from hf_explain.io.images import load_rgb
+from hf_explain.io.paths import base_name, public_name
 from hf_explain.io.pictures import overlay, save_image
 from hf_explain.pipeline import SaliencyPipeline
 from hf_explain.registry import DEFAULT_METHOD, AutoModelForSaliency, methods_for
@@ -354,4 +355,4 @@ def _list_explainers(pipes: Mapping[str, SaliencyPipeline]) -> dict[str, Choice]
 
 
 def _tail(name: str) -> str:
-    return Path(name).resolve().name if os.path.isdir(name) else name.rstrip("/").split("/")[-1]
+    return base_name(public_name(name))

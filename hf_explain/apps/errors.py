@@ -12,9 +12,9 @@ from transformers import pipeline
 from hf_explain.apps.evaluate import add_data_arguments, parse_dotted
 from hf_explain.evaluation.error_report import summary_lines, write_report
 from hf_explain.evaluation.error_study import ErrorStudyArguments, study_errors
-from hf_explain.evaluation.explainer import public_name
 from hf_explain.io.datasets import load_image_dataset
 from hf_explain.io.files import check_writable
+from hf_explain.io.paths import public_name
 from hf_explain.registry import DEFAULT_METHOD, resolve_method
 from hf_explain.tensors.scalars import check_count
 

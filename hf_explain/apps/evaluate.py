@@ -10,8 +10,8 @@ from typing import Any
 
 from hf_explain.evaluation.arguments import TARGETS
 from hf_explain.evaluation.comparison import compare, parse_explainers
-from hf_explain.evaluation.explainer import public_name
 from hf_explain.io.datasets import load_image_dataset
+from hf_explain.io.paths import public_name
 
 
 def add_evaluate_arguments(parser: argparse.ArgumentParser) -> None:

@@ -39,9 +39,9 @@ from hf_explain.apps.export_inputs import (
     id_feature,
 )
 from hf_explain.classifiers.fingerprint import fingerprint
-from hf_explain.evaluation.explainer import public_name
 from hf_explain.io.datasets import LabelReader
 from hf_explain.io.files import LOCK_FILE, check_writable, lock_directory, remove_leftovers, write_atomically
+from hf_explain.io.paths import public_name
 from hf_explain.io.processes import check_launched, on_main_process, package_versions
 from hf_explain.pipeline import SaliencyPipeline
 from hf_explain.registry import DEFAULT_METHOD

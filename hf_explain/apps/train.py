@@ -13,8 +13,8 @@ from typing import Any
 import torch
 
 from hf_explain.classifiers.frozen_classifier import FrozenClassifier
-from hf_explain.evaluation.explainer import public_name
 from hf_explain.io.datasets import load_image_dataset
+from hf_explain.io.paths import public_name
 from hf_explain.registry import resolve_head
 from hf_explain.training.arguments import ExplainerTrainingArguments, add_dataclass_arguments
 from hf_explain.training.loop import train

@@ -24,6 +24,7 @@ from hf_explain.classifiers.features import ClassifierFeatures, LayerFeatures, r
 from hf_explain.classifiers.hooked_layers import HookedLayers, logits_of, pair
 from hf_explain.classifiers.targets import Target, resolve_target
 from hf_explain.io.downloads import check_config, hub_errors, pin_revision, whole_downloads
+from hf_explain.io.paths import is_hub_id
 from hf_explain.tensors.maps import grid_to_tokens, tokens_to_grid
 
 
@@ -104,7 +105,7 @@ class FrozenClassifier(nn.Module):
                 f"The classifier directory {name!r} has no config.json; give a directory written by "
                 "save_pretrained or a Hub id."
             )
-        if not local and _looks_like_path(name):
+        if not local and not is_hub_id(name):
             raise FileNotFoundError(
                 f"The classifier directory {name!r} does not exist; give an existing directory or a Hub id."
             )
@@ -541,10 +542,6 @@ class FrozenClassifier(nn.Module):
         grid = [side // p for side, p in zip(pixel_values.shape[-2:], patch)]
         prefix = self.num_prefix_tokens
         return LayerFeatures(layer, tokens_to_grid(state, grid, prefix), state[:, :prefix])
-
-
-def _looks_like_path(name: str) -> bool:
-    return name.startswith((".", "/", "~")) or os.path.isabs(name) or name.count("/") > 1 or "\\" in name
 
 
 def load_image_processor(name: str, revision: str | None = None, **kwargs: Any) -> Any:

@@ -7,7 +7,6 @@ import inspect
 import os
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -17,6 +16,7 @@ from transformers import Pipeline, pipeline
 from hf_explain.classifiers.fingerprint import fingerprint
 from hf_explain.classifiers.frozen_classifier import ClassifierFeatures, FrozenClassifier
 from hf_explain.heads.modeling_explainer import ExplainerPreTrainedModel
+from hf_explain.io.paths import public_name
 from hf_explain.registry import DEFAULT_METHOD, resolve_method
 from hf_explain.tensors.outputs import SaliencyOutput
 
@@ -165,14 +165,6 @@ def resolve_explainer(
         options.setdefault("seed", seed)
     identity |= {"explainer": method, "method_options": options}
     return Explainer(classifier, processor, identity, method=function, options=options)
-
-
-def public_name(source: str | os.PathLike | None) -> str | None:
-    """A Hub id as it is, a path without its directories: results are published."""
-    if not source:
-        return None
-    path = Path(source).expanduser()
-    return path.resolve().name if path.exists() or path.is_absolute() else os.fspath(source)
 
 
 class PassCounter:

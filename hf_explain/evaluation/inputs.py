@@ -15,9 +15,10 @@ from PIL import Image
 from transformers.image_utils import ChannelDimension
 
 from hf_explain.classifiers.frozen_classifier import FrozenClassifier
-from hf_explain.evaluation.explainer import Explainer, public_name
+from hf_explain.evaluation.explainer import Explainer
 from hf_explain.io.datasets import LabelReader, is_stream, resolve_columns
 from hf_explain.io.images import decode_image, load_rgb
+from hf_explain.io.paths import public_name
 from hf_explain.tensors.maps import CropGeometry
 from hf_explain.tensors.scalars import check_count
 

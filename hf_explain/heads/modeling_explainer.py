@@ -25,6 +25,7 @@ from hf_explain.io.downloads import (
     whole_downloads,
 )
 from hf_explain.io.files import write_directory
+from hf_explain.io.paths import base_name, is_hub_id, portable_name
 from hf_explain.tensors.maps import check_finite, min_max
 from hf_explain.tensors.outputs import SaliencyOutput
 
@@ -290,7 +291,7 @@ class ExplainerPreTrainedModel(PreTrainedModel):
         if preset is not None:
             kwargs = cls.preset_fields(preset, classifier) | kwargs
         config = cls.config_class(**kwargs)
-        config.backbone = _portable_name(classifier.name_or_path)
+        config.backbone = portable_name(classifier.name_or_path)
         config.backbone_revision = classifier.revision
         if isinstance(classifier.config, PreTrainedConfig):
             # a copy: the live config would share its attention implementation with the head's
@@ -398,7 +399,7 @@ class ExplainerPreTrainedModel(PreTrainedModel):
             )
         if os.path.isdir(head_name):
             name = _find_classifier(config.backbone, head_name)
-        elif _is_path(config.backbone):
+        elif not is_hub_id(config.backbone):
             raise ValueError(
                 f"The head {head_name!r} from the Hub names a local path, {config.backbone!r}, as its classifier, "
                 "which is refused; pass from_pretrained(..., classifier=...) with the classifier you mean."
@@ -466,7 +467,7 @@ class ExplainerPreTrainedModel(PreTrainedModel):
             ValueError: If the classifier is a local directory, which nobody else has.
         """
         backbone = self.config.backbone
-        local = bool(backbone) and _is_path(backbone)
+        local = bool(backbone) and not is_hub_id(backbone)
         if local and not self.config.self_contained:
             raise ValueError(
                 "The head's classifier (`backbone`) is a local directory, which nobody else has; push the classifier "
@@ -518,20 +519,11 @@ def _forget_backbone(module: ExplainerPreTrainedModel, incompatible_keys) -> Non
         missing[:] = [key for key in missing if f".{_BACKBONE}" not in f".{key}"]
 
 
-def _is_path(name: str) -> bool:
-    return os.path.isabs(name) or name.startswith((".", "~")) or "\\" in name or name.count("/") > 1
-
-
-def _portable_name(name: str) -> str | None:
-    """A directory by its absolute path, so that the head loads from any working directory; a Hub id as it is."""
-    return os.path.abspath(name) if name and os.path.isdir(name) else name or None
-
-
 def _find_classifier(backbone: str, head_directory: str) -> str:
     """The classifier's directory, also where it moved together with the head's; the fingerprint guards the guess."""
-    if not _is_path(backbone) or os.path.isdir(backbone):
+    if is_hub_id(backbone) or os.path.isdir(backbone):
         return backbone
-    name = os.path.basename(os.path.normpath(backbone))
+    name = base_name(backbone)
     head_directory = os.path.abspath(head_directory)
     for candidate in (os.path.join(os.path.dirname(head_directory), name), os.path.join(head_directory, name)):
         if os.path.isdir(candidate) and candidate != head_directory:

@@ -10,6 +10,8 @@ from typing import Any
 import numpy as np
 from PIL import Image as PILImage
 
+from hf_explain.io.paths import is_hub_id
+
 
 def load_image_dataset(
     source: str | os.PathLike,
@@ -62,7 +64,7 @@ def load_image_dataset(
             return datasets.load_dataset("parquet", data_files={base: str(path)}, split=split, **options)
         if path.is_dir():
             return datasets.load_dataset(str(path), split=split, **options)
-        if source.startswith((".", "/", "~")) or source.count("/") > 1 or path.suffix == ".parquet":
+        if not is_hub_id(source) or path.suffix == ".parquet":
             raise FileNotFoundError(f"dataset {source!r} does not exist: no such file or directory.")
         return datasets.load_dataset(source, config_name, split=split, revision=revision, **options)
     except DatasetNotFoundError as error:

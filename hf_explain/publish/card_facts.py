@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import math
 import os
-import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -96,16 +95,6 @@ class Measurement:
     better: str
     protocol: dict[str, Any]
     interval: tuple[float, float] | None = None
-
-
-def is_local_path(text: str) -> bool:
-    """Whether a string is a path of some machine rather than a Hub id, a URL or a word."""
-    return bool(re.match(r"(/|~|\.{1,2}[/\\]|[A-Za-z]:[\\/]|\\\\|file:)", text)) or "\\" in text
-
-
-def is_hub_id(name: str) -> bool:
-    """Whether a string could be `user/name`."""
-    return re.fullmatch(r"[\w.-]+/[\w.-]+", name) is not None and not is_local_path(name)
 
 
 def look_up(record: Mapping[str, Any] | None, keys: tuple[str, ...]) -> Any:

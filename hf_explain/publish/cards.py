@@ -16,6 +16,7 @@ from transformers import PreTrainedConfig
 from hf_explain.classifiers.fingerprint import FINGERPRINT_DTYPES
 from hf_explain.heads.configuration_explainer import ExplainerConfig
 from hf_explain.io.files import write_atomically
+from hf_explain.io.paths import base_name, is_hub_id, is_local_path
 from hf_explain.publish.card_facts import (
     EVALUATION,
     EVALUATION_KEYS,
@@ -25,8 +26,6 @@ from hf_explain.publish.card_facts import (
     OwnResult,
     find_own_result,
     head_weights,
-    is_hub_id,
-    is_local_path,
     look_up,
     read_config,
     read_json,
@@ -131,7 +130,7 @@ def build_model_card(
         base_model=classifier["hub_id"],
         base_model_relation="adapter" if classifier["hub_id"] else None,
         base_model_revision=classifier["revision"],
-        datasets=[dataset] if dataset and is_hub_id(dataset) else None,
+        datasets=[dataset] if dataset and _is_shared(dataset) else None,
         license=license,
         metrics=sorted({result.metric for result in results}) or None,
         eval_results=[
@@ -271,10 +270,10 @@ def _classifier(config: Mapping[str, Any], training: Mapping | None, unknown: li
     """What is known of the explained classifier; its `hub_id` is `None` where nobody else can load it."""
     backbone, nested = config.get("backbone"), config.get("backbone_config") or {}
     checksums = config.get("backbone_fingerprint") or {}
-    local = not backbone or is_local_path(backbone)
+    local = not backbone or not is_hub_id(backbone)
     name = look_up(training, TRAINING_KEYS["classifier"]) if local else backbone
     if not name and backbone:
-        name = re.split(r"[/\\]", backbone.rstrip("/\\"))[-1]
+        name = base_name(backbone)
     if name and is_local_path(name):
         name = None
     if not name:
@@ -295,12 +294,17 @@ def _classifier(config: Mapping[str, Any], training: Mapping | None, unknown: li
     }
 
 
+def _is_shared(name: str) -> bool:
+    """Whether others know a data set by this name: `name` alone may as well be a directory without its path."""
+    return "/" in name and is_hub_id(name)
+
+
 def _data_name(value: Any, what: str, unknown: list[str]) -> str | None:
     """A data set's name; one that means nothing to others is named as unknown."""
     if not isinstance(value, str) or not value or is_local_path(value):
         unknown.append(f"The {what}: " + ("only a local path was recorded." if value else "not recorded."))
         return None
-    if not is_hub_id(value):
+    if not _is_shared(value):
         unknown.append(f"The {what}: only the local name `{value}` was recorded.")
     return value
 

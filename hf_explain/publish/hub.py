@@ -12,12 +12,11 @@ from pathlib import Path
 from typing import Any
 
 from huggingface_hub import CommitOperationAdd, HfApi, get_token
-from huggingface_hub.errors import HFValidationError
-from huggingface_hub.utils import validate_repo_id
 from safetensors import SafetensorError, safe_open
 
 from hf_explain.io.downloads import PICKLES, TOKEN, hub_errors
-from hf_explain.publish.card_facts import TRAINING_RECORD, is_local_path, read_config, read_json
+from hf_explain.io.paths import is_hub_id, is_local_path
+from hf_explain.publish.card_facts import TRAINING_RECORD, read_config, read_json
 from hf_explain.publish.cards import build_model_card
 from hf_explain.publish.remote_code import auto_map, remote_code_files
 
@@ -278,12 +277,7 @@ def check_repo_id(repo_id: str) -> None:
     Raises:
         ValueError: If it is not `user/name`.
     """
-    try:
-        validate_repo_id(repo_id)
-        valid = repo_id.count("/") == 1
-    except HFValidationError:
-        valid = False
-    if not valid:
+    if "/" not in repo_id or not is_hub_id(repo_id):
         raise ValueError(f"`repo_id` {repo_id!r} is no repository on the Hub; write user/name.")
 
 
@@ -320,7 +314,7 @@ def _check_classifier(config: dict[str, Any]) -> None:
             "config.json names no classifier (`backbone`), so nobody could load this head; save it with "
             "self_contained=True, or train it on a classifier from the Hub."
         )
-    if is_local_path(backbone):
+    if not is_hub_id(backbone):
         raise ValueError(
             "The head's classifier (`backbone`) is a local directory, which nobody else has; push the classifier "
             "first and set config.backbone and config.backbone_revision to where it is, or save the head with "
@@ -347,7 +341,7 @@ def _check_weights(path: Path) -> None:
 def _config_with_code(config: dict[str, Any], code: str | None) -> dict[str, Any]:
     config = {key: value for key, value in config.items() if key not in ("auto_map", "custom_pipelines")}
     # A self-contained head brings its classifier; the directory that once came from is nobody's business.
-    if config.get("self_contained") and config.get("backbone") and is_local_path(config["backbone"]):
+    if config.get("self_contained") and config.get("backbone") and not is_hub_id(config["backbone"]):
         config["backbone"] = None
     if code is not None:
         config["auto_map"] = auto_map(config, code)

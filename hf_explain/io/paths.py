@@ -1,0 +1,80 @@
+r"""
+What the name of a model or a data set is: a path, or an id on the Hub. Every place that asks, asks here.
+
+| text                                                                | exists here | does not          |
+|---------------------------------------------------------------------|-------------|-------------------|
+| `/a/b`, `~/a`, `.`, `./a`, `../a`, `C:\a`, `C:/a`, `a\b`, `file:a`   | a path      | a path            |
+| `user/name`, `name`                                                 | a path      | an id on the Hub  |
+| anything else: `a/b/c`, `a/`, `.a`, `a b`, a URL                     | a path      | neither           |
+
+What is neither cannot be loaded: a directory that is missing, to whoever asked for one.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+from pathlib import Path
+
+
+_PATH = re.compile(r"[/\\~]|\.{1,2}([/\\]|$)|[A-Za-z]:[/\\]|file:")
+
+
+def is_local_path(text: str) -> bool:
+    r"""
+    Whether a text is a path of some machine, this one or another, by the text alone. A Hub id, a URL, a word is none.
+
+    Example:
+
+    ```python
+    >>> from hf_explain.io.paths import is_local_path
+
+    >>> [is_local_path(text) for text in ("./runs/head", "C:\\head", "~/head", "microsoft/resnet-50")]
+    [True, True, True, False]
+    ```
+    """
+    return _PATH.match(text) is not None or "\\" in text
+
+
+def is_hub_id(name: str) -> bool:
+    """Whether a name can be `user/name`, or `name` alone, on the Hub, as far as the text says."""
+    from huggingface_hub.utils import HFValidationError, validate_repo_id  # slow to import
+
+    try:
+        validate_repo_id(name)
+    except HFValidationError:
+        return False
+    return True
+
+
+def exists_here(name: str | os.PathLike) -> bool:
+    """Whether this machine has a file or a directory of that name, which then is meant rather than an id."""
+    return bool(name) and Path(name).expanduser().exists()
+
+
+def base_name(path: str) -> str:
+    """The last part of a path of any machine."""
+    return re.split(r"[/\\]", path.rstrip("/\\"))[-1]
+
+
+def public_name(source: str | os.PathLike | None) -> str | None:
+    """
+    What may be published of where something came from: a Hub id as it is, a path without its directories.
+
+    Args:
+        source (`str` or `os.PathLike`, *optional*): Path or Hub id.
+
+    Returns:
+        `str`, *optional*: `None` where there is nothing to say.
+    """
+    if not source:
+        return None
+    name = os.fspath(source)
+    if exists_here(name):
+        return Path(name).expanduser().resolve().name or None
+    return name if is_hub_id(name) else base_name(name) or None
+
+
+def portable_name(source: str | None) -> str | None:
+    """A directory by its absolute path, so that it is found from any working directory; a Hub id as it is."""
+    return os.path.abspath(source) if source and os.path.isdir(source) else source or None
