@@ -17,7 +17,7 @@ import torch
 from hf_explain.evaluation.arguments import ComparisonArguments
 from hf_explain.evaluation.explainer import Explainer
 from hf_explain.evaluation.inputs import ExampleReader, seen_image
-from hf_explain.evaluation.results import COST, Column, Comparison, FailedExplainer
+from hf_explain.evaluation.results import COST, Comparison, FailedExplainer
 from hf_explain.io.charts import bar_chart, plot_curves
 from hf_explain.io.files import write_atomically
 from hf_explain.io.pictures import overlay, saliency_grid, save_image
@@ -69,17 +69,10 @@ def write_comparison(
 # ------------------------------------------------------------------------------------------------------------- tables
 
 
-def _shown_columns(comparison: Comparison) -> list[Column]:
-    """The columns a page has room for: the CSV and the JSON have all."""
-    shown = [column for column in comparison.columns() if column.number.in_tables]
-    # a main number that is the first of a series, such as AD at 100 %, would stand there twice
-    series = {column.number.key for column in shown if column.key != column.number.key}
-    return [column for column in shown if column.key not in series]
-
-
 def markdown_table(comparison: Comparison) -> str:
     """The comparison as a table: main numbers with 95 % intervals, cost, and the reason where one failed."""
-    columns = _shown_columns(comparison)
+    # those a page has room for: the CSV and the JSON have all
+    columns = [column for column in comparison.distinct_columns() if column.number.in_tables]
     first = {column.metric: column for column in reversed(columns)}  # of each metric the one with its interval
     headings = [column.number.heading_of(column.key) for column in columns]
     head = ["explainer", "images", *headings, "ms/image", "passes", "tail passes"]

@@ -234,6 +234,12 @@ class Comparison:
             for key in sorted(keys, key=lambda key: key != main):
                 yield Column(metric, key, self.number(metric, key))
 
+    def distinct_columns(self) -> list[Column]:
+        """The same without a main number that is the first of a series, such as the average drop at 100 %."""
+        columns = list(self.columns())
+        series = {column.number.key for column in columns if column.key != column.number.key}
+        return [column for column in columns if column.key not in series]
+
     def to_json(self) -> dict[str, Any]:
         """What `results.json` holds."""
         found = _recorded(self, "classifier", "dataset", "num_images", "settings", "versions", "device")

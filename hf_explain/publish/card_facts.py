@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import math
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -16,7 +16,8 @@ from safetensors.torch import load_file
 from transformers import PreTrainedConfig
 
 from hf_explain.classifiers.fingerprint import FINGERPRINT_DTYPES, fingerprint_tensors
-from hf_explain.registry import HEADS
+from hf_explain.evaluation.results import Comparison, ExplainerResult, read_evaluation
+from hf_explain.registry import CONTROLS, DEFAULT_METHOD, HEADS
 
 
 TRAINING_RECORD = "training_record.json"
@@ -50,51 +51,30 @@ TRAINING_KEYS: dict[str, tuple[str, ...]] = {
     "seconds": ("seconds",),
     "versions": ("versions",),
 }
-# Likewise for the JSON of an evaluation.
-EVALUATION_KEYS: dict[str, tuple[str, ...]] = {
-    "results": ("explainers", "results", "metrics"),
-    "dataset": ("dataset_name", "dataset.name", "dataset.id", "dataset", "protocol.dataset", "data.dataset"),
-    "dataset_split": ("dataset_split", "dataset.split", "split", "protocol.split"),
-    "dataset_revision": ("dataset_revision", "dataset.revision", "protocol.dataset_revision"),
-    "num_images": ("num_images", "num_samples", "dataset.num_images", "protocol.num_images"),
-    "classifier": ("classifier.id", "classifier"),
-    "head": ("explainer.head_fingerprint",),
-    "sanity": ("sanity", "sanity_checks"),
-}
-# Numbers of an evaluation that are metrics, by the start of their key, and which way is better; other numbers
-# (times, counts, seeds) are not.
-METRIC_PREFIXES: dict[str, str] = {
-    "auc_d": "higher",
-    "negative": "higher",
-    "positive": "lower",
-    "average_drop": "lower",
-    "increase_in_confidence": "higher",
-    "mask_area": "lower",
-    "ad_": "lower",
-    "ic_": "higher",
-    "insertion": "higher",
-    "deletion": "lower",
-    "road": "higher",
-    "lerf": "higher",
-    "morf": "lower",
-    "pointing": "higher",
-    "hit_rate": "higher",
-    "energy": "higher",
-    "win_rate": "higher",
-}
-# What a head is shown beside: maps that know nothing of the image, and the method everybody has.
-REFERENCES = ("random", "center", "centre", "center_gaussian", "centre_gaussian", "gaussian", "gradcam")
+# What a head is shown beside: maps that know nothing of the image, and the method everybody has
+REFERENCES = (*CONTROLS, DEFAULT_METHOD)
 
 
 @dataclass(frozen=True)
 class Measurement:
-    """One number of an evaluation with how it was measured."""
+    """
+    One number of an evaluation with how it was measured.
+
+    Args:
+        metric (`str`): Its key in the metric's result.
+        title (`str`): What it is called.
+        value (`float`): The number.
+        better (`str`): `"higher"` or `"lower"`.
+        protocol (`dict`): How it was measured.
+        interval (`list[float]`, *optional*): Low and high end of its bootstrap interval.
+    """
 
     metric: str
+    title: str
     value: float
     better: str
     protocol: dict[str, Any]
-    interval: tuple[float, float] | None = None
+    interval: list[float] | None = None
 
 
 def look_up(record: Mapping[str, Any] | None, keys: tuple[str, ...]) -> Any:
@@ -161,60 +141,63 @@ def read_config(model_or_dir) -> dict[str, Any]:
 # ------------------------------------------------------------------------------------------------------ an evaluation
 
 
-def read_measurements(results: Any, protocol: Mapping | None = None) -> list[Measurement]:
+def read_evaluation_file(source: str | os.PathLike | Mapping | Comparison | None, argument: str) -> Comparison | None:
     """
-    The metrics of a nested result, each with the protocol nearest above it.
+    An evaluation from a file or as it is.
 
-    A main number that another one repeats under its full name (`average_drop` and `average_drop_100`) comes once.
+    Raises:
+        FileNotFoundError: If the file does not exist.
+        ValueError: If it holds no evaluation.
+    """
+    if isinstance(source, Comparison):
+        return source
+    value = read_json(source, argument)
+    try:
+        return None if value is None else read_evaluation(value)
+    except ValueError as error:
+        named = f" {Path(source).name!r}" if isinstance(source, (str, os.PathLike)) else ""
+        raise ValueError(f"`{argument}`{named} is no evaluation: {error}") from error
+
+
+def read_measurements(comparison: Comparison, result: ExplainerResult) -> list[Measurement]:
+    """
+    The numbers of one explainer that say something about its maps.
 
     Args:
-        results (`dict`): Numbers by metric name, possibly grouped by metric, `protocol` dictionaries among them.
-        protocol (`dict`, *optional*): What holds for all of them.
+        comparison ([`Comparison`]): What it is part of; it knows which way a number is better.
+        result ([`ExplainerResult`]): The explainer's.
 
     Returns:
-        `list[Measurement]`.
+        `list[Measurement]`: A main number that is the first of a series (`average_drop`, `average_drop_100`) comes
+        once.
     """
-    found = list(_measurements(results, protocol))
-    named = {(one.metric, one.value) for one in found}
-    return [one for one in found if (f"{one.metric}_100", one.value) not in named]
-
-
-def _measurements(results: Any, protocol: Mapping | None) -> Iterator[Measurement]:
-    if not isinstance(results, Mapping):
-        return
-    if isinstance(results.get("protocol"), Mapping):
-        protocol = results["protocol"]
-    for key, value in results.items():
-        if isinstance(value, Mapping) and key != "protocol" and key not in EVALUATION_KEYS["sanity"]:
-            yield from _measurements(value, protocol)
-        elif isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value):
-            if better := _better(key):
-                interval = results.get(f"{key}_interval") or results.get(f"{key}_ci")
-                pair = tuple(interval) if isinstance(interval, (list, tuple)) and len(interval) == 2 else None
-                yield Measurement(key, float(value), better, dict(protocol or {}), pair)
-
-
-def _better(key: str) -> str | None:
-    return next((better for prefix, better in METRIC_PREFIXES.items() if key.lower().startswith(prefix)), None)
+    found = []
+    for metric, key, number in comparison.distinct_columns():
+        value = result.value(metric, key)
+        if value is not None and math.isfinite(value) and number.higher_is_better is not None:
+            better = "higher" if number.higher_is_better else "lower"
+            protocol, interval = result.metrics[metric].protocol, result.interval(metric, key)
+            found.append(Measurement(key, number.title_of(key), float(value), better, protocol, interval))
+    return found
 
 
 @dataclass(frozen=True)
 class OwnResult:
     """The part of a comparison that is one head's: its name there, its numbers, and the references' beside it."""
 
-    name: str | None
-    result: Mapping[str, Any]
-    references: dict[str, Mapping[str, Any]]
+    name: str
+    result: ExplainerResult
+    references: dict[str, ExplainerResult]
 
 
 def find_own_result(
-    evaluation: Mapping[str, Any], name: str | None, model_type: str, weights: Mapping[str, torch.Tensor] | None
+    comparison: Comparison, name: str | None, model_type: str, weights: Mapping[str, torch.Tensor] | None
 ) -> OwnResult:
     """
     The part of an evaluation that is about this head, found by the fingerprint of its weights.
 
     Args:
-        evaluation (`dict`): What an evaluation wrote.
+        comparison ([`Comparison`]): The evaluation.
         name (`str`, *optional*): The head's name in an evaluation that compares several.
         model_type (`str`): The head's, which tells where an evaluation has no fingerprints.
         weights (`dict[str, torch.Tensor]`, *optional*): The head's.
@@ -222,38 +205,33 @@ def find_own_result(
     Raises:
         ValueError: If the head cannot be told, or the evaluation measured other weights.
     """
-    results = look_up(evaluation, EVALUATION_KEYS["results"])
-    results = results if isinstance(results, Mapping) else evaluation
-    groups = {key: value for key, value in results.items() if isinstance(value, Mapping) and not _better(key)}
-    groups = {key: value for key, value in groups.items() if read_measurements(value)}
-    if not groups:
-        return OwnResult(None, results, {})
-    recorded = {key: look_up(value, EVALUATION_KEYS["head"]) for key, value in groups.items()}
-    references = {key: value for key, value in groups.items() if key.lower() in REFERENCES and not recorded[key]}
+    measured = comparison.measured
+    listed = ", ".join(measured) or "none"
+    recorded = {key: one.explainer.get("head_fingerprint") for key, one in measured.items()}
+    references = {key: one for key, one in measured.items() if key in REFERENCES and not recorded[key]}
     prints = _fingerprints(weights) if any(recorded.values()) else set()
     if name is None:
-        own = [key for key in groups if recorded[key] in prints]
+        own = [key for key in measured if recorded[key] in prints]
         if not own and prints:
             raise ValueError(
-                f"`evaluation` measured no head with these weights; it has {', '.join(groups)}: evaluate this one, or "
+                f"`evaluation` measured no head with these weights; it has {listed}: evaluate this one, or "
                 "give the evaluation it is in."
             )
-        own = own or [key for key in groups if key.lower().replace("-", "").startswith(model_type)]
-        chosen = own if len(own) == 1 else [key for key in groups if key not in references]
+        own = own or [key for key in measured if key.lower().replace("-", "").startswith(model_type)]
+        chosen = own if len(own) == 1 else [key for key in measured if key not in references]
         if len(chosen) != 1:
             raise ValueError(
-                f"`evaluation` compares several explainers ({', '.join(groups)}); say with `explainer` which is this "
-                "head's."
+                f"`evaluation` compares several explainers ({listed}); say with `explainer` which is this head's."
             )
         name = chosen[0]
-    if name not in groups:
-        raise ValueError(f"`explainer` {name!r} is not in the evaluation; it has {', '.join(groups)}.")
+    if name not in measured:
+        raise ValueError(f"`explainer` {name!r} is not in the evaluation; it has {listed}.")
     if recorded[name] and prints and recorded[name] not in prints:
         raise ValueError(
             f"`explainer` {name!r} of the evaluation is a head with other weights (fingerprint {recorded[name]}), so "
             "its numbers are not this head's: evaluate this one."
         )
-    return OwnResult(name, groups[name], {key: value for key, value in references.items() if key != name})
+    return OwnResult(name, measured[name], {key: one for key, one in references.items() if key != name})
 
 
 def head_weights(model_or_dir) -> dict[str, torch.Tensor] | None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import fields
+from dataclasses import dataclass, field, fields
 from importlib import resources
 from pathlib import Path
 from typing import Any
@@ -14,12 +14,12 @@ from huggingface_hub import EvalResult, ModelCard, ModelCardData
 from transformers import PreTrainedConfig
 
 from hf_explain.classifiers.fingerprint import FINGERPRINT_DTYPES
+from hf_explain.evaluation.results import Comparison, SanityResult
 from hf_explain.heads.configuration_explainer import ExplainerConfig
 from hf_explain.io.files import write_atomically
 from hf_explain.io.paths import base_name, is_hub_id, is_local_path
 from hf_explain.publish.card_facts import (
     EVALUATION,
-    EVALUATION_KEYS,
     TRAINING_KEYS,
     TRAINING_RECORD,
     Measurement,
@@ -28,6 +28,7 @@ from hf_explain.publish.card_facts import (
     head_weights,
     look_up,
     read_config,
+    read_evaluation_file,
     read_json,
     read_measurements,
 )
@@ -42,7 +43,7 @@ def build_model_card(
     *,
     repo_id: str | None = None,
     training_record: str | os.PathLike | Mapping | None = None,
-    evaluation: str | os.PathLike | Mapping | None = None,
+    evaluation: str | os.PathLike | Mapping | Comparison | None = None,
     explainer: str | None = None,
     picture: str | os.PathLike | None = None,
     dataset: str | None = None,
@@ -63,7 +64,8 @@ def build_model_card(
             a `training_record.json` and an `evaluation.json` in there are read where none is given.
         repo_id (`str`, *optional*): Where it will be on the Hub; the directory's name stands in the snippet if not.
         training_record (`str`, `os.PathLike` or `dict`, *optional*): Written by training.
-        evaluation (`str`, `os.PathLike` or `dict`, *optional*): `results.json` of an evaluation.
+        evaluation (`str`, `os.PathLike`, `dict` or [`Comparison`], *optional*): `results.json` of an evaluation, or
+            what [`SaliencyEvaluator`] returned.
         explainer (`str`, *optional*): The name of this head in an evaluation that compares several; found by the
             fingerprint of its weights when not given.
         picture (`str` or `os.PathLike`, *optional*): An image file beside the card, shown on top.
@@ -92,68 +94,20 @@ def build_model_card(
     if picture is not None and beside is not None and not (beside / picture).is_file():
         raise FileNotFoundError(f"`picture` {os.fspath(picture)!r} is not in {str(beside)!r}.")
     training = read_json(training_record, "training_record")
-    measured = read_json(evaluation, "evaluation")
-    own = OwnResult(None, {}, {})
-    if measured is not None:
-        own = find_own_result(measured, explainer, config["model_type"], head_weights(model_or_dir))
+    comparison = read_evaluation_file(evaluation, "evaluation")
+    own = None
+    if comparison is not None:
+        own = find_own_result(comparison, explainer, config["model_type"], head_weights(model_or_dir))
     name = repo_id or (directory.resolve().name if directory is not None else config["model_type"])
 
     unknown: list[str] = []
-    head = HEADS[config["model_type"]]
     classifier = _classifier(config, training, unknown)
-    dataset = dataset or _data_name(look_up(training, TRAINING_KEYS["dataset"]), "training data", unknown)
-    license = license or look_up(training, TRAINING_KEYS["license"])
-    if license is None:
-        unknown.append("Licence of the weights: none was given.")
-    if data_terms is None:
-        unknown.append("Terms of the training data: none were given.")
-    if training is None:
-        unknown.append("How the head was trained: there is no training record.")
-    results, tested_on = [], evaluation_dataset
-    if measured is None:
-        unknown.append("How faithful its maps are: there is no evaluation.")
-    else:
-        results = read_measurements(own.result, look_up(measured, ("protocol",)))
-        if not results:
-            unknown.append("How faithful its maps are: the evaluation holds no metric this package knows.")
-        recorded = look_up(measured, EVALUATION_KEYS["dataset"])
-        tested_on = tested_on or _data_name(recorded, "data of the evaluation", unknown)
-    sanity = look_up(own.result, EVALUATION_KEYS["sanity"]) or look_up(measured, EVALUATION_KEYS["sanity"])
-    if not sanity:
-        unknown.append("Sanity checks (random weights, random labels): none were recorded.")
-
-    split = look_up(measured, EVALUATION_KEYS["dataset_split"])
-    data = ModelCardData(
-        library_name="hf-explain",
-        tags=["saliency", "explainability", "image-classification", config["model_type"]],
-        model_name=name,
-        base_model=classifier["hub_id"],
-        base_model_relation="adapter" if classifier["hub_id"] else None,
-        base_model_revision=classifier["revision"],
-        datasets=[dataset] if dataset and _is_shared(dataset) else None,
-        license=license,
-        metrics=sorted({result.metric for result in results}) or None,
-        eval_results=[
-            EvalResult(
-                task_type="saliency",
-                task_name="Saliency",
-                dataset_type=tested_on,
-                dataset_name=tested_on,
-                dataset_split=split,
-                dataset_revision=look_up(measured, EVALUATION_KEYS["dataset_revision"]),
-                metric_type=result.metric,
-                metric_name=_title(result.metric),
-                metric_value=result.value,
-                metric_args=_plain(result.protocol) or None,
-            )
-            for result in results
-        ]
-        if tested_on
-        else None,
-    )
+    trained = _trained(training, dataset, license, data_terms, unknown)
+    tested = _tested(comparison, own, evaluation_dataset, unknown)
+    head = HEADS[config["model_type"]]
     template = resources.files("hf_explain").joinpath("publish", "card_template.md").read_text(encoding="utf-8")
     return ModelCard.from_template(
-        data,
+        _card_data(name, config["model_type"], classifier, trained, tested),
         template_str=template,
         name=name,
         title=head.title(config),
@@ -162,23 +116,10 @@ def build_model_card(
         layers=list(config.get("feature_layers") or []),
         settings=_own_settings(config),
         picture=None if picture is None else Path(picture).as_posix(),
-        dataset=dataset,
-        dataset_split=look_up(training, TRAINING_KEYS["dataset_split"]),
-        recipe=_recipe(training),
-        results=[_row(result, own.references) for result in results],
-        references=list(own.references),
-        tested_on=tested_on,
-        tested_split=split,
-        num_images=look_up(own.result, ("num_images",)) or look_up(measured, EVALUATION_KEYS["num_images"]),
-        interval=_interval(results),
-        protocols=_protocols(results),
-        explained=_explained(results),
-        sanity=_sanity(sanity),
-        failed=_failure(sanity),
         limitations=limitations,
-        license=license,
-        data_terms=data_terms,
         unknown=unknown,
+        **trained,
+        **tested.on_the_card(),
     )
 
 
@@ -212,13 +153,13 @@ def write_model_cards(
             would have one card.
     """
     folder = Path(output_dir)
-    read = {os.fspath(path): read_json(path, "evaluations") for path in evaluations}
+    read = {os.fspath(path): read_evaluation_file(path, "evaluations") for path in evaluations}
     cards: dict[Path, ModelCard] = {}
     for directory in map(Path, directories):
         config = read_config(directory)
         head, evaluation = _name_and_evaluation(directory, config, read)
         classifier = _classifier(config, _json_in(directory, TRAINING_RECORD), [])["name"]
-        classifier = classifier or look_up(evaluation, EVALUATION_KEYS["classifier"]) or ""
+        classifier = classifier or (evaluation.classifier.get("id") if evaluation else None) or ""
         name = "-".join(filter(None, (head, classifier.split("/")[-1])))
         path = folder / f"{name}.md"
         if path in cards:
@@ -239,20 +180,20 @@ def write_model_cards(
     return list(cards)
 
 
-def _name_and_evaluation(directory: Path, config: Mapping[str, Any], evaluations: Mapping[str, Mapping]):
+def _name_and_evaluation(
+    directory: Path, config: Mapping[str, Any], evaluations: Mapping[str, Comparison]
+) -> tuple[str, Comparison | None]:
     """What a head is called, and the evaluation that measured it, if there is one."""
-    if not evaluations and (own := _json_in(directory, EVALUATION)) is not None:
-        evaluations = {EVALUATION: own}
+    if not evaluations and (directory / EVALUATION).is_file():
+        evaluations = {EVALUATION: read_evaluation_file(directory / EVALUATION, EVALUATION)}
     if not evaluations:
         return "-".join(filter(None, (config["model_type"], config.get("variant")))), None
     weights = head_weights(directory)
     for evaluation in evaluations.values():
         try:
-            own = find_own_result(evaluation, None, config["model_type"], weights)
+            return find_own_result(evaluation, None, config["model_type"], weights).name, evaluation
         except ValueError:
             continue  # measured other heads; that none measured this one is an error below
-        if own.name is not None:
-            return own.name, evaluation
     raise ValueError(
         f"None of `evaluations` ({', '.join(evaluations)}) measured the head in {os.fspath(directory)!r}; evaluate "
         "it, or leave it out."
@@ -342,29 +283,124 @@ def _recipe(training: Mapping | None) -> list[tuple[str, str]]:
     return rows
 
 
+def _trained(
+    training: Mapping | None, dataset: str | None, license: str | None, data_terms: str | None, unknown: list[str]
+) -> dict[str, Any]:
+    """What is known of the training, and of the terms of what came out of it."""
+    dataset = dataset or _data_name(look_up(training, TRAINING_KEYS["dataset"]), "training data", unknown)
+    license = license or look_up(training, TRAINING_KEYS["license"])
+    if license is None:
+        unknown.append("Licence of the weights: none was given.")
+    if data_terms is None:
+        unknown.append("Terms of the training data: none were given.")
+    if training is None:
+        unknown.append("How the head was trained: there is no training record.")
+    return {
+        "dataset": dataset,
+        "dataset_split": look_up(training, TRAINING_KEYS["dataset_split"]),
+        "recipe": _recipe(training),
+        "license": license,
+        "data_terms": data_terms,
+    }
+
+
 # --------------------------------------------------------------------------------------------------------- its numbers
 
 
-def _title(metric: str) -> str:
-    if metric == "auc_d":
-        return "AUC-D"
-    words = re.sub(r" (\d+)$", r" at \1 %", metric.replace("_", " "))
-    return re.sub(r"\bauc\b", "AUC", words[:1].upper() + words[1:])
+@dataclass(frozen=True)
+class _Tested:
+    """What is known of the maps: numbers of the head and of the references, on what, and the sanity checks."""
+
+    measurements: list[Measurement] = field(default_factory=list)
+    references: dict[str, dict[str, float]] = field(default_factory=dict)  # name to number by key
+    on: str | None = None
+    dataset: Mapping[str, Any] = field(default_factory=dict)
+    num_images: int | None = None
+    sanity: SanityResult | None = None
+
+    def on_the_card(self) -> dict[str, Any]:
+        """As the template wants it."""
+        verdict = (self.sanity.verdict if self.sanity else None) or ""
+        return {
+            "results": [_row(one, self.references) for one in self.measurements],
+            "references": list(self.references),
+            "tested_on": self.on,
+            "tested_split": self.dataset.get("split"),
+            "num_images": self.num_images,
+            "interval": _interval(self.measurements),
+            "protocols": _protocols(self.measurements),
+            "explained": _explained(self.measurements),
+            "sanity": _sanity(self.sanity),
+            "failed": verdict.removeprefix("fails: ") if verdict.startswith("fails") else None,
+        }
+
+
+def _tested(
+    comparison: Comparison | None, own: OwnResult | None, evaluation_dataset: str | None, unknown: list[str]
+) -> _Tested:
+    if comparison is None or own is None:
+        unknown.append("How faithful its maps are: there is no evaluation.")
+        unknown.append("Sanity checks (random weights, random labels): none were recorded.")
+        return _Tested(on=evaluation_dataset)
+    measurements = read_measurements(comparison, own.result)
+    if not measurements:
+        unknown.append("How faithful its maps are: the evaluation holds no metric this package knows.")
+    on = evaluation_dataset or _data_name(comparison.dataset.get("name"), "data of the evaluation", unknown)
+    if own.result.sanity is None:
+        unknown.append("Sanity checks (random weights, random labels): none were recorded.")
+    references = {
+        name: {one.metric: one.value for one in read_measurements(comparison, result)}
+        for name, result in own.references.items()
+    }
+    num_images = own.result.num_images or comparison.num_images
+    return _Tested(measurements, references, on, comparison.dataset, num_images, own.result.sanity)
+
+
+def _card_data(
+    name: str, model_type: str, classifier: Mapping[str, Any], trained: Mapping[str, Any], tested: _Tested
+) -> ModelCardData:
+    """The card's front matter."""
+    results = [
+        EvalResult(
+            task_type="saliency",
+            task_name="Saliency",
+            dataset_type=tested.on,
+            dataset_name=tested.on,
+            dataset_split=tested.dataset.get("split"),
+            dataset_revision=tested.dataset.get("revision"),
+            metric_type=one.metric,
+            metric_name=one.title,
+            metric_value=one.value,
+            metric_args=_plain(one.protocol) or None,
+        )
+        for one in tested.measurements
+        if tested.on
+    ]
+    dataset = trained["dataset"]
+    return ModelCardData(
+        library_name="hf-explain",
+        tags=["saliency", "explainability", "image-classification", model_type],
+        model_name=name,
+        base_model=classifier["hub_id"],
+        base_model_relation="adapter" if classifier["hub_id"] else None,
+        base_model_revision=classifier["revision"],
+        datasets=[dataset] if dataset and _is_shared(dataset) else None,
+        license=trained["license"],
+        metrics=sorted({one.metric for one in tested.measurements}) or None,
+        eval_results=results if tested.on else None,
+    )
 
 
 def _number(value: float) -> str:
     return f"{value:.2f}" if value == 0 or abs(value) >= 0.005 else f"{value:.1g}"
 
 
-def _row(result: Measurement, references: Mapping[str, Mapping]) -> dict[str, Any]:
-    value = _number(result.value)
-    if result.interval:
-        value += f" [{_number(result.interval[0])}, {_number(result.interval[1])}]"
-    others = []
-    for reference in references.values():
-        same = [other for other in read_measurements(reference) if other.metric == result.metric]
-        others.append(_number(same[0].value) if same else "")
-    return {"metric": _title(result.metric), "better": result.better, "value": value, "references": others}
+def _row(measured: Measurement, references: Mapping[str, Mapping[str, float]]) -> dict[str, Any]:
+    value = _number(measured.value)
+    if measured.interval:
+        value += f" [{_number(measured.interval[0])}, {_number(measured.interval[1])}]"
+    others = [_number(one[measured.metric]) if measured.metric in one else "" for one in references.values()]
+    return {"metric": measured.title, "better": measured.better, "value": value, "references": others}
 
 
 def _plain(protocol: Mapping[str, Any]) -> dict[str, Any]:
@@ -385,7 +421,7 @@ def _protocols(results: list[Measurement]) -> list[tuple[str, str]]:
         plain = _plain(result.protocol)
         plain = {key: ", ".join(map(str, value)) if isinstance(value, list) else value for key, value in plain.items()}
         text = "; ".join(f"{key} {value}" for key, value in plain.items()) or "not recorded"
-        shared.setdefault(text, []).append(_title(result.metric))
+        shared.setdefault(text, []).append(result.title)
     return [(", ".join(metrics), text) for text, metrics in shared.items()]
 
 
@@ -409,14 +445,12 @@ def _interval(results: list[Measurement]) -> str | None:
     return "intervals as recorded" if any(result.interval for result in results) else None
 
 
-def _sanity(sanity: Any) -> list[tuple[str, str]]:
+def _sanity(sanity: SanityResult | None) -> list[tuple[str, str]]:
     """The verdict of the sanity checks, then each check with its numbers."""
-    if isinstance(sanity, str):
-        return [("verdict", sanity)]
-    if not isinstance(sanity, Mapping):
+    if sanity is None:
         return []
-    rows = [(key, str(sanity[key])) for key in ("verdict",) if key in sanity]
-    for name, check in (sanity.get("checks") or {}).items():
+    rows = [] if sanity.verdict is None else [("verdict", sanity.verdict)]
+    for name, check in sanity.checks.items():
         parts = [
             f"{key.replace('_', ' ')} {_number(value)}"
             for key, value in check.items()
@@ -425,11 +459,6 @@ def _sanity(sanity: Any) -> list[tuple[str, str]]:
         passed = check.get("passed")
         verdict = "" if passed is None else "passed: " if passed else "failed: "
         rows.append((name.replace("_", " "), verdict + ", ".join(parts)))
-    if isinstance(sanity.get("num_images"), int):
-        rows.append(("images", str(sanity["num_images"])))
+    if sanity.num_images is not None:
+        rows.append(("images", str(sanity.num_images)))
     return rows
-
-
-def _failure(sanity: Any) -> str | None:
-    verdict = sanity if isinstance(sanity, str) else look_up(sanity, ("verdict",))
-    return verdict.removeprefix("fails: ") if isinstance(verdict, str) and verdict.startswith("fails") else None

@@ -1,5 +1,6 @@
 """Model cards: what they say is what was recorded, what nobody recorded is named, and their snippets run."""
 
+import copy
 import json
 import re
 from pathlib import Path
@@ -11,9 +12,11 @@ from hub_clients import push_classifier, push_quietly, tiny_classifier, tiny_hea
 from huggingface_hub import ModelCard
 from testing_training import picture_dataset
 
-from hf_explain import HEADS, FrozenClassifier, LCamForSaliency
+from hf_explain import HEADS, AutoModelForSaliency, FrozenClassifier, LCamForSaliency, SaliencyEvaluator
 from hf_explain.cli import main
 from hf_explain.evaluation.comparison import compare
+from hf_explain.evaluation.results import Comparison
+from hf_explain.metrics.number import Number
 from hf_explain.publish.card_facts import read_measurements
 from hf_explain.publish.cards import build_model_card, write_model_cards
 
@@ -49,20 +52,25 @@ def saved(hub, tmp_path):
 
 
 EVALUATION = {
-    "dataset": "user/photographs",
-    "split": "validation",
-    "num_images": 12,
-    "results": {
+    "explainers": {
         "lcam": {
-            "auc_d": 41.25,
-            "auc_d_interval": [40.0, 42.5],
+            "auc_d": {
+                "auc_d": 41.25,
+                "auc_d_interval": [40.0, 42.5],
+                "seconds_per_image": 3.0,
+                "protocol": {"score": "agreement", "fill": "black"},
+            },
             "average_drop": {"average_drop_50": 12.5, "protocol": {"percents": [50], "mask_space": "pixel"}},
-            "seconds": 3.0,
-            "protocol": {"score": "agreement", "fill": "black"},
+            "sanity": {
+                "passed": True,
+                "verdict": "passes",
+                "checks": {"random_weights": {"similarity": 0.25, "passed": True}},
+            },
         },
-        "random": {"auc_d": -0.5, "average_drop": {"average_drop_50": 80.0}},
+        "random": {"auc_d": {"auc_d": -0.5}, "average_drop": {"average_drop_50": 80.0}},
     },
-    "sanity": {"verdict": "passes", "checks": {"random_weights": {"similarity": 0.25, "passed": True}}},
+    "dataset": {"name": "user/photographs", "split": "validation"},
+    "num_images": 12,
 }
 RECORD = {
     "dataset": "user/photographs",
@@ -122,7 +130,8 @@ def test_the_card_names_what_it_does_not_know(saved):
     assert "- The classifier's name: the head was trained on a model in memory." in build_model_card(head).text
     local = build_model_card(saved, training_record={**RECORD, "dataset": "train.parquet"})
     assert "- The training data: only the local name `train.parquet` was recorded." in local.text
-    failing = {**EVALUATION, "sanity": {"verdict": "fails: no better than random maps"}}
+    failing = copy.deepcopy(EVALUATION)
+    failing["explainers"]["lcam"]["sanity"] = {"passed": False, "verdict": "fails: no better than random maps"}
     assert (
         "- **It fails a sanity check**: no better than random maps." in build_model_card(head, evaluation=failing).text
     )
@@ -130,11 +139,11 @@ def test_the_card_names_what_it_does_not_know(saved):
 
 def test_cards_that_cannot_be_made(saved):
     with pytest.raises(ValueError, match="compares several explainers .*ttame, other.*; say with `explainer`"):
-        several = {"results": {"ttame": {"auc_d": 1.0}, "other": {"auc_d": 2.0}}}
+        several = {"explainers": {"ttame": {"auc_d": {"auc_d": 1.0}}, "other": {"auc_d": {"auc_d": 2.0}}}}
         build_model_card(saved, evaluation=several)
     with pytest.raises(ValueError, match="`explainer` 'x' is not in the evaluation; it has lcam, random"):
         build_model_card(saved, evaluation=EVALUATION, explainer="x")
-    other = {"results": {"lcam": {"auc_d": 1.0, "explainer": {"head_fingerprint": "0" * 32}}}}
+    other = {"explainers": {"lcam": {"auc_d": {"auc_d": 1.0}, "explainer": {"head_fingerprint": "0" * 32}}}}
     with pytest.raises(ValueError, match="`evaluation` measured no head with these weights; it has lcam"):
         build_model_card(saved, evaluation=other)
     with pytest.raises(ValueError, match="`explainer` 'lcam' .* other weights .fingerprint 0+., .* not this head's"):
@@ -143,6 +152,37 @@ def test_cards_that_cannot_be_made(saved):
         build_model_card(saved, picture="no.png")
     with pytest.raises(FileNotFoundError, match="`evaluation` 'no.json' does not exist"):
         build_model_card(saved, evaluation="no.json")
+    (saved / "evaluation.json").write_text('{"auc_d": 1.0}')
+    with pytest.raises(
+        ValueError, match="`evaluation` 'evaluation.json' is no evaluation: it has no `explainers`; give"
+    ):
+        build_model_card(saved)
+
+
+def test_the_card_of_a_single_evaluation(saved):
+    """What `SaliencyEvaluator` returns is an evaluation, too, of one explainer, whose weights must be the head's."""
+    head = AutoModelForSaliency.from_pretrained(saved)
+    result = SaliencyEvaluator().compute(
+        head, [{"image": tiny_image()}] * 2, metric_options={"auc_d": {"steps": 2}}, progress=False,
+        dataset_info={"name": "user/photographs"}, return_columns=True,
+    )  # fmt: skip
+    card = build_model_card(saved, evaluation=json.loads(json.dumps(result)))
+    assert {one.metric_type: one.metric_value for one in card.data.eval_results} == {
+        key: result["auc_d"][key] for key in ("auc_d", "positive_auc", "negative_auc")
+    }
+    assert "On user/photographs, 2 images." in card.text and "| metric | better | this head |\n" in card.text
+    result["explainer"]["head_fingerprint"] = "0" * 32
+    with pytest.raises(ValueError, match="`evaluation` measured no head with these weights; it has lcam"):
+        build_model_card(saved, evaluation=result)
+
+
+def test_the_card_shows_a_metric_of_ones_own(saved):
+    evaluation = copy.deepcopy(EVALUATION)
+    evaluation["explainers"]["lcam"]["mine"] = {"my_number": 3.0, "aside": 4.0, "protocol": {"metric": "mine"}}
+    numbers = [Number("my_number", "my number", False), Number("aside", "aside", None)]
+    evaluation |= {"format": 2, "numbers": {"mine": [number.to_json() for number in numbers]}}
+    table = build_model_card(saved, evaluation=evaluation).text.partition("## Evaluation")[2]
+    assert "| My number | lower | 3.00 |  |" in table and "| Aside" not in table
 
 
 # ---- many heads, on a classifier that is in a directory only
@@ -184,10 +224,12 @@ def test_one_command_writes_the_cards_of_many_heads(measured, tmp_path, capsys):
     paths = [tmp_path / "cards" / f"{name}.md" for name in names]
     assert capsys.readouterr().out.split() == list(map(str, paths))
     results = json.loads((measured / "results" / "results.json").read_text())["explainers"]
+    comparison = Comparison.from_json(json.loads((measured / "results" / "results.json").read_text()))
     for path, name in zip(paths, names):
         card = ModelCard.load(path)
-        own = results[name.removesuffix("-tiny-resnet")]
-        recorded = {one.metric: one.value for one in read_measurements(own)}
+        known_as = name.removesuffix("-tiny-resnet")
+        own = results[known_as]
+        recorded = {one.metric: one.value for one in read_measurements(comparison, comparison.measured[known_as])}
         assert {"auc_d", "average_drop_100", "increase_in_confidence_15", "mask_area_50"} <= set(recorded)
         # every number, unrounded, with the protocol it was measured by
         assert {one.metric_type: one.metric_value for one in card.data.eval_results} == recorded

@@ -57,8 +57,8 @@ class AucDFills(SaliencyMetric):
 
     metric_name = "auc_d_fills"
     numbers = (
-        Number("auc_d_fills", "AUC-D, three fills", True, "points"),
-        *(Number(f"auc_d_fill_{fill}", f"AUC-D, {fill}", True, "points") for fill in FILLS),
+        Number("auc_d_fills", "AUC-D over three fills", True, "points", heading="AUC-D, three fills"),
+        *(Number(f"auc_d_fill_{fill}", f"AUC-D with {fill}", True, "points", f"AUC-D, {fill}") for fill in FILLS),
     )
     presets = PRESETS["auc_d_fills"]
     inputs = ("target", "labels", "logits", "image_ids", "image_mean", "image_std")
