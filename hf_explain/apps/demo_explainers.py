@@ -17,6 +17,7 @@ from transformers import pipeline
 
 from hf_explain.apps.quickstart.data import draw
 from hf_explain.io.images import load_rgb
+from hf_explain.io.labels import short_label
 from hf_explain.io.paths import base_name, public_name
 from hf_explain.io.pictures import overlay, save_image
 from hf_explain.pipeline import SaliencyPipeline
@@ -73,11 +74,6 @@ class Visit:
 
 
 # ------------------------------------------------------------------------------------------------------------- classes
-
-
-def short_label(label: str) -> str:
-    """The first of a label's synonyms: `"tench"` of `"tench, Tinca tinca"`."""
-    return label.split(",")[0].strip() or label
 
 
 def class_choices(

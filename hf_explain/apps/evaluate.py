@@ -8,9 +8,9 @@ import shlex
 import sys
 from typing import Any
 
-from hf_explain.evaluation.arguments import TARGETS
 from hf_explain.evaluation.comparison import compare, parse_explainers
 from hf_explain.io.datasets import load_image_dataset
+from hf_explain.io.labels import TARGETS
 from hf_explain.io.paths import public_name
 
 

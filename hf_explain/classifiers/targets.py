@@ -8,6 +8,8 @@ from typing import Any
 
 import torch
 
+from hf_explain.io.labels import synonyms
+
 
 # A class index or label name for all images, or one per image; `None` for the classifier's top class.
 Target = int | str | Sequence[int | str] | torch.Tensor | None
@@ -81,7 +83,7 @@ def _label_index(name: str, id2label: dict[int, str]) -> int:
         folded = str(label).casefold()
         if folded == wanted:
             exact.append(index)
-        elif wanted in (part.strip() for part in folded.split(",")):  # ImageNet: "tench, Tinca tinca"
+        elif wanted in synonyms(folded):
             partial.append(index)
     found = exact or partial
     if len(found) == 1:
@@ -89,8 +91,8 @@ def _label_index(name: str, id2label: dict[int, str]) -> int:
     if found:
         raise ValueError(f"`target` {name!r} names several classes: {found[:6]}; use the index of the one you mean.")
     labels = [str(label) for label in id2label.values()]
-    # ImageNet's names are lists of synonyms: each counts, else a typo in one is far from the whole
-    parts = {part.strip().casefold(): label for label in labels for part in (label, *label.split(","))}
+    # each synonym counts, else a typo in one is far from the whole
+    parts = {part.strip().casefold(): label for label in labels for part in (label, *synonyms(label))}
     matches = difflib.get_close_matches(wanted, parts, n=6, cutoff=0.4)
     near = list(dict.fromkeys(parts[match] for match in matches))[:3] or labels[:3]
     raise ValueError(

@@ -7,10 +7,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from hf_explain.io.labels import TARGETS
 from hf_explain.tensors.scalars import check_choice, check_count, check_seed
-
-
-TARGETS = ("prediction", "label")
 
 
 def _option(default: Any, help: str, choices: tuple[str, ...] | None = None) -> Any:

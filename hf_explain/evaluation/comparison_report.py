@@ -20,6 +20,7 @@ from hf_explain.evaluation.inputs import ExampleReader, seen_image
 from hf_explain.evaluation.results import COST, Comparison, FailedExplainer
 from hf_explain.io.charts import bar_chart, plot_curves
 from hf_explain.io.files import write_atomically
+from hf_explain.io.labels import short_label
 from hf_explain.io.pictures import overlay, saliency_grid, save_image
 from hf_explain.metrics.number import Number
 from hf_explain.registry import CONTROLS
@@ -210,7 +211,7 @@ def _write_pictures(folder: Path, data, measured: MeasuredComparison, count: int
     for kind, indices in chosen.items():
         captions = []
         for index in indices:
-            label = classifier.id2label[columns[shown[0]]["prediction"][index]].split(",")[0]
+            label = short_label(classifier.id2label[columns[shown[0]]["prediction"][index]])
             captions.append([label, *(f"{columns[name][key][index]:.1f}" for name in shown)])
         grid = saliency_grid(
             [panels[index] for index in indices],

@@ -14,6 +14,7 @@ from hf_explain.evaluation.error_study import GROUPS, OFF_OBJECT, ErrorStudy, ma
 from hf_explain.evaluation.inputs import seen_image
 from hf_explain.io.files import write_atomically
 from hf_explain.io.html import page, picture_source, table
+from hf_explain.io.labels import short_label
 from hf_explain.io.pictures import colorize, overlay, saliency_grid
 from hf_explain.tensors.maps import resize_maps
 
@@ -147,13 +148,9 @@ def _captions(error: Mapping[str, Any]) -> list[str]:
     common = "no map" if error["overlap"] is None else f"{_percent(error['overlap'])} in common"
     return [
         f"{error['image']}: {common}",
-        f"{_short(error['prediction_name'])} {error['confidence']:.2f}",
-        f"{_short(error['label_name'])} {error['confidence_label']:.2f}",
+        f"{short_label(error['prediction_name'])} {error['confidence']:.2f}",
+        f"{short_label(error['label_name'])} {error['confidence_label']:.2f}",
     ]
-
-
-def _short(name: str) -> str:
-    return name.split(",")[0]  # ImageNet's names are lists of synonyms
 
 
 def _percent(share: float | None) -> str:
@@ -168,8 +165,8 @@ def _pair_rows(pairs: Sequence[Mapping[str, Any]]) -> tuple[list[str], list[list
     head = ["true", "predicted", "errors", "share same region", *(_SHORT[group] for group in groups)]
     rows = [
         [
-            _short(pair["label_name"]),
-            _short(pair["prediction_name"]),
+            short_label(pair["label_name"]),
+            short_label(pair["prediction_name"]),
             str(pair["count"]),
             _percent(pair["share_same_region"]),
             *(str(pair[group]) for group in groups),
@@ -188,7 +185,7 @@ def _class_rows(biases: Mapping[str, Any]) -> tuple[list[str], list[list[str]]]:
         p_value = "too few images" if entry["p_value"] is None else f"{entry['p_value']:.4f}"
         shares = [_percent(entry[key]) for key in ("share", "share_others", "excess")]
         biased = "yes" if entry["biased"] else "no"
-        row = [_short(entry["name"]), biased, str(entry["num_images"]), entry["place"], *shares, p_value]
+        row = [short_label(entry["name"]), biased, str(entry["num_images"]), entry["place"], *shares, p_value]
         rows.append([*row, _percent(entry["energy_on_object"])] if with_energy else row)
     return head + ["energy on object"] * with_energy, rows
 
@@ -256,7 +253,7 @@ def _page(study: ErrorStudy, drawn: Mapping[Any, Any]) -> str:
     if biases["measure"] == "border":
         parts.append(f"<p>{escape(_CAUTION)}</p>")
     for entry in biases["biased"]:
-        label, name = entry["label"], escape(_short(entry["name"]))
+        label, name = entry["label"], escape(short_label(entry["name"]))
         parts.append(f"<h3>“{name}”</h3>")
         if (label, "evidence") in drawn:
             parts.append(

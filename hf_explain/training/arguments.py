@@ -16,6 +16,7 @@ from typing import Any
 import torch
 from accelerate.tracking import get_available_trackers
 
+from hf_explain.io.labels import TARGETS
 from hf_explain.tensors.scalars import check_choice, check_count, check_number
 from hf_explain.training.transforms import AUGMENTATIONS
 
@@ -88,7 +89,7 @@ class ExplainerTrainingArguments:
     lr_decay: float = _option(0.95, "exponential: factor per epoch")
     max_grad_norm: float | None = _option(None, "clip the gradient norm of the head")
     mixed_precision: str | None = _option(None, "default: what `accelerate launch` says", ("no", "bf16", "fp16"))
-    target: str = _option("prediction", "class to explain: the model's top-1, or the label", ("prediction", "label"))
+    target: str = _option("prediction", "class to explain: the model's top-1, or the label", TARGETS)
     image_column: str | None = _option(None, "image column; found by its type unless given")
     label_column: str | None = _option(None, "label column, for target=label; found by its type unless given")
     augmentation: str = _option(
