@@ -18,6 +18,7 @@ from transformers.pipelines import PIPELINE_REGISTRY
 from hf_explain.classifiers.frozen_classifier import FrozenClassifier
 from hf_explain.heads.modeling_explainer import ExplainerPreTrainedModel, check_output
 from hf_explain.io.images import load_rgb
+from hf_explain.methods.common import class_probabilities
 from hf_explain.registry import DEFAULT_METHOD, AutoModelForSaliency, resolve_method
 from hf_explain.tensors.maps import CropGeometry, uncrop
 from hf_explain.tensors.scalars import check_choice, check_count
@@ -255,10 +256,14 @@ class SaliencyPipeline(Pipeline):
         return results
 
     def scores(self, logits: torch.Tensor) -> torch.Tensor:
-        """The classifier's probabilities for one image's logits, of shape `(num_labels,)`, as results give them."""
-        multi_label = getattr(self.classifier.config, "problem_type", None) == "multi_label_classification"
-        logits = logits.float()
-        return logits.sigmoid() if multi_label or len(logits) == 1 else logits.softmax(dim=-1)
+        """
+        What results give as scores of one image's logits, of shape `(num_labels,)`: probabilities, or the outputs of a
+        regression as they are, by the rules of Transformers' `pipeline("image-classification")`.
+        """
+        problem = getattr(self.classifier.config, "problem_type", None)
+        if problem == "regression":
+            return logits.float()
+        return logits.float().sigmoid() if problem == "multi_label_classification" else class_probabilities(logits)
 
     def _unnormalise(self, pixel_values: torch.Tensor) -> torch.Tensor:
         mean, std = (torch.tensor(v)[:, None, None] for v in (self.classifier.image_mean, self.classifier.image_std))

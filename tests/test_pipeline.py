@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
-from testing_common import FAMILIES, LABELS, save_classifier, tiny_model
+from testing_common import FAMILIES, LABELS, save_classifier, tiny_model, tiny_processor
 from transformers import pipeline
 
 from hf_explain import LCamForSaliency, SaliencyPipeline
@@ -188,6 +188,20 @@ def test_url(pipe, hub):
         HfApi().upload_file(path_or_fileobj=file.getvalue(), path_in_repo="picture.png", repo_id="user/pictures")
     result = pipe(f"{hub.url}/user/pictures/resolve/main/picture.png", timeout=5)
     np.testing.assert_allclose(result[0]["saliency_map"], pipe(image)[0]["saliency_map"], atol=1e-6)
+
+
+@pytest.mark.parametrize("num_labels", [1, 3])
+@pytest.mark.parametrize("problem", [None, "single_label_classification", "multi_label_classification", "regression"])
+def test_scores_are_those_of_image_classification(problem, num_labels, tmp_path):
+    model = tiny_model("resnet", num_labels=num_labels)
+    model.config.problem_type = problem
+    processor = tiny_processor("resnet", tmp_path)
+    expected = pipeline("image-classification", model=model, image_processor=processor)(picture())
+    found = pipeline("saliency", model=model, image_processor=processor)(picture(), top_k=num_labels)
+    assert [(one["label"], pytest.approx(one["score"], rel=1e-5)) for one in expected] == [
+        (one["label"], one["score"]) for one in found
+    ]
+    assert problem == "regression" or found[0]["score"] < 1  # a softmax of one logit would be 1, whatever it is
 
 
 # --------------------------------------------------------------------------------------------------------- many images

@@ -6,7 +6,7 @@ from typing import ClassVar
 
 import torch
 
-from hf_explain.classifiers.frozen_classifier import ClassifierFeatures
+from hf_explain.classifiers.frozen_classifier import ClassifierFeatures, FrozenClassifier
 from hf_explain.heads.configuration_explainer import ExplainerConfig
 from hf_explain.heads.distributed import batch_uniform, gather_targets
 from hf_explain.heads.losses import area_loss, cross_entropy, ranked_masks, removal_loss, variation_loss
@@ -100,6 +100,14 @@ class MaskTrainedExplainer(ExplainerPreTrainedModel):
     """A head whose map is trained by masking what the classifier sees and asking it again."""
 
     config_class = MaskTrainedConfig
+
+    @classmethod
+    def complete_config(cls, classifier: FrozenClassifier, config: MaskTrainedConfig) -> None:
+        if classifier.num_labels < 2:
+            raise ValueError(
+                f"`classifier` has one class, whose softmax is 1 however much is masked, so {cls.__name__} "
+                "could learn nothing: it needs two; use ScanForSaliency, or a training-free method such as gradcam."
+            )
 
     def pairwise_saliency_logits(self, features: ClassifierFeatures, target: torch.Tensor) -> torch.Tensor:
         """

@@ -57,6 +57,15 @@ def target_logits(logits: torch.Tensor, classes: torch.Tensor) -> torch.Tensor:
     return logits.gather(1, classes[:, None])[:, 0]
 
 
+def class_probabilities(logits: torch.Tensor) -> torch.Tensor:
+    """
+    The softmax over the classes, float32; of a single logit, whose softmax is 1 whatever the image shows, the sigmoid,
+    as Transformers' `pipeline("image-classification")` has it.
+    """
+    logits = logits.float()
+    return logits.sigmoid() if logits.shape[-1] == 1 else logits.softmax(-1)
+
+
 def tail_gradient(classifier: FrozenClassifier, features: LayerFeatures, classes: torch.Tensor) -> torch.Tensor:
     """
     Gradient of the target logit with respect to a layer's feature map; only the tail after the layer has a graph.
@@ -181,7 +190,7 @@ def score_masked(
         filled (`torch.FloatTensor` broadcastable to `pixel_values`): What the rest becomes.
         classes (`torch.LongTensor` of shape `(batch_size,)`): Classes explained.
         batch_size (`int`): Most masked images per forward pass.
-        probability (`bool`): Softmax of the target if true, its logit if not.
+        probability (`bool`): The target's probability if true, its logit if not.
 
     Returns:
         `torch.FloatTensor` of shape `(batch_size, num_masks)`, float32.
@@ -194,7 +203,7 @@ def score_masked(
         evidence = (pixel_values[images] - fill)[:, None]
         masked = torch.addcmul(fill[:, None], keep[:, :, None].to(evidence.dtype), evidence)
         logits = classifier(masked.flatten(0, 1)).float()
-        values = logits.softmax(-1) if probability else logits
+        values = class_probabilities(logits) if probability else logits
         scores.append(target_logits(values, classes[images].repeat_interleave(count)).view(-1, count))
     return torch.cat(scores)
 

@@ -11,6 +11,7 @@ from hf_explain.classifiers.frozen_classifier import FrozenClassifier
 from hf_explain.classifiers.targets import Target
 from hf_explain.methods.common import (
     chunks,
+    class_probabilities,
     features_and_target,
     logits_and_target,
     mask_fill,
@@ -264,7 +265,7 @@ def occlusion(
     pixel_values, logits, classes = logits_and_target(classifier, pixel_values, target, layer)
     filled = mask_fill(classifier, pixel_values, fill)
     rows, columns = (_windows(side, window_size, stride, pixel_values.device) for side in (height, width))
-    base = target_logits(logits.float().softmax(-1), classes)
+    base = target_logits(class_probabilities(logits), classes)
     drop = torch.empty(len(pixel_values), len(rows) * len(columns), device=pixel_values.device)
     with torch.no_grad():
         for span in chunks(drop.shape[1], max(1, batch_size // len(pixel_values))):
@@ -433,7 +434,7 @@ def _captum(
     baselines = mask_fill(classifier, pixel_values, fill).expand_as(pixel_values)
 
     def probabilities(pixels: torch.Tensor) -> torch.Tensor:
-        return classifier(pixels).float().softmax(-1)
+        return class_probabilities(classifier(pixels))
 
     if name == "Lime":
         explainer = captum.attr.Lime(probabilities, interpretable_model=SkLearnRidge(alpha=1.0))

@@ -25,8 +25,8 @@ from hf_explain.classifiers.frozen_classifier import FrozenClassifier
 from hf_explain.heads.configuration_explainer import ExplainerConfig
 from hf_explain.heads.lcam import LCamConfig, LCamForSaliency
 from hf_explain.heads.modeling_explainer import ExplainerPreTrainedModel
-from hf_explain.heads.scan import ScanConfig
-from hf_explain.heads.ttame import TTameConfig
+from hf_explain.heads.scan import ScanConfig, ScanForSaliency
+from hf_explain.heads.ttame import TTameConfig, TTameForSaliency
 
 
 def saved_head(directory, family="resnet", **options):
@@ -305,3 +305,14 @@ def test_fields_of_another_type(config, fields, message):
     """What a command line or a config.json holds is judged before anything is computed with it."""
     with pytest.raises(TypeError, match=message):
         config(**fields)
+
+
+@pytest.mark.parametrize("head_class", [LCamForSaliency, TTameForSaliency])
+def test_a_head_trained_by_masking_needs_two_classes(head_class):
+    with pytest.raises(ValueError, match=f"`classifier` has one class.*{head_class.__name__} .*needs two; use Scan"):
+        head_class.from_classifier(tiny_classifier("resnet", num_labels=1))
+
+
+def test_scan_explains_one_logit():
+    head = ScanForSaliency.from_classifier(tiny_classifier("resnet", num_labels=1), levels=1, decoder_width=4)
+    assert head(random_pixels("resnet"), return_loss=True).loss.isfinite()

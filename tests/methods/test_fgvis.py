@@ -1,6 +1,7 @@
 """FGVis: the four games, what the defence keeps out, budgets, and every image on its own."""
 
 import math
+import types
 
 import pytest
 import torch
@@ -62,6 +63,58 @@ def test_steps_are_the_definitions():
     output = fgvis(classifier, image, goal=1e-6, defence=False, budget=5, l1_weight=0.02, learning_rate=0.1)
     torch.testing.assert_close(output.saliency_logits[0], 1 - masks[best].mean(0), atol=2e-4, rtol=1e-3)
     assert output.explanation_score.item() == pytest.approx(scores[best], rel=1e-3)
+
+
+class Weighted(nn.Module):
+    """Two classes and a row of pixels of 1 whose log-odds are a weighted sum, so that every step can be said."""
+
+    def __init__(self, *weights):
+        super().__init__()
+        self.weights = nn.Parameter(torch.tensor(weights)[None])
+        self.config = types.SimpleNamespace(num_channels=1, num_labels=2, id2label={0: "one", 1: "other"})
+
+    def forward(self, pixel_values):
+        evidence = (pixel_values[:, 0] * self.weights).sum((1, 2))
+        return torch.stack([evidence, torch.zeros_like(evidence)], dim=1)
+
+
+def play(weights, **options):
+    """The cost of every pixel in the best mask of one game, and the score it leaves."""
+    classifier = FrozenClassifier(Weighted(*weights), image_size=(1, len(weights)))
+    pixel_values = torch.ones(1, 1, 1, len(weights))
+    output = fgvis(classifier, pixel_values, 0, fill="mean", defence=False, **options)
+    return output.saliency_logits.flatten().tolist(), output.explanation_score.item()
+
+
+def logistic(odds):
+    return 1 / (1 + math.exp(-odds))
+
+
+def test_what_is_removed_already_does_not_set_the_scale():
+    """Once the first pixel is gone, the second's gain is measured by itself, or by 1 % of the first's."""
+    options = {"l1_weight": 0.0, "learning_rate": 0.5, "goal": 1e-9}
+    for gain, scale in ((2.0, 2.0), (0.1, 1.0)):
+        costs, _ = play([100.0, gain], budget=4, **options)  # three steps: the fourth only looks
+        assert costs == pytest.approx([1, 2 * 0.5 * gain / 100 + 0.5 * gain / scale], rel=1e-4)
+
+
+def test_nothing_is_given_back_while_the_goal_is_lost():
+    """The second pixel's evidence is worth less than its weight: it goes until the goal is lost, and comes back."""
+    options = {"mode": "preservation", "l1_weight": 0.5, "learning_rate": 0.5, "goal": logistic(1 + 0.3 * 0.52)}
+    expected = [1, 0.9, 0.8, 0.7, 0.6, 0.5, 0.65, 0.55]  # the steps; at 0.5 the goal is lost
+    for steps, best in enumerate([1, 0.9, 0.8, 0.7, 0.6, 0.6, 0.6, 0.55], start=1):
+        costs, score = play([1.0, 0.3], budget=steps, **options)
+        assert costs == pytest.approx([1, best], abs=1e-5) and best in expected[:steps]
+        assert score == pytest.approx(logistic(1 + 0.3 * best), abs=1e-6)
+
+
+def test_goals_by_default_are_shares_of_the_score_of_the_image():
+    # the second pixel goes by 0.05 a step, while 0.9 of the score is left; at 0.30 it is 0.897
+    costs, score = play([1.0, 0.9], mode="preservation", l1_weight=0.95, learning_rate=1.0, budget=30)
+    assert costs == pytest.approx([1, 0.35], abs=1e-4) and score >= 0.9 * logistic(1.9) > logistic(1 + 0.9 * 0.3)
+    # the first one goes by 0.1 a step, until 0.05 of the score is left; at 0.8 it is 0.084
+    costs, score = play([8.0, -4.0], l1_weight=0.0, learning_rate=0.1, budget=30)
+    assert costs == pytest.approx([0.9, 0], abs=1e-4) and score <= 0.05 * logistic(4) < logistic(4 - 8 * 0.8)
 
 
 @pytest.mark.parametrize("family", FAMILIES)

@@ -283,3 +283,32 @@ class TestKernelShap(CaptumTester):
         expected = relu_unless_all_negative(values.view(2, 2))
         scale = values.abs().max()
         torch.testing.assert_close(output.saliency_logits[0], expected, atol=0.05 * scale.item(), rtol=0.05)
+
+
+class _WithOther(torch.nn.Module):
+    """A classifier of one logit as one of two classes: the other's logit is 0."""
+
+    def __init__(self, model):
+        super().__init__()
+        self.model = model
+
+    def forward(self, pixel_values):
+        return F.pad(self.model(pixel_values).logits, (0, 1))
+
+
+@pytest.mark.parametrize(
+    "method,options",
+    [
+        (rise, {"num_masks": 6}),
+        (occlusion, {"window_size": 32}),
+        (lime, {"num_samples": 12, "grid_size": 2}),
+        (kernel_shap, {"num_samples": 12, "grid_size": 2}),
+    ],
+)
+def test_one_logit_is_a_sigmoid(method, options):
+    """Its softmax is 1 whatever is hidden, and the map would be one of nothing."""
+    alone, pixel_values = tiny_classifier("resnet", num_labels=1), random_pixels("resnet", 2)
+    of_two = FrozenClassifier(_WithOther(alone.model), image_size=image_size("resnet"))
+    found, expected = (method(classifier, pixel_values, 0, **options) for classifier in (alone, of_two))
+    torch.testing.assert_close(found.saliency_logits, expected.saliency_logits, atol=1e-5, rtol=1e-4)
+    assert found.saliency.flatten(1).amax(1).eq(1).all()

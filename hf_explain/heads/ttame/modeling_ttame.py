@@ -82,6 +82,7 @@ class TTameForSaliency(MaskTrainedExplainer):
 
     @classmethod
     def complete_config(cls, classifier: FrozenClassifier, config: TTameConfig) -> None:
+        super().complete_config(classifier, config)
         if config.mask_space is None:
             config.mask_space = "normalized" if classifier.is_transformer else "pixel"
         if config.feature_kind is None:
