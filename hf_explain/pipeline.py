@@ -12,12 +12,13 @@ import torch.nn.functional as F
 from PIL import Image
 from torch.utils.data import Dataset
 from transformers import Pipeline
-from transformers.image_utils import ChannelDimension
 from transformers.pipelines import PIPELINE_REGISTRY
 
 from hf_explain.classifiers.frozen_classifier import FrozenClassifier
 from hf_explain.heads.modeling_explainer import ExplainerPreTrainedModel, check_output
-from hf_explain.io.images import load_rgb
+from hf_explain.io.datasets import leave_encoded
+from hf_explain.io.image_processor import to_picture, to_pixel_values
+from hf_explain.io.images import is_image_cell, load_rgb
 from hf_explain.methods.common import class_probabilities
 from hf_explain.registry import DEFAULT_METHOD, AutoModelForSaliency, resolve_method
 from hf_explain.tensors.maps import CropGeometry, uncrop
@@ -154,7 +155,7 @@ class SaliencyPipeline(Pipeline):
     # ------------------------------------------------------------------ one image in
 
     def preprocess(self, inputs, target=None, timeout=None, on_error="raise") -> dict[str, Any]:
-        if isinstance(inputs, dict):
+        if isinstance(inputs, dict) and not is_image_cell(inputs):
             if "image" not in inputs:
                 raise ValueError(f"An input dictionary needs the key 'image', got the keys {sorted(inputs)}.")
             target = inputs.get("target", target)
@@ -166,12 +167,8 @@ class SaliencyPipeline(Pipeline):
             if on_error == "raise":
                 raise
             error, image = str(problem), Image.new("RGB", (32, 32))
-        # told, not guessed: for sides of 1, 3 or 4 pixels the layout could be taken for channels first
-        pixel_values = self.image_processor(
-            images=image, return_tensors="pt", input_data_format=ChannelDimension.LAST
-        )["pixel_values"]
         return {
-            "pixel_values": pixel_values.to(self.dtype),
+            "pixel_values": to_pixel_values(self.image_processor, [image]).to(self.dtype),
             # plus one, because 0 pads images with fewer targets in a batch, and alone means the top classes
             "target": self._resolve_targets(target)[None] + 1,
             "original_size": torch.tensor([[image.height, image.width]]),
@@ -248,9 +245,12 @@ class SaliencyPipeline(Pipeline):
                 "saliency_map": maps[place].numpy(),
             }
             if "reconstruction" in model_outputs:
-                result["reconstruction"] = _picture((model_outputs["reconstruction"][0, column].float() + 1) / 2)
+                # SCAN's decoder gives pixels in [-1, 1]
+                half = (0.5, 0.5, 0.5)
+                result["reconstruction"] = to_picture(model_outputs["reconstruction"][0, column], half, half)
             if "explanation" in model_outputs:
-                result["explanation"] = _picture(self._unnormalise(model_outputs["explanation"][0, column].float()))
+                mean, std = self.classifier.image_mean, self.classifier.image_std
+                result["explanation"] = to_picture(model_outputs["explanation"][0, column], mean, std)
                 result["explanation_score"] = float(model_outputs["explanation_score"][0, column])
             results.append(result)
         return results
@@ -264,10 +264,6 @@ class SaliencyPipeline(Pipeline):
         if problem == "regression":
             return logits.float()
         return logits.float().sigmoid() if problem == "multi_label_classification" else class_probabilities(logits)
-
-    def _unnormalise(self, pixel_values: torch.Tensor) -> torch.Tensor:
-        mean, std = (torch.tensor(v)[:, None, None] for v in (self.classifier.image_mean, self.classifier.image_std))
-        return pixel_values * std + mean
 
 
 class _Items(Dataset):
@@ -301,6 +297,7 @@ def _image_column(dataset) -> Dataset | Iterator:
             f"`inputs` is a dataset with the image columns {names} among {list(dataset.features or {})}; pass the "
             "column itself, as dataset['image']."
         )
+    dataset = leave_encoded(dataset, names)
     return dataset[names[0]] if hasattr(dataset, "__len__") else (row[names[0]] for row in dataset)
 
 
@@ -312,10 +309,6 @@ def _check_options(function, name: str, options: dict[str, Any]) -> None:
             raise ValueError(
                 f"{name!r} has no option {option!r}; its options are {', '.join(known) if known else 'none'}."
             )
-
-
-def _picture(image: torch.Tensor) -> Image.Image:
-    return Image.fromarray((image.clamp(0, 1) * 255).round().to(torch.uint8).permute(1, 2, 0).cpu().numpy())
 
 
 if "saliency" not in PIPELINE_REGISTRY.supported_tasks:

@@ -176,7 +176,7 @@ class Demo:
                 without its directory, which is the server's business.
         """
         try:
-            image = load_rgb(source)
+            image = load_rgb(source).copy()  # shrunk in place
         except (ValueError, OSError) as error:
             path = os.fspath(source) if isinstance(source, (str, os.PathLike)) else ""
             raise type(error)(str(error).replace(path, Path(path).name) if path else str(error)) from error

@@ -35,7 +35,6 @@ from hf_explain.apps.export_inputs import (
     ExportChunk,
     ExportRows,
     ExportSource,
-    encoded_image,
     id_feature,
 )
 from hf_explain.classifiers.fingerprint import fingerprint
@@ -140,10 +139,7 @@ def export_saliency(output_dir: str | os.PathLike, args: ExportArguments) -> dic
 
 
 class _ExportPipeline(SaliencyPipeline):
-    """The pipeline, fed with encoded images, giving class indices and encoded maps."""
-
-    def preprocess(self, inputs, **parameters):
-        return super().preprocess({**inputs, "image": encoded_image(inputs["image"])}, **parameters)
+    """The pipeline, giving class indices and encoded maps."""
 
     def postprocess(self, model_outputs):
         results = super().postprocess(model_outputs)

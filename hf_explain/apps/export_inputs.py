@@ -15,7 +15,7 @@ import datasets
 import fsspec
 import torch
 
-from hf_explain.io.datasets import is_stream, load_image_dataset, resolve_columns
+from hf_explain.io.datasets import is_stream, leave_encoded, load_image_dataset, resolve_columns
 from hf_explain.io.labels import TARGETS
 from hf_explain.registry import resolve_method
 from hf_explain.tensors.scalars import check_choice, check_count
@@ -127,9 +127,7 @@ class ExportSource:
         features = dict(dataset.features)
         if args.id_column is not None:
             id_feature(args.id_column, features)
-        if isinstance(features[image], datasets.Image):
-            # decoded later, where a corrupt one can be told from the others
-            dataset = dataset.cast_column(image, datasets.Image(decode=False))
+        dataset = leave_encoded(dataset, [image])
         dataset = dataset.select_columns(list(dict.fromkeys(name for name in (image, label, args.id_column) if name)))
         if args.max_examples is not None:
             dataset = (

@@ -14,21 +14,14 @@ import torch
 from torch import nn
 from transformers import AutoModelForImageClassification, PreTrainedModel
 
-# not from the top level: transformers 5.17 hands out a placeholder there that demands torchvision
-from transformers.models.auto.image_processing_auto import AutoImageProcessor
-from transformers.utils import logging
-from transformers.utils.hub import cached_file
-
 from hf_explain.classifiers.architectures import ARCHITECTURES, Architecture
 from hf_explain.classifiers.features import ClassifierFeatures, LayerFeatures, resolve_layer
 from hf_explain.classifiers.hooked_layers import HookedLayers, logits_of, pair
 from hf_explain.classifiers.targets import Target, resolve_target
 from hf_explain.io.downloads import check_config, hub_errors, pin_revision, whole_downloads
+from hf_explain.io.image_processor import load_image_processor, normalisation
 from hf_explain.io.paths import is_hub_id
 from hf_explain.tensors.maps import grid_to_tokens, tokens_to_grid
-
-
-logger = logging.get_logger(__name__)
 
 
 class FrozenClassifier(nn.Module):
@@ -191,23 +184,22 @@ class FrozenClassifier(nn.Module):
 
     @property
     def image_mean(self) -> tuple[float, ...]:
-        """Per-channel mean the pixels were normalised with; 0 where the processor does not normalise."""
-        return self._normalisation("image_mean", 0.0)
+        """Per-channel mean the pixels in [0, 1] were normalised with; 0 where the processor does not normalise."""
+        return self._normalisation[0]
 
     @property
     def image_std(self) -> tuple[float, ...]:
-        """Per-channel standard deviation the pixels were normalised with; 1 where the processor does not normalise."""
-        return self._normalisation("image_std", 1.0)
+        """Per-channel standard deviation, likewise; 1 where the processor does not normalise."""
+        return self._normalisation[1]
 
-    def _normalisation(self, name: str, neutral: float) -> tuple[float, ...]:
+    @property
+    def _normalisation(self) -> tuple[tuple[float, ...], tuple[float, ...]]:
         processor = self.image_processor
         channels = getattr(self.config, "num_channels", 3)
         if processor is None:
-            return getattr(self._architecture or Architecture, name)[:channels]
-        if not getattr(processor, "do_normalize", True):
-            return (neutral,) * channels
-        value = getattr(processor, name)
-        return (float(value),) * channels if isinstance(value, (int, float)) else tuple(float(v) for v in value)
+            defaults = self._architecture or Architecture
+            return defaults.image_mean[:channels], defaults.image_std[:channels]
+        return normalisation(processor, channels)
 
     # ------------------------------------------------------------------ layers
 
@@ -542,38 +534,3 @@ class FrozenClassifier(nn.Module):
         grid = [side // p for side, p in zip(pixel_values.shape[-2:], patch)]
         prefix = self.num_prefix_tokens
         return LayerFeatures(layer, tokens_to_grid(state, grid, prefix), state[:, :prefix])
-
-
-def load_image_processor(name: str, revision: str | None = None, **kwargs: Any) -> Any:
-    """
-    The image processor saved beside a classifier or a head.
-
-    Args:
-        name (`str`): Directory or Hub id.
-        revision (`str`, *optional*): Branch, tag or commit on the Hub.
-        kwargs: cache_dir, token, local_files_only, subfolder.
-
-    Returns:
-        The Transformers image processor, or `None` where none was saved.
-    """
-    try:
-        found = cached_file(
-            name,
-            "preprocessor_config.json",
-            revision=revision or "main",
-            _raise_exceptions_for_missing_entries=False,
-            **kwargs,
-        )
-        found = found or cached_file(
-            name,
-            "processor_config.json",
-            revision=revision or "main",
-            _raise_exceptions_for_missing_entries=False,
-            **kwargs,
-        )
-    except OSError:
-        logger.warning("No image processor could be looked up for %s; its architecture's defaults are used.", name)
-        return None
-    if found is None:
-        return None
-    return AutoImageProcessor.from_pretrained(name, revision=revision or "main", **kwargs)

@@ -16,10 +16,11 @@ import torch
 
 from hf_explain.evaluation.arguments import ComparisonArguments
 from hf_explain.evaluation.explainer import Explainer
-from hf_explain.evaluation.inputs import ExampleReader, seen_image
+from hf_explain.evaluation.inputs import ExampleReader
 from hf_explain.evaluation.results import COST, Comparison, FailedExplainer
 from hf_explain.io.charts import bar_chart, plot_curves
 from hf_explain.io.files import write_atomically
+from hf_explain.io.image_processor import to_picture
 from hf_explain.io.labels import short_label
 from hf_explain.io.pictures import overlay, saliency_grid, save_image
 from hf_explain.metrics.number import Number
@@ -200,7 +201,8 @@ def _write_pictures(folder: Path, data, measured: MeasuredComparison, count: int
         index: reader.read(index, row) for _, rows in reader.shards(1, wanted.__contains__) for index, row in rows
     }
     classifier = built[shown[0]].classifier
-    panels = {index: [seen_image(example.pixel_values, classifier)] for index, example in examples.items()}
+    mean, std = classifier.image_mean, classifier.image_std
+    panels = {index: [to_picture(example.pixel_values, mean, std)] for index, example in examples.items()}
     for name in shown:
         for index, example in examples.items():  # one by one: their sizes may differ
             pixel_values = example.pixel_values[None].to(device=classifier.device, dtype=classifier.dtype)

@@ -11,9 +11,9 @@ from typing import Any
 import torch
 
 from hf_explain.evaluation.error_study import GROUPS, OFF_OBJECT, ErrorStudy, maps_of_both
-from hf_explain.evaluation.inputs import seen_image
 from hf_explain.io.files import write_atomically
 from hf_explain.io.html import page, picture_source, table
+from hf_explain.io.image_processor import to_picture
 from hf_explain.io.labels import short_label
 from hf_explain.io.pictures import colorize, overlay, saliency_grid
 from hf_explain.tensors.maps import resize_maps
@@ -133,7 +133,7 @@ def _panels(study: ErrorStudy, wanted: set[int]) -> dict[int, list]:
     for _, rows in reader.shards(1, wanted.__contains__):
         for index, row in rows:
             example = reader.read(index, row)
-            picture = seen_image(example.pixel_values, classifier)
+            picture = to_picture(example.pixel_values, classifier.image_mean, classifier.image_std)
             pixel_values = example.pixel_values[None].to(device=classifier.device, dtype=classifier.dtype)
             label = torch.tensor([example.label], device=classifier.device)
             own, true, _, _ = maps_of_both(explainer, pixel_values, label, torch.tensor([index]))

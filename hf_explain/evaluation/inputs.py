@@ -10,14 +10,12 @@ from typing import Any
 import numpy as np
 import torch
 import torch.nn.functional as F
-from datasets import Image as ImageFeature
 from PIL import Image
-from transformers.image_utils import ChannelDimension
 
-from hf_explain.classifiers.frozen_classifier import FrozenClassifier
 from hf_explain.evaluation.explainer import Explainer
-from hf_explain.io.datasets import LabelReader, is_stream, resolve_columns
-from hf_explain.io.images import decode_image, load_rgb
+from hf_explain.io.datasets import LabelReader, is_stream, leave_encoded, resolve_columns
+from hf_explain.io.image_processor import to_pixel_values
+from hf_explain.io.images import load_rgb, open_image
 from hf_explain.io.paths import public_name
 from hf_explain.tensors.maps import CropGeometry
 from hf_explain.tensors.scalars import check_count
@@ -87,10 +85,8 @@ class ExampleReader:
         }
         name = getattr(getattr(data, "info", None), "dataset_name", None)
         self.identity["name"] = public_name(name)
-        if self.streaming and isinstance(features.get(self.image_column), ImageFeature):
-            # skipped images need not be decoded
-            data = data.cast_column(self.image_column, ImageFeature(decode=False))
-        self.data = data
+        # a stream's skipped images need not be decoded
+        self.data = leave_encoded(data, [self.image_column])
 
     def shards(self, shard_size: int, wanted: Callable[[int], bool]) -> Iterator[tuple[int, list[tuple[int, Any]]]]:
         """
@@ -131,11 +127,8 @@ class ExampleReader:
             ValueError: If its image, label or mask cannot be used; the message names the image.
         """
         try:
-            value = row[self.image_column]
-            image = load_rgb(decode_image(value) if isinstance(value, dict) else value)
-            pixel_values = self._processor(images=image, return_tensors="pt", input_data_format=ChannelDimension.LAST)[
-                "pixel_values"
-            ][0]
+            image = load_rgb(row[self.image_column])
+            pixel_values = to_pixel_values(self._processor, [image])[0]
             label = self._labels(row[self.label_column]) if self.label_column is not None else None
             mask = None
             if self.mask_column is not None:
@@ -145,16 +138,9 @@ class ExampleReader:
         return Example(index, pixel_values, label, mask)
 
 
-def seen_image(pixel_values: torch.Tensor, classifier: FrozenClassifier) -> Image.Image:
-    """What the classifier saw, as a picture: `pixel_values` of shape `(3, height, width)`, normalisation undone."""
-    mean, std = (torch.tensor(value)[:, None, None] for value in (classifier.image_mean, classifier.image_std))
-    picture = (pixel_values.float() * std + mean).clamp(0, 1)
-    return Image.fromarray((picture * 255).round().to(torch.uint8).permute(1, 2, 0).numpy())
-
-
 def _checksum(image) -> str:
     if isinstance(image, dict) and image.get("bytes") is not None:
-        image = decode_image(image)
+        image = load_rgb(image)
     if isinstance(image, Image.Image):
         content = image.mode.encode() + np.asarray(image).tobytes()
     else:
@@ -166,13 +152,16 @@ def _seen_mask(value, size: tuple[int, int], processor) -> torch.Tensor:
     """A mask of the original image as the part of it the classifier sees, at the size of its input."""
     if value is None:
         raise ValueError("it has no mask; leave out images without one.")
-    mask = torch.from_numpy(np.array(decode_image(value) if isinstance(value, dict) else value))
+    if isinstance(value, (dict, str, Image.Image)):
+        image = open_image(value)
+        value = np.asarray(image)[..., :-1] if "A" in image.getbands() else np.asarray(image)
+    mask = torch.from_numpy(np.asarray(value) != 0)
     if mask.ndim == 3:
-        mask = mask.amax(-1)
+        mask = mask.any(-1)
     if tuple(mask.shape) != size:
         raise ValueError(f"its mask is {tuple(mask.shape)} (height, width) and the image {size}; sizes must agree.")
     geometry = CropGeometry.from_processor(processor, size)
-    resized = F.interpolate((mask != 0).float()[None, None], size=geometry.resized_size, mode="nearest-exact")[0, 0]
+    resized = F.interpolate(mask.float()[None, None], size=geometry.resized_size, mode="nearest-exact")[0, 0]
     (top, left), (height, width) = geometry.offset, geometry.crop_size
     padded = F.pad(resized, (max(0, -left), max(0, width), max(0, -top), max(0, height)))
     top, left = max(0, top), max(0, left)

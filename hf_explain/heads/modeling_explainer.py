@@ -14,7 +14,7 @@ from transformers import PreTrainedConfig, PreTrainedModel
 from transformers import initialization as init
 
 from hf_explain.classifiers.fingerprint import fingerprints, matches
-from hf_explain.classifiers.frozen_classifier import ClassifierFeatures, FrozenClassifier, load_image_processor
+from hf_explain.classifiers.frozen_classifier import ClassifierFeatures, FrozenClassifier
 from hf_explain.heads.configuration_explainer import ExplainerConfig
 from hf_explain.io.downloads import (
     HUB_OPTIONS,
@@ -25,6 +25,7 @@ from hf_explain.io.downloads import (
     whole_downloads,
 )
 from hf_explain.io.files import write_directory
+from hf_explain.io.image_processor import load_image_processor
 from hf_explain.io.paths import base_name, is_hub_id, portable_name
 from hf_explain.tensors.maps import check_finite, min_max
 from hf_explain.tensors.outputs import SaliencyOutput

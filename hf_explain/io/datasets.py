@@ -177,6 +177,35 @@ def resolve_columns(
     return image, label if need_label else None
 
 
+def gives_rows_as_stored(dataset: Any) -> bool:
+    """Whether `dataset` is one of `datasets` with known columns that no transform makes when they are read."""
+    import datasets
+
+    if isinstance(dataset, datasets.Dataset):
+        return dataset.format["type"] != "custom"
+    return isinstance(dataset, datasets.IterableDataset) and dataset.features is not None
+
+
+def leave_encoded(dataset: Any, columns: Sequence[str]) -> Any:
+    """
+    A data set whose images are files still, for `load_rgb` to decode: elsewhere, or where a bad one can be named.
+
+    Args:
+        dataset: Anything; it comes back as it is unless its rows come as they are stored.
+        columns (`Sequence[str]`): Columns of it. Those of another type than `datasets.Image` stay as they are.
+
+    Returns:
+        `dataset`, with cells `{"bytes": ..., "path": ...}` in the image columns.
+    """
+    import datasets
+
+    if gives_rows_as_stored(dataset):
+        for column in columns:
+            if isinstance(dataset.features[column], datasets.Image):
+                dataset = dataset.cast_column(column, datasets.Image(decode=False))
+    return dataset
+
+
 class LabelReader:
     r"""
     Cells of a label column to the classifier's class indices.

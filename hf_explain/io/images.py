@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
+import base64
 import io
 import os
 import warnings
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
 import torch
-from PIL import Image, ImageOps, UnidentifiedImageError
-from PIL import Image as PILImage
-from transformers.image_utils import load_image as load_image_source
+from PIL import ExifTags, Image, ImageOps, UnidentifiedImageError
 
 
 # 2**27 pixels is a photograph of 13k by 10k, and under what Pillow itself refuses; a small file that unpacks to more
@@ -23,84 +23,192 @@ def load_rgb(source: Any, timeout: float | None = None) -> Image.Image:
     """
     Open an image: upright (EXIF orientation applied), RGB, 8 bits per channel.
 
+    Training, evaluation, the pipeline, the export and the demo all read images here, so that one image means the same
+    pixels everywhere:
+
+    - 16-bit greyscale (mode `I;16`, `uint16` arrays, PGM files above 8 bits) is scaled from [0, 65535], however dark
+      the picture is.
+    - Modes `I` and `F` do not say their range. It is the smallest of [0, 1] (`F` alone), [0, 255] and [0, 65535] that
+      holds all values of the picture.
+    - Transparency is left out: a transparent pixel has the colour that is stored under it, as after
+      `PIL.Image.Image.convert("RGB")`.
+    - Every other mode is converted by Pillow.
+
     Args:
-        source (`str`, `os.PathLike`, `bytes`, `PIL.Image.Image`, `numpy.ndarray` or `torch.Tensor`): A path, an
-            http(s) URL, the content of an image file, a picture in any mode, or an array of shape `(height, width)`,
-            `(height, width, channels)` or `(channels, height, width)` with 1, 3 or 4 channels, `uint8` in [0, 255] or
-            floating in [0, 1].
-        timeout (`float`, *optional*): Seconds to wait for a URL.
+        source (`str`, `os.PathLike`, `bytes`, `dict`, `PIL.Image.Image`, `numpy.ndarray` or `torch.Tensor`): A path,
+            an http(s) URL or any other that `datasets` opens, the content of an image file, a cell
+            `{"bytes": ..., "path": ...}` of a `datasets` image column, a picture in any mode, or an array of shape
+            `(height, width)`, `(height, width, channels)` or `(channels, height, width)` with 1, 3 or 4 channels:
+            `bool`, floating in [0, 1], `uint16` in [0, 65535], or other integers in [0, 255].
+        timeout (`float`, *optional*): Seconds to wait for an http(s) URL.
 
     Returns:
-        `PIL.Image.Image` in mode RGB.
+        `PIL.Image.Image` in mode RGB; `source` itself, not a copy, where it is one already.
 
     Raises:
         FileNotFoundError: If a path does not exist.
-        ValueError: If the image cannot be decoded, is empty, or has more than 2**27 pixels; the message names it.
+        ValueError: If the image cannot be decoded, is empty, has values outside its range or has more than 2**27
+            pixels; the message names it.
         TypeError: If `source` is none of the above.
     """
+    image = open_image(source, timeout)
+    if image.mode == "RGB":
+        return image
+    try:
+        return _to_rgb(image)
+    except Exception as error:
+        raise _unreadable(source, error) from error
+
+
+def open_image(source: Any, timeout: float | None = None) -> Image.Image:
+    """
+    Open an image upright, in the mode it has: for masks, whose values are no colours.
+
+    Args:
+        source, timeout: As of [`load_rgb`].
+
+    Returns:
+        `PIL.Image.Image`: Arrays become 8-bit pictures; `source` itself where it is an upright picture already.
+
+    Raises:
+        FileNotFoundError, ValueError, TypeError: As [`load_rgb`].
+    """
+    if isinstance(source, (np.ndarray, torch.Tensor)):
+        return _from_array(source)
     if isinstance(source, os.PathLike):
         source = os.fspath(source)
-    name = repr(source) if isinstance(source, str) and len(source) < 300 else f"a {type(source).__name__}"
-    if isinstance(source, bytes):
-        name = f"of {len(source)} bytes"
-    if isinstance(source, str) and not source.startswith(("http://", "https://", "data:image/")):
-        if not os.path.isfile(source):
-            raise FileNotFoundError(f"The image {name} does not exist; give a path, an http(s) URL or a picture.")
-    if isinstance(source, (np.ndarray, torch.Tensor)):
-        image = _from_array(source)
-    elif isinstance(source, (str, bytes, Image.Image)):
-        try:
-            with warnings.catch_warnings():
-                # Pillow warns from 89 megapixels on; the limit here is the one stated
-                warnings.simplefilter("ignore", Image.DecompressionBombWarning)
-                image = _open(source, timeout)
-                _check_size(image.size, name)
-                image.load()
-                image = ImageOps.exif_transpose(image)
-        except (FileNotFoundError, _TooLarge):
-            raise
-        except Image.DecompressionBombError as error:
-            raise _TooLarge(
-                f"The image {name} has more than the limit of {MAX_PIXELS} pixels; make it smaller."
-            ) from error
-        except Exception as error:  # decoders raise whatever they like, SyntaxError and struct.error among it
-            raise ValueError(f"The image {name} cannot be read: {error or type(error).__name__}.") from error
-    else:
+    if not isinstance(source, (str, bytes, bytearray, Image.Image)) and not is_image_cell(source):
         raise TypeError(
             "An image must be a path, a URL, a PIL image, a numpy array or a torch tensor, "
             f"got {type(source).__name__}."
         )
+    if isinstance(source, str) and not _is_url(source) and not os.path.isfile(source):
+        raise FileNotFoundError(f"The image {_name(source)} does not exist; give a path, an http(s) URL or a picture.")
+    try:
+        with warnings.catch_warnings():
+            # Pillow warns from 89 megapixels on; the limit here is the one stated
+            warnings.simplefilter("ignore", Image.DecompressionBombWarning)
+            image = _open(source, timeout)
+            if image.width * image.height > MAX_PIXELS:
+                raise _TooLarge(
+                    f"The image {_name(source)} has {image.width}x{image.height} pixels, more than the limit of "
+                    f"{MAX_PIXELS}; make it smaller."
+                )
+            image.load()
+            if image.getexif().get(ExifTags.Base.Orientation, 1) != 1:
+                image = ImageOps.exif_transpose(image)
+    except _TooLarge:
+        raise
+    except Image.DecompressionBombError as error:
+        raise _TooLarge(
+            f"The image {_name(source)} has more than the limit of {MAX_PIXELS} pixels; make it smaller."
+        ) from error
+    except Exception as error:  # decoders raise whatever they like, SyntaxError and struct.error among it
+        raise _unreadable(source, error) from error
     if min(image.size) < 1:
-        raise ValueError(f"The image {name} is empty: it has {image.size[0]}x{image.size[1]} pixels.")
-    if image.mode.startswith(("I", "F")):  # 16-bit and float greyscale: Pillow's own conversion clips to white
-        values = np.asarray(image, dtype=np.float64)
-        top = 65535.0 if values.max() > 255 else 255.0 if values.max() > 1 else 1.0
-        image = Image.fromarray((values.clip(0, top) * (255.0 / top)).round().astype(np.uint8))
-    return image.convert("RGB")
+        raise ValueError(f"The image {_name(source)} is empty: it has {image.width}x{image.height} pixels.")
+    return image
+
+
+def is_image_cell(value: Any) -> bool:
+    """Whether a value is a cell of a `datasets` image column that was left encoded."""
+    return isinstance(value, dict) and bool(value) and value.keys() <= {"bytes", "path"}
 
 
 class _TooLarge(ValueError):
     pass
 
 
-def _open(source: str | bytes | Image.Image, timeout: float | None) -> Image.Image:
+def _is_url(source: str) -> bool:
+    return "://" in source or source.startswith("data:image/")
+
+
+def _name(source: Any) -> str:
+    """How messages call an image; a data set's cell by its file alone, because its folder is not the reader's."""
+    if isinstance(source, dict):
+        path, content = source.get("path"), source.get("bytes")
+        source = os.path.basename(path) if path else content if content is not None else source
+    if isinstance(source, str) and len(source) < 300:
+        return repr(source)
+    return f"of {len(source)} bytes" if isinstance(source, (bytes, bytearray)) else f"of type {type(source).__name__}"
+
+
+def _unreadable(source: Any, error: Exception) -> ValueError:
+    reason = (error.strerror if isinstance(error, OSError) else None) or str(error) or type(error).__name__
+    if isinstance(source, dict) and source.get("path"):
+        reason = reason.replace(source["path"], os.path.basename(source["path"]))
+    return ValueError(f"The image {_name(source)} cannot be read: {reason.rstrip('.')}.")
+
+
+def _open(source: str | bytes | bytearray | dict | Image.Image, timeout: float | None) -> Image.Image:
     if isinstance(source, Image.Image):
         return source
-    if isinstance(source, bytes):
-        try:
-            return Image.open(io.BytesIO(source))
-        except UnidentifiedImageError:  # whose own message is the address of the buffer
-            raise ValueError("it is in no known image format") from None
-    if os.path.isfile(source):
-        return Image.open(source)
-    return load_image_source(source, timeout=timeout)
+    content: Any = source
+    if isinstance(source, dict):
+        content = source["path"] if source.get("bytes") is None else source["bytes"]
+        if content is None:
+            raise ValueError("the cell has neither bytes nor a path")
+    elif isinstance(source, str) and source.startswith(("http://", "https://")):
+        content = _download(source, timeout)
+    elif isinstance(source, str) and source.startswith("data:image/"):
+        content = base64.b64decode(source.partition(",")[2])
+    if isinstance(content, str) and _is_url(content):
+        from datasets import Image as ImageFeature
+
+        return ImageFeature().decode_example({"path": content, "bytes": None})
+    try:
+        return Image.open(content if isinstance(content, str) else io.BytesIO(content))
+    except UnidentifiedImageError:  # whose own message is the address of the buffer
+        raise ValueError("cannot identify image file: it is in no known image format") from None
 
 
-def _check_size(size: tuple[int, int], name: str) -> None:
-    if size[0] * size[1] > MAX_PIXELS:
-        raise _TooLarge(
-            f"The image {name} has {size[0]}x{size[1]} pixels, more than the limit of {MAX_PIXELS}; make it smaller."
-        )
+def _download(url: str, timeout: float | None) -> bytes:
+    from transformers.image_utils import httpx  # whichever of httpx and its successor Transformers uses
+
+    response = httpx.get(url, timeout=timeout, follow_redirects=True)
+    if response.is_error:
+        raise ValueError(f"the server answers {response.status_code} {response.reason_phrase}")
+    return response.content
+
+
+def _to_rgb(image: Image.Image) -> Image.Image:
+    if image.mode.startswith("I;16"):  # Pillow's own conversion clips to white
+        image = Image.fromarray(_to_8_bit(np.asarray(image)))
+    elif image.mode in ("I", "F"):
+        tops = (255, 65535) if image.mode == "I" else (1, 255, 65535)
+        if image.format == "PPM" and image.mode == "I":  # whose decoder scales whatever has more than 8 bits to 16
+            tops = (65535,)
+        image = Image.fromarray(_to_8_bit(np.asarray(image), f"A picture in mode {image.mode}", tops))
+    elif image.mode == "La":  # which Pillow converts to nothing else
+        image = image.convert("LA")
+    with warnings.catch_warnings():
+        # of a palette with transparency, for which Pillow would have RGBA
+        warnings.simplefilter("ignore", UserWarning)
+        return image.convert("RGB")
+
+
+def _to_8_bit(values: np.ndarray, name: str = "", tops: Sequence[int] = ()) -> np.ndarray:
+    """
+    Values of one scale as `uint8`.
+
+    Args:
+        values (`numpy.ndarray`): At least one value.
+        name (`str`): What they are, for the message.
+        tops (`Sequence[int]`): Ends of the ranges they can have, which all start at 0: the first that holds them all
+            counts. Types whose range is known, `bool`, `uint8` and `uint16`, need none.
+    """
+    if values.dtype == np.uint8:
+        return values
+    if values.dtype == bool:
+        return values * np.uint8(255)
+    if values.dtype.kind == "u" and values.dtype.itemsize == 2:  # either byte order
+        return ((values.astype(np.uint32) + 128) // 257).astype(np.uint8)
+    low, high = values.min(), values.max()
+    top = next((top for top in tops if low >= 0 and high <= top), None)
+    if top is None:  # NaN among them too
+        hint = "undo any normalisation, or pass uint8" if values.dtype.kind == "f" else "scale it, or pass uint16"
+        raise ValueError(f"{name} must lie in [0, {tops[-1]}], got [{low:g}, {high:g}]; {hint}.")
+    return (values * (255 / top)).round().astype(np.uint8)
 
 
 def _from_array(array: np.ndarray | torch.Tensor) -> Image.Image:
@@ -117,30 +225,6 @@ def _from_array(array: np.ndarray | torch.Tensor) -> Image.Image:
             f"An image array must have shape (height, width), (height, width, channels) or (channels, height, width) "
             f"with 1, 3 or 4 channels and at least one pixel, got {tuple(shape)}."
         )
-    if np.issubdtype(values.dtype, np.floating):
-        if not np.isfinite(values).all() or values.min() < 0 or values.max() > 1:
-            raise ValueError(
-                f"A floating image array must lie in [0, 1], got [{values.min():.4g}, {values.max():.4g}]; undo any "
-                "normalisation, or pass uint8."
-            )
-        values = (values * 255).round()
-    elif values.dtype == bool:
-        values = values * 255
-    elif values.min() < 0 or values.max() > 255:
-        raise ValueError(f"An integer image array must lie in [0, 255], got [{values.min()}, {values.max()}].")
-    return Image.fromarray(np.ascontiguousarray(values.astype(np.uint8)))
-
-
-def decode_image(value: Any) -> PILImage.Image:
-    """One cell of an image column (PIL image, `{"bytes", "path"}`, path or array) as an RGB PIL image."""
-    if isinstance(value, dict) or isinstance(value, (str, os.PathLike)):
-        from datasets import Image
-
-        # The feature's own decoder also undoes EXIF rotation and opens remote paths.
-        value = {"path": os.fspath(value), "bytes": None} if not isinstance(value, dict) else value
-        value = Image().decode_example(value)
-    elif isinstance(value, np.ndarray):
-        value = PILImage.fromarray(value)
-    elif not isinstance(value, PILImage.Image):
-        raise TypeError(f"an image must be a PIL image, bytes, a path or an array, got {type(value).__name__}")
-    return value if value.mode == "RGB" else value.convert("RGB")
+    floating = values.dtype.kind == "f"
+    values = _to_8_bit(values, f"{'A floating' if floating else 'An integer'} image array", (1 if floating else 255,))
+    return Image.fromarray(np.ascontiguousarray(values))

@@ -11,7 +11,9 @@ from pathlib import Path
 import matplotlib
 import numpy as np
 import torch
-from PIL import Image, ImageDraw, ImageFont, ImageOps
+from PIL import Image, ImageDraw, ImageFont
+
+from hf_explain.io.images import load_rgb
 
 
 COLORMAPS = ("viridis", "cividis", "inferno", "magma", "plasma")
@@ -188,7 +190,7 @@ def save_image(image: Image.Image, path: str | os.PathLike) -> Path:
 
 def _as_image(image) -> Image.Image:
     if isinstance(image, Image.Image):
-        return ImageOps.exif_transpose(image).convert("RGB")
+        return load_rgb(image)
     array = _as_array(image, "image")
     if array.ndim == 2:
         array = np.stack([array] * 3, axis=-1)

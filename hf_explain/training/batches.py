@@ -18,28 +18,18 @@ from typing import Any
 
 import numpy as np
 import torch
-from PIL import Image as PILImage
 
-from hf_explain.io.datasets import LabelReader, is_stream
-from hf_explain.io.images import decode_image
+from hf_explain.io.datasets import LabelReader, gives_rows_as_stored, is_stream, leave_encoded
+from hf_explain.io.images import load_rgb
 from hf_explain.training.transforms import TrainingTransform
 
 
 def prepare_columns(dataset: Any, columns: Sequence[str]) -> Any:
     """`dataset` with only `columns`, images still encoded, where it is a `datasets` one without a transform."""
-    import datasets
-
-    features = getattr(dataset, "features", None)
-    if not isinstance(dataset, (datasets.Dataset, datasets.IterableDataset)) or features is None:
+    if not gives_rows_as_stored(dataset):
         return dataset
-    if isinstance(dataset, datasets.Dataset) and dataset.format["type"] is not None:
-        return dataset
-    dataset = dataset.select_columns(list(columns))
-    for column in columns:
-        if isinstance(features[column], datasets.Image):
-            # Workers decode; the process that reads should not.
-            dataset = dataset.cast_column(column, datasets.Image(decode=False))
-    return dataset
+    # Workers decode; the process that reads should not.
+    return leave_encoded(dataset.select_columns(list(columns)), columns)
 
 
 class _Share:
@@ -140,14 +130,16 @@ class ImageBatches(torch.utils.data.Dataset):
         images, labels = [], []
         for key, row in zip(keys, rows, strict=True):
             try:
-                images.append(decode_image(row[self.image_column]))
+                images.append(load_rgb(row[self.image_column]))
                 if self.label_column is not None:
                     labels.append(self.label_reader(row[self.label_column]))
-            except (OSError, ValueError, TypeError, SyntaxError, PILImage.DecompressionBombError) as error:
+            except (OSError, ValueError, TypeError) as error:
                 cell = row[self.image_column]
                 path = cell.get("path") if isinstance(cell, dict) else cell if isinstance(cell, str) else None
                 where = f"sample {key[-1]}" + (f" ({path})" if path else "")
-                return {"error": f"{where} of the dataset cannot be used: {error}. Remove or repair it."}
+                # the decoder's own words, where there are some: the sample is named already
+                problem = str(error.__cause__ or error).rstrip(".")
+                return {"error": f"{where} of the dataset cannot be used: {problem}. Remove or repair it."}
         batch = {"pixel_values": self.transform(images, keys), "sample_ids": [key[-1] for key in keys]}
         if self.label_column is not None:
             batch["labels"] = torch.tensor(labels)

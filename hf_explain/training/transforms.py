@@ -14,6 +14,7 @@ import numpy as np
 import torch
 from PIL import Image as PILImage
 
+from hf_explain.io.image_processor import normalisation, to_pixel_values
 from hf_explain.tensors.scalars import check_choice
 
 
@@ -50,8 +51,8 @@ class TrainingTransform:
         self.augmentation = augmentation
         self.seed = seed
         # Asking the processor itself is the only rule that holds for every family's reading of `size`.
-        wide = image_processor(images=PILImage.new("RGB", (96, 64)), return_tensors="pt")["pixel_values"].shape[-2:]
-        tall = image_processor(images=PILImage.new("RGB", (64, 96)), return_tensors="pt")["pixel_values"].shape[-2:]
+        wide = to_pixel_values(image_processor, [PILImage.new("RGB", (96, 64))]).shape[-2:]
+        tall = to_pixel_values(image_processor, [PILImage.new("RGB", (64, 96))]).shape[-2:]
         if wide != tall:
             raise ValueError(
                 f"image_processor {type(image_processor).__name__} brings images to different sizes {tuple(wide)} and "
@@ -76,18 +77,15 @@ class TrainingTransform:
             `torch.FloatTensor` of shape `(batch_size, 3, height, width)`: pixel_values.
         """
         if self.augmentation == "none":
-            return self._process(images)
+            return to_pixel_values(self.image_processor, images)
         # The tag keeps these draws apart from those that order the samples.
         generators = [np.random.default_rng((self.seed, 0xF11B, *key)) for key in keys]
         if self.augmentation == "flip":
-            pixel_values = self._process(images)
+            pixel_values = to_pixel_values(self.image_processor, images)
             flips = torch.tensor([generator.random() < 0.5 for generator in generators])
             return torch.where(flips.view(-1, 1, 1, 1), pixel_values.flip(-1), pixel_values)
         crops = [self._random_crop(image, generator) for image, generator in zip(images, generators, strict=True)]
         return self._normalize(torch.from_numpy(np.stack(crops)).permute(0, 3, 1, 2))
-
-    def _process(self, images: Sequence[PILImage.Image]) -> torch.Tensor:
-        return self.image_processor(images=list(images), return_tensors="pt")["pixel_values"]
 
     def _random_crop(self, image: PILImage.Image, generator: np.random.Generator) -> np.ndarray:
         height, width = self.image_size
@@ -103,12 +101,5 @@ class TrainingTransform:
         return pixels[:, ::-1] if generator.random() < 0.5 else pixels
 
     def _normalize(self, pixels: torch.Tensor) -> torch.Tensor:
-        processor = self.image_processor
-        pixel_values = pixels.float().contiguous()
-        if getattr(processor, "do_rescale", True):
-            pixel_values *= getattr(processor, "rescale_factor", None) or 1 / 255
-        if getattr(processor, "do_normalize", False):
-            mean = torch.tensor(processor.image_mean).view(-1, 1, 1)
-            std = torch.tensor(processor.image_std).view(-1, 1, 1)
-            pixel_values.sub_(mean).div_(std)
-        return pixel_values
+        mean, std = (torch.tensor(values).view(-1, 1, 1) for values in normalisation(self.image_processor))
+        return pixels.float().contiguous().mul_(1 / 255).sub_(mean).div_(std)

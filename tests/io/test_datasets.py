@@ -9,7 +9,7 @@ from PIL import Image
 from testing_training import encoded, parquet_shards, picture, picture_dataset, processor
 
 from hf_explain.io.datasets import LabelReader, is_stream, load_image_dataset, resolve_columns
-from hf_explain.io.images import decode_image
+from hf_explain.io.images import load_rgb
 from hf_explain.training.batches import (
     ImageBatches,
     MapBatchSampler,
@@ -118,19 +118,19 @@ def as_bytes(image, kind="PNG", **options):
 @pytest.mark.parametrize("mode", ["L", "RGBA", "P", "CMYK", "1"])
 def test_every_mode_becomes_rgb(mode):
     image = picture(0).convert(mode)
-    assert decode_image(as_bytes(image, "TIFF")).mode == "RGB"
-    assert decode_image(image).size == (24, 20)
+    assert load_rgb(as_bytes(image, "TIFF")).mode == "RGB"
+    assert load_rgb(image).size == (24, 20)
 
 
 def test_exif_rotation_paths_and_arrays(tmp_path):
     exif = Image.Exif()
     exif[0x0112] = 6
-    assert decode_image(as_bytes(picture(0), "JPEG", exif=exif)).size == (20, 24)
+    assert load_rgb(as_bytes(picture(0), "JPEG", exif=exif)).size == (20, 24)
     picture(1).save(tmp_path / "1.png")
-    assert np.array_equal(decode_image(str(tmp_path / "1.png")), picture(1))
-    assert np.array_equal(decode_image(np.asarray(picture(1))), picture(1))
+    assert np.array_equal(load_rgb(str(tmp_path / "1.png")), picture(1))
+    assert np.array_equal(load_rgb(np.asarray(picture(1))), picture(1))
     with pytest.raises(TypeError, match="got int"):
-        decode_image(3)
+        load_rgb(3)
 
 
 def test_augmentation_none_and_flip_are_the_processor():

@@ -13,6 +13,9 @@ from accelerate.utils import set_seed
 from tqdm.auto import tqdm
 from transformers import ResNetConfig, ResNetForImageClassification
 
+from hf_explain.io.image_processor import to_pixel_values
+from hf_explain.io.images import load_rgb
+
 
 def image_processor(image_size: int):
     """The classifier's image processor: resize to a square, [0, 1], then [-1, 1]."""
@@ -30,7 +33,7 @@ def load_pixels(dataset, processor, column: str = "image") -> torch.Tensor:
     """
     return torch.cat(
         [
-            processor(images=list(rows[column]), return_tensors="pt")["pixel_values"]
+            to_pixel_values(processor, [load_rgb(image) for image in rows[column]])
             for rows in dataset.select_columns([column]).iter(batch_size=256)
         ]
     )

@@ -1,0 +1,111 @@
+"""Image processors: the one saved beside a classifier, pictures to `pixel_values`, and back to a picture."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from PIL import Image
+from transformers.image_utils import ChannelDimension
+
+# not from the top level: transformers 5.17 hands out a placeholder there that demands torchvision
+from transformers.models.auto.image_processing_auto import AutoImageProcessor
+from transformers.utils import logging
+from transformers.utils.hub import cached_file
+
+
+logger = logging.get_logger(__name__)
+
+
+def load_image_processor(name: str, revision: str | None = None, **kwargs: Any) -> Any:
+    """
+    The image processor saved beside a classifier or a head.
+
+    Args:
+        name (`str`): Directory or Hub id.
+        revision (`str`, *optional*): Branch, tag or commit on the Hub.
+        kwargs: cache_dir, token, local_files_only, subfolder.
+
+    Returns:
+        The Transformers image processor, or `None` where none was saved.
+    """
+    try:
+        found = cached_file(
+            name,
+            "preprocessor_config.json",
+            revision=revision or "main",
+            _raise_exceptions_for_missing_entries=False,
+            **kwargs,
+        )
+        found = found or cached_file(
+            name,
+            "processor_config.json",
+            revision=revision or "main",
+            _raise_exceptions_for_missing_entries=False,
+            **kwargs,
+        )
+    except OSError:
+        logger.warning("No image processor could be looked up for %s; its architecture's defaults are used.", name)
+        return None
+    if found is None:
+        return None
+    return AutoImageProcessor.from_pretrained(name, revision=revision or "main", **kwargs)
+
+
+def to_pixel_values(image_processor: Any, images: Sequence[Image.Image]) -> torch.Tensor:
+    """
+    What the classifier is given of pictures.
+
+    Args:
+        image_processor: The classifier's Transformers image processor.
+        images (`Sequence[PIL.Image.Image]`): RGB pictures, of one size unless the processor brings them to one.
+
+    Returns:
+        `torch.FloatTensor` of shape `(num_images, 3, height, width)`.
+    """
+    # told, not guessed: for sides of 1, 3 or 4 pixels the layout could be taken for channels first
+    return image_processor(images=list(images), return_tensors="pt", input_data_format=ChannelDimension.LAST)[
+        "pixel_values"
+    ]
+
+
+def normalisation(image_processor: Any, num_channels: int = 3) -> tuple[tuple[float, ...], tuple[float, ...]]:
+    """
+    Mean and standard deviation with which `pixel_values = (pixels - mean) / std`, for `pixels` in [0, 1].
+
+    Args:
+        image_processor: A Transformers image processor.
+        num_channels (`int`, *optional*, defaults to 3): Channels of the classifier's images.
+
+    Returns:
+        `tuple[tuple[float, ...], tuple[float, ...]]`: `image_mean` and `image_std`, one number per channel; those of
+        the processor wherever it rescales by 1/255, and 0 and 1 where it does not normalise either.
+    """
+    mean, std = 0.0, 1.0
+    if getattr(image_processor, "do_normalize", True):
+        mean, std = image_processor.image_mean, image_processor.image_std
+    white = 1.0  # what a white pixel is before it is normalised
+    if not getattr(image_processor, "do_rescale", True):
+        white = 255.0
+    elif getattr(image_processor, "rescale_factor", None):
+        white = 255 * image_processor.rescale_factor
+    mean, std = ((value,) * num_channels if isinstance(value, (int, float)) else value for value in (mean, std))
+    return tuple(float(value) / white for value in mean), tuple(float(value) / white for value in std)
+
+
+def to_picture(pixel_values: torch.Tensor, image_mean: Sequence[float], image_std: Sequence[float]) -> Image.Image:
+    """
+    What the classifier saw, as a picture: the inverse of [`to_pixel_values`], but for resizing and cropping.
+
+    Args:
+        pixel_values (`torch.FloatTensor` of shape `(3, height, width)`): Normalised pixels of one image.
+        image_mean, image_std (`Sequence[float]`): As of [`normalisation`].
+
+    Returns:
+        `PIL.Image.Image` in mode RGB; values outside [0, 1] are cut off.
+    """
+    pixels = pixel_values.detach().float().cpu()
+    mean, std = (pixels.new_tensor(values)[:, None, None] for values in (image_mean, image_std))
+    pixels = (pixels * std + mean).clamp(0, 1)
+    return Image.fromarray((pixels * 255).round().to(torch.uint8).permute(1, 2, 0).numpy())
