@@ -82,7 +82,8 @@ def normalisation(image_processor: Any, num_channels: int = 3) -> tuple[tuple[fl
         `tuple[tuple[float, ...], tuple[float, ...]]`: `image_mean` and `image_std`, one number per channel; those of
         the processor wherever it rescales by 1/255, and 0 and 1 where it does not normalise either.
     """
-    mean, std = 0.0, 1.0
+    mean: float | Sequence[float] = 0.0
+    std: float | Sequence[float] = 1.0
     if getattr(image_processor, "do_normalize", True):
         mean, std = image_processor.image_mean, image_processor.image_std
     white = 1.0  # what a white pixel is before it is normalised
@@ -90,8 +91,9 @@ def normalisation(image_processor: Any, num_channels: int = 3) -> tuple[tuple[fl
         white = 255.0
     elif getattr(image_processor, "rescale_factor", None):
         white = 255 * image_processor.rescale_factor
-    mean, std = ((value,) * num_channels if isinstance(value, (int, float)) else value for value in (mean, std))
-    return tuple(float(value) / white for value in mean), tuple(float(value) / white for value in std)
+    per_channel = [[each] * num_channels if isinstance(each, (int, float)) else each for each in (mean, std)]
+    image_mean, image_std = (tuple(float(value) / white for value in values) for values in per_channel)
+    return image_mean, image_std
 
 
 def to_picture(pixel_values: torch.Tensor, image_mean: Sequence[float], image_std: Sequence[float]) -> Image.Image:

@@ -175,9 +175,9 @@ def _to_rgb(image: Image.Image) -> Image.Image:
     if image.mode.startswith("I;16"):  # Pillow's own conversion clips to white
         image = Image.fromarray(_to_8_bit(np.asarray(image)))
     elif image.mode in ("I", "F"):
-        tops = (255, 65535) if image.mode == "I" else (1, 255, 65535)
+        tops = [255, 65535] if image.mode == "I" else [1, 255, 65535]
         if image.format == "PPM" and image.mode == "I":  # whose decoder scales whatever has more than 8 bits to 16
-            tops = (65535,)
+            tops = [65535]
         image = Image.fromarray(_to_8_bit(np.asarray(image), f"A picture in mode {image.mode}", tops))
     elif image.mode == "La":  # which Pillow converts to nothing else
         image = image.convert("LA")
@@ -226,5 +226,5 @@ def _from_array(array: np.ndarray | torch.Tensor) -> Image.Image:
             f"with 1, 3 or 4 channels and at least one pixel, got {tuple(shape)}."
         )
     floating = values.dtype.kind == "f"
-    values = _to_8_bit(values, f"{'A floating' if floating else 'An integer'} image array", (1 if floating else 255,))
+    values = _to_8_bit(values, f"{'A floating' if floating else 'An integer'} image array", [1 if floating else 255])
     return Image.fromarray(np.ascontiguousarray(values))
