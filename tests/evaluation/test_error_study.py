@@ -40,6 +40,7 @@ def test_region_and_overlap_by_hand():
         0
     ].item() == pytest.approx(2 / 4)
     assert top_region(torch.full((1, 4, 5), 0.5), 10).all()  # no pixel is more salient than another
+    assert top_region(torch.tensor([[[0.1, 0.2], [0.3, 0.4]]]), 10).nonzero().tolist() == [[0, 1, 1]]  # one at least
     noise = torch.rand(400, 20, 20, generator=torch.Generator().manual_seed(0))
     regions = top_region(noise, 10)
     assert regions.flatten(1).sum(1).tolist() == [40] * 400
@@ -61,6 +62,11 @@ def test_shares_at_the_border_by_hand():
     assert found[0] == {place: 0.5 if place in half else 0.0 for place in BORDER_PLACES}
     assert found[1] == {place: float(place == "top edge") for place in BORDER_PLACES}
     assert set(found[2].values()) == {0.0}
+    # a pixel whose centre lies on the line is outside: rows 0 and 5 of 6 are edges, 1 and 4 are not
+    whole = dict(zip(BORDER_PLACES, border_shares(torch.ones(1, 6, 8, dtype=torch.bool))[0].tolist()))
+    assert whole["top edge"] == whole["bottom edge"] == pytest.approx(1 / 6)
+    assert whole["left edge"] == whole["right edge"] == pytest.approx(1 / 4)
+    assert whole["corners"] == pytest.approx(4 * whole["top left corner"]) == pytest.approx(1 / 6)
 
 
 def planted_maps(biased_share: float, seed: int = 0) -> tuple[torch.Tensor, torch.Tensor]:
@@ -108,6 +114,10 @@ def test_excess_against_every_reassignment():
     assert found.p_value[0, 0].item() == pytest.approx(0.1, abs=0.01)
     assert found.p_value[1, 0].item() == pytest.approx(1, abs=1e-9)
     assert found.p_value[2, 0] == 1  # empty, not tested
+    spread = values.std(correction=0).item() * (1 / 2 + 1 / 3) ** 0.5
+    assert found.statistic[:2, 0].tolist() == pytest.approx([0.6 / spread, -0.6 / spread], rel=1e-5)
+    alone = group_excess(values, torch.zeros(5, dtype=torch.long), 1, min_count=2)
+    assert alone.p_value.tolist() == [[1.0]] and alone.protocol["num_tested"] == 0  # there is no rest to exceed
     again = group_excess(values, groups, 3, min_count=2, permutations=20000)
     assert torch.equal(again.p_value, found.p_value)
     assert group_excess(torch.ones(5, 1), groups, 3, min_count=2).p_value.tolist() == [[1.0]] * 3

@@ -226,6 +226,19 @@ def test_an_image_without_positive_gradients_keeps_nothing():
 # -------------------------------------------------------------------------------------------------- where P comes from
 
 
+def test_the_feature_at_the_percentile_is_kept():
+    head = make_head("resnet")
+    features = head.forward_features(random_pixels("resnet", 2))
+    target = torch.tensor([0, 3])
+    (gradient,) = torch.autograd.grad(
+        features.scores.gather(1, target[:, None]).sum(), features.read.feature_map, retain_graph=True
+    )
+    largest = gradient == gradient.amax((1, 2, 3), keepdim=True)
+    for percentile, kept in ((100.0, largest), (0.0, gradient > 0)):
+        masked = head.masked_features(features, target, percentile).feature_map
+        assert torch.equal(masked, features.tap.feature_map.detach() * kept)
+
+
 def test_percentile_at_inference():
     head = make_head("vit")
     pixel_values = random_pixels("vit", 3)

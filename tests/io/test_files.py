@@ -12,7 +12,14 @@ import pytest
 from testing_common import files_below
 
 from hf_explain.io import files
-from hf_explain.io.files import LOCK_FILE, lock_directory, write_directory
+from hf_explain.io.files import (
+    LOCK_FILE,
+    check_writable,
+    lock_directory,
+    remove_leftovers,
+    write_atomically,
+    write_directory,
+)
 
 
 ROOT = Path(__file__).parents[2]
@@ -117,6 +124,33 @@ def test_a_place_that_cannot_be_written(tmp_path):
     with pytest.raises(OSError, match="^output_dir '.*file/out' is not writable .*choose another directory"):
         with lock_directory(tmp_path / "file/out"):
             pass
+
+
+def test_a_file_is_written_whole_or_not_at_all(tmp_path, monkeypatch):
+    path = tmp_path / "record.json"
+    write_atomically(path, b"old")
+    for call in ("fsync", "replace"):
+        with monkeypatch.context() as patch:
+            patch.setattr(os, call, lambda *arguments: 1 / 0)
+            with pytest.raises(ZeroDivisionError):
+                write_atomically(path, b"new")
+        assert files_below(tmp_path) == {"record.json": b"old"}
+    write_atomically(path, b"new")
+    assert files_below(tmp_path) == {"record.json": b"new"}
+
+
+def test_a_place_that_was_tried_is_left_as_it_was(tmp_path):
+    check_writable(tmp_path / "out")
+    assert list((tmp_path / "out").iterdir()) == []
+
+
+def test_what_a_killed_run_left_goes_and_nothing_else(tmp_path):
+    (tmp_path / ".head.1.tmp/new").mkdir(parents=True)
+    (tmp_path / ".head.1.tmp/new/weights").touch()
+    for name in ("record.json.tmp", "record.json", "tmp"):
+        (tmp_path / name).touch()
+    remove_leftovers(tmp_path)
+    assert files_below(tmp_path) == {"record.json": b"", "tmp": b""}
 
 
 def test_a_directory_is_written_whole_or_not_at_all(tmp_path):

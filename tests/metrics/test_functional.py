@@ -336,6 +336,9 @@ def test_forward_passes_are_shared(setting):
     predict.batches.clear()
     average_drop(predict, pixel_values, saliency, mask_space="normalized", max_batch=64, max_bytes=7 * 4 * 360)
     assert predict.batches == [7, 1, 7, 7, 7, 3]
+    predict.batches.clear()
+    perturbation_curves(predict, pixel_values[:2], saliency[:2], fill="mean", fractions=(0, 0.5, 1), max_bytes=1)
+    assert predict.batches == [1] * 7  # at least one at a time, however little memory is allowed
 
 
 def test_random_maps_have_no_auc_d_and_the_centre_counts_where_the_object_is():

@@ -40,6 +40,15 @@ def test_maps_are_resized_to_the_masks():
     assert result.hit.tolist() == [1] and result.energy.item() == pytest.approx(7 / 8, abs=1e-3)
 
 
+@pytest.mark.parametrize("value", [0.1, 0.3, 1 / 3, 0.7])
+def test_equal_numbers_stay_equal_when_they_are_resized(value):
+    """Interpolation tears them apart in the last digit; the share of a constant map on the object is its area."""
+    masks = torch.zeros(1, 50, 31)
+    masks[:, 10:20, 5:25] = 1
+    result = pointing(torch.full((1, 7, 7), value), masks)
+    assert result.hit.item() == pytest.approx(result.area.item(), abs=1e-6)
+
+
 def test_boxes():
     boxes = [torch.tensor([[1, 0, 3, 2], [2, 1, 4, 3]]), torch.tensor([[0.6, 0.4, 2.5, 1.5]])]
     masks = boxes_to_masks(boxes, (3, 4))

@@ -47,6 +47,9 @@ def test_random_numbers_are_splitmix64(images, seed):
     keys = image_keys(images, image_ids=[0, 1, 2, 3, 10**12], seed=seed)
     for key, image_id in zip(keys.tolist(), [0, 1, 2, 3, 10**12]):
         assert key % 2**64 == splitmix64(splitmix64(image_id + golden) + seed * golden)
+    for key, pixels in zip(image_keys(images, seed=seed).tolist(), images.flatten(1).view(torch.int32).tolist()):
+        content = sum(bits * (splitmix64(place) | 1) for place, bits in enumerate(pixels))
+        assert key % 2**64 == splitmix64(splitmix64(content + golden) + seed * golden)
     bits = random_bits(keys, 50)
     for row, key in zip(bits.tolist(), keys.tolist()):
         assert row == [splitmix64(key + place * golden) >> 33 for place in range(50)]
@@ -109,6 +112,8 @@ def test_colour_and_mean(images):
     colour = fill_values(images, (1, 0.5, 0.25), MEAN, STD)
     assert torch.allclose(colour, normalized(torch.tensor([1, 0.5, 0.25]).view(1, 3, 1, 1)))
     assert torch.equal(fill_values(images, "mean"), torch.zeros(1, 3, 1, 1))
+    grey = fill_values(images, (1, 0.5, 0.25), (0.5,), (0.25,))  # one number for all channels
+    assert torch.equal(grey, fill_values(images, (1, 0.5, 0.25), (0.5,) * 3, (0.25,) * 3))
 
 
 def folded_gaussian(kernel_size, sigma):
@@ -123,7 +128,7 @@ def folded_gaussian(kernel_size, sigma):
     return torch.tensor(line)
 
 
-@pytest.mark.parametrize("kernel_size,sigma", [(11, 5.0), (5, 1.0), (3, 4.0), (1, 1.0)])
+@pytest.mark.parametrize("kernel_size,sigma", [(11, 5.0), (5, 1.0), (5, 0.7), (3, 4.0), (1, 1.0)])
 def test_blur_is_a_2d_convolution_with_the_folded_kernel(images, kernel_size, sigma):
     line = folded_gaussian(kernel_size, sigma)
     assert line.sum().item() == pytest.approx(1, abs=1e-6)
@@ -243,6 +248,13 @@ def test_keep_top(images, percent):
     assert torch.equal(keep_top(saliency, percent, "quantile")[0], saliency[0])  # ties all stay under this rule
 
 
+def test_a_percentage_that_is_a_whole_number_of_pixels_keeps_as_many():
+    saliency = torch.rand(1, 10, 10, generator=torch.Generator().manual_seed(2))
+    ranks = rank_pixels(saliency, image_keys(saliency))
+    for percent in range(1, 100):  # 7 / 100 * 100 is 7.000000000000001
+        assert int((keep_top(saliency, percent, "ceil", ranks) > 0).sum()) == percent
+
+
 @pytest.mark.parametrize(
     "percent,rule,message",
     [
@@ -283,6 +295,12 @@ def test_bad_keep_top(percent, rule, message):
 def test_bad_saliency(saliency, message):
     with pytest.raises(ValueError, match=message):
         check_saliency(saliency, 5, at_most_one=True)
+
+
+def test_a_map_may_exceed_1_by_rounding_and_no_more():
+    check_saliency(torch.full((1, 2, 2), 1 + 8e-6), 1, at_most_one=True)
+    with pytest.raises(ValueError, match=r"must lie in \[0, 1\]"):
+        check_saliency(torch.full((1, 2, 2), 1 + 2e-5), 1, at_most_one=True)
 
 
 def test_bad_types():
