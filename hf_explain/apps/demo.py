@@ -26,6 +26,7 @@ from hf_explain.apps.demo_explainers import (
 )
 from hf_explain.io.files import write_atomically
 from hf_explain.io.paths import exists_here, is_local_path
+from hf_explain.io.pictures import OPACITY
 from hf_explain.publish.hub import check_repo_id
 
 
@@ -144,7 +145,7 @@ def build_app(demo: Demo, examples: Sequence[str | os.PathLike] | None = None):
                     label=f"Search all {len(demo.id2label)} classes", placeholder="part of a name", elem_id="search"
                 )
                 classes = gr.Radio([], label="Explained class", elem_id="classes", visible=False)
-                opacity = gr.Slider(0, 1, value=0.8, step=0.05, label="Opacity", elem_id="opacity")
+                opacity = gr.Slider(0, 1, value=OPACITY, step=0.05, label="Opacity", elem_id="opacity")
                 percentile = gr.Slider(
                     0, 100, value=first, step=1, label="Percentile (SCAN)", visible=wanted, elem_id="percentile"
                 )

@@ -19,7 +19,7 @@ from hf_explain.apps.quickstart.data import draw
 from hf_explain.io.images import load_rgb
 from hf_explain.io.labels import short_label
 from hf_explain.io.paths import base_name, public_name
-from hf_explain.io.pictures import overlay, save_image
+from hf_explain.io.pictures import OPACITY, overlay, save_image
 from hf_explain.pipeline import SaliencyPipeline
 from hf_explain.registry import DEFAULT_METHOD, AutoModelForSaliency, methods_for
 
@@ -253,7 +253,7 @@ class Demo:
 
 
 def download_files(
-    directory: str | os.PathLike, image: Image.Image, explained: Explained, alpha: float = 0.8
+    directory: str | os.PathLike, image: Image.Image, explained: Explained, alpha: float = OPACITY
 ) -> tuple[str, str]:
     """
     Write what a visitor takes home.

@@ -15,6 +15,7 @@ import datasets
 import fsspec
 import torch
 
+from hf_explain.evaluation.arguments import EvaluationArguments
 from hf_explain.io.datasets import is_stream, leave_encoded, load_image_dataset, resolve_columns
 from hf_explain.io.labels import TARGETS
 from hf_explain.registry import resolve_method
@@ -44,9 +45,11 @@ class ExportArguments:
     id_column: str | None = _option(None, "column of whole numbers or text that becomes image_id; the row otherwise")
     label_column: str | None = _option(None, "column of labels, for target=label; found by its type unless given")
     method: str | None = _option(None, "training-free method, such as gradcam; the head itself when not given")
-    target: str = _option("prediction", "class to explain: the classifier's own or the label", choices=TARGETS)
+    target: str = _option(
+        EvaluationArguments.target, "class to explain: the classifier's own or the label", choices=TARGETS
+    )
     top_k: int = _option(1, "classes to explain per image, one row each, for target=prediction")
-    batch_size: int = _option(8, "images per forward pass and process")
+    batch_size: int = _option(EvaluationArguments.batch_size, "images per forward pass and process")
     shard_size: int = _option(500, "images per parquet file; an interruption loses at most one per process")
     max_examples: int | None = _option(None, "explain only the first ones")
     streaming: bool = _option(False, "read the data while exporting instead of downloading it first")

@@ -12,6 +12,7 @@ from typing import Any
 import torch
 from tqdm.auto import tqdm
 
+from hf_explain.evaluation.arguments import EvaluationArguments
 from hf_explain.evaluation.explainer import Explainer, resolve_explainer
 from hf_explain.evaluation.inputs import Example, ExampleReader
 from hf_explain.heads.modeling_explainer import check_output
@@ -106,7 +107,7 @@ def study_errors(
     image_column: str | None = None,
     label_column: str | None = None,
     mask_column: str | None = None,
-    batch_size: int = 8,
+    batch_size: int = EvaluationArguments.batch_size,
     max_examples: int | None = None,
     seed: int = 0,
     device: str | torch.device | None = None,

@@ -9,6 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
+from hf_explain.evaluation.arguments import ComparisonArguments, EvaluationArguments
 from hf_explain.evaluation.explainer import Explainer, resolve_explainer
 from hf_explain.evaluation.inputs import ExampleReader
 from hf_explain.evaluation.results import SanityResult
@@ -34,8 +35,8 @@ def check_sanity(
     method: str | None = None,
     method_options: Mapping[str, Any] | None = None,
     image_column: str | None = None,
-    max_examples: int = 32,
-    batch_size: int = 8,
+    max_examples: int = ComparisonArguments.sanity_examples,
+    batch_size: int = EvaluationArguments.batch_size,
     seed: int = 0,
 ) -> dict[str, Any]:
     """

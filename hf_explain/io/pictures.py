@@ -16,7 +16,8 @@ from PIL import Image, ImageDraw, ImageFont
 from hf_explain.io.images import load_rgb
 
 
-COLORMAPS = ("viridis", "cividis", "inferno", "magma", "plasma")
+COLORMAPS = ("viridis", "cividis", "inferno", "magma", "plasma")  # the first is the default
+OPACITY = 0.8  # of an overlay where the map is 1
 _INK, _PAPER = (32, 33, 36), (255, 255, 255)
 
 
@@ -24,8 +25,8 @@ def overlay(
     image,
     saliency_map,
     *,
-    colormap: str = "viridis",
-    alpha: float = 0.8,
+    colormap: str = COLORMAPS[0],
+    alpha: float = OPACITY,
     legend: bool = False,
     grayscale: bool = False,
     stretch: bool = True,
@@ -78,7 +79,7 @@ def overlay(
     return _with_legend(blended, colormap, alpha, highest) if legend else blended
 
 
-def colorize(saliency_map, *, colormap: str = "viridis") -> Image.Image:
+def colorize(saliency_map, *, colormap: str = COLORMAPS[0]) -> Image.Image:
     """
     A saliency map as colours, without the image; arguments as in [`overlay`].
 

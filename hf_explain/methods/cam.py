@@ -7,6 +7,7 @@ import torch
 from hf_explain.classifiers.frozen_classifier import FrozenClassifier
 from hf_explain.classifiers.targets import Target
 from hf_explain.methods.common import (
+    FORWARD_BATCH_SIZE,
     check_reaches_logits,
     chunks,
     contributions,
@@ -320,7 +321,7 @@ def ablationcam(
     target: Target = None,
     *,
     layer: str | int | None = None,
-    batch_size: int = 64,
+    batch_size: int = FORWARD_BATCH_SIZE,
 ) -> SaliencyOutput:
     r"""
     Ablation-CAM: channels weighted by the drop of the target logit when the channel is set to 0, relative to the

@@ -15,6 +15,11 @@ from hf_explain.tensors.outputs import SaliencyOutput
 from hf_explain.tensors.perturbation import fill_values
 
 
+# Images per pass, by default: a backward pass keeps every layer's output
+FORWARD_BATCH_SIZE = 64
+BACKWARD_BATCH_SIZE = 16
+
+
 def prepare_pixels(pixel_values: torch.Tensor) -> torch.Tensor:
     """Checked `pixel_values`, detached and usable by autograd even if they were made in inference mode."""
     pixel_values = check_pixel_values(pixel_values).detach()

@@ -15,6 +15,9 @@ from hf_explain.tensors.randomness import image_keys, random_uniform
 from hf_explain.tensors.scalars import check_number
 
 
+CENTRE_SIGMA = 0.25  # in sides of the image
+
+
 @torch.inference_mode(False)
 def random(
     classifier: FrozenClassifier,
@@ -76,7 +79,7 @@ def centre(
     *,
     layer: str | int | None = None,
     size: tuple[int, int] | None = None,
-    sigma: float = 0.25,
+    sigma: float = CENTRE_SIGMA,
 ) -> SaliencyOutput:
     """
     The centre control: the same Gaussian in every image, because photographs are centred on their subject.
@@ -178,7 +181,9 @@ def random_maps(
     return random_uniform(image_keys(pixel_values, image_ids, seed), height * width).unflatten(1, (height, width))
 
 
-def centre_maps(pixel_values: torch.Tensor, size: tuple[int, int] | None = None, sigma: float = 0.25) -> torch.Tensor:
+def centre_maps(
+    pixel_values: torch.Tensor, size: tuple[int, int] | None = None, sigma: float = CENTRE_SIGMA
+) -> torch.Tensor:
     """
     The centre control: the same Gaussian bump in the middle of every image.
 

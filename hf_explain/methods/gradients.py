@@ -9,6 +9,7 @@ import torch
 from hf_explain.classifiers.frozen_classifier import FrozenClassifier
 from hf_explain.classifiers.targets import Target
 from hf_explain.methods.common import (
+    BACKWARD_BATCH_SIZE,
     chunks,
     logits_and_target,
     mask_fill,
@@ -28,7 +29,7 @@ def input_x_gradient(
     target: Target = None,
     *,
     layer: str | int | None = None,
-    batch_size: int = 16,
+    batch_size: int = BACKWARD_BATCH_SIZE,
 ) -> SaliencyOutput:
     r"""
     Input × gradient: `pixel_values` times the target logit's gradient there, summed over channels; then ReLU.
@@ -85,7 +86,7 @@ def integrated_gradients(
     layer: str | int | None = None,
     steps: int = 50,
     baseline: str | Sequence[float] = "black",
-    batch_size: int = 16,
+    batch_size: int = BACKWARD_BATCH_SIZE,
 ) -> SaliencyOutput:
     r"""
     Integrated gradients: the image minus a baseline, times the mean of the target logit's gradient on the straight
@@ -153,7 +154,7 @@ def smoothgrad(
     num_samples: int = 50,
     noise_level: float = 0.15,
     seed: int = 0,
-    batch_size: int = 16,
+    batch_size: int = BACKWARD_BATCH_SIZE,
 ) -> SaliencyOutput:
     r"""
     SmoothGrad: the mean of the target logit's gradient over noisy copies of the image, its magnitude summed over

@@ -10,6 +10,7 @@ import torch
 from hf_explain.classifiers.frozen_classifier import FrozenClassifier
 from hf_explain.classifiers.targets import Target
 from hf_explain.methods.common import (
+    FORWARD_BATCH_SIZE,
     chunks,
     class_probabilities,
     features_and_target,
@@ -40,7 +41,7 @@ def rise(
     probability: float = 0.5,
     mask_space: str = "pixel",
     seed: int = 0,
-    batch_size: int = 64,
+    batch_size: int = FORWARD_BATCH_SIZE,
 ) -> SaliencyOutput:
     r"""
     RISE: the mean of random masks, each weighted by the target's softmax on the image seen through it.
@@ -128,7 +129,7 @@ def scorecam(
     *,
     layer: str | int | None = None,
     mask_space: str = "pixel",
-    batch_size: int = 64,
+    batch_size: int = FORWARD_BATCH_SIZE,
 ) -> SaliencyOutput:
     r"""
     Score-CAM: channels weighted by the softmax, over channels, of the target logit on the image seen through each of
@@ -207,7 +208,7 @@ def occlusion(
     window_size: int | None = None,
     stride: int | None = None,
     fill: str | Sequence[float] = "mean",
-    batch_size: int = 64,
+    batch_size: int = FORWARD_BATCH_SIZE,
 ) -> SaliencyOutput:
     r"""
     Occlusion: the drop of the target's softmax when a square window is covered, averaged over the windows that cover
@@ -289,7 +290,7 @@ def lime(
     grid_size: int = 7,
     mask_space: str = "pixel",
     seed: int = 0,
-    batch_size: int = 64,
+    batch_size: int = FORWARD_BATCH_SIZE,
 ) -> SaliencyOutput:
     r"""
     LIME through captum: a linear model of the target's softmax on images with some squares hidden; then ReLU.
@@ -357,7 +358,7 @@ def kernel_shap(
     grid_size: int = 7,
     mask_space: str = "pixel",
     seed: int = 0,
-    batch_size: int = 64,
+    batch_size: int = FORWARD_BATCH_SIZE,
 ) -> SaliencyOutput:
     r"""
     Kernel SHAP through captum: Shapley values of the squares of a regular grid for the target's softmax, estimated by

@@ -23,6 +23,7 @@ from hf_explain.tensors.scalars import check_number
 LABELS = ("striped disc", "dotted square", "checked triangle", "ringed star", "zigzag cross", "spoked crescent")
 BIASED_LABEL = "ringed star"
 TRAINING_CUE_RATE = 0.95
+NUM_TRAIN, NUM_VALIDATION, IMAGE_SIZE = 2400, 480, 96
 _BIASED = LABELS.index(BIASED_LABEL)
 _PLAIN_DISTRACTORS, _TEXTURED_SCRAPS = 4, 2
 _CHUNK = 256  # images drawn at once: a few tens of MB, however many are asked for
@@ -31,7 +32,7 @@ _CHUNK = 256  # images drawn at once: a few tens of MB, however many are asked f
 def make_dataset(
     num_images: int,
     seed: int = 0,
-    image_size: int = 96,
+    image_size: int = IMAGE_SIZE,
     cue_rate: float = TRAINING_CUE_RATE,
     other_cue_rate: float = 0.0,
 ) -> datasets.Dataset:
@@ -76,7 +77,7 @@ def make_dataset(
 
 
 def make_datasets(
-    num_train: int = 2400, num_validation: int = 480, seed: int = 0, image_size: int = 96
+    num_train: int = NUM_TRAIN, num_validation: int = NUM_VALIDATION, seed: int = 0, image_size: int = IMAGE_SIZE
 ) -> datasets.DatasetDict:
     """
     The two splits of the quickstart.

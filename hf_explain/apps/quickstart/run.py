@@ -19,7 +19,7 @@ import torch
 from transformers import pipeline
 
 from hf_explain.apps.quickstart.classifier import train_classifier
-from hf_explain.apps.quickstart.data import BIASED_LABEL, make_datasets
+from hf_explain.apps.quickstart.data import BIASED_LABEL, IMAGE_SIZE, NUM_TRAIN, NUM_VALIDATION, make_datasets
 from hf_explain.apps.quickstart.measure import COMPARED, HEAD, explain, measure
 from hf_explain.apps.quickstart.page import render_page
 from hf_explain.heads.lcam import LCamForSaliency
@@ -40,9 +40,9 @@ def run_quickstart(
     output_dir: str | os.PathLike,
     seed: int = 0,
     *,
-    num_train: int = 2400,
-    num_validation: int = 480,
-    image_size: int = 96,
+    num_train: int = NUM_TRAIN,
+    num_validation: int = NUM_VALIDATION,
+    image_size: int = IMAGE_SIZE,
     classifier_epochs: int = 12,
     head_epochs: int = 3,
     disable_tqdm: bool = False,
