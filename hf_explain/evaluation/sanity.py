@@ -111,7 +111,7 @@ def check_explainer(
             }
         )
     other = images.maps(explainer, images.other_classes(predicted))
-    low = bootstrap_interval((own_score - random_score)[:, None].double(), 0.95, 1000, seed)[0].item()
+    low = bootstrap_interval((own_score - random_score)[:, None].double(), seed=seed)[0].item()
     full = {key: value for key, value in cascade[-1].items() if key != "tensors_redrawn"}
     label = {
         "similarity": similarity(own, other),

@@ -1,4 +1,4 @@
-"""The terms heads are trained with, as pure functions of maps and logits."""
+"""The terms heads are trained with, as pure functions of maps and logits; their constants are the configurations'."""
 
 from __future__ import annotations
 
@@ -8,16 +8,16 @@ import torch.nn.functional as F
 from hf_explain.tensors.maps import standardize
 
 
-def area_loss(maps: torch.Tensor, power: float = 0.3, epsilon: float = 5e-4) -> torch.Tensor:
+def area_loss(maps: torch.Tensor, power: float, epsilon: float) -> torch.Tensor:
     """
     Mean of `(maps + epsilon) ** power`: small maps are cheap, and near zero every bit of area counts most.
 
-    Source: L-CAM (Gkartzonika et al., ECCV-W 2022); the constants are those of the released code.
+    Source: L-CAM (Gkartzonika et al., ECCV-W 2022).
 
     Args:
         maps (`torch.FloatTensor` of shape `(..., height, width)`): Attention in [0, 1], after the sigmoid.
-        power (`float`, *optional*, defaults to 0.3): Exponent, in (0, 1].
-        epsilon (`float`, *optional*, defaults to 5e-4): Keeps the gradient finite at 0.
+        power (`float`): Exponent, in (0, 1].
+        epsilon (`float`): Keeps the gradient finite at 0.
 
     Returns:
         `torch.FloatTensor` of shape `()`.
@@ -25,7 +25,7 @@ def area_loss(maps: torch.Tensor, power: float = 0.3, epsilon: float = 5e-4) -> 
     return (maps + epsilon).pow(power).mean()
 
 
-def variation_loss(maps: torch.Tensor, batch_size: int, border_weight: float = 0.3) -> torch.Tensor:
+def variation_loss(maps: torch.Tensor, batch_size: int, border_weight: float) -> torch.Tensor:
     """
     Squared differences between neighbouring rows and columns, plus the weighted squares on the four borders.
 
@@ -36,7 +36,7 @@ def variation_loss(maps: torch.Tensor, batch_size: int, border_weight: float = 0
     Args:
         maps (`torch.FloatTensor` of shape `(..., height, width)`): Attention in [0, 1], at the head's resolution.
         batch_size (`int`): Number of images (not of maps).
-        border_weight (`float`, *optional*, defaults to 0.3): Weight of the border term.
+        border_weight (`float`): Weight of the border term.
 
     Returns:
         `torch.FloatTensor` of shape `()`.
@@ -69,7 +69,7 @@ def removal_loss(logits: torch.Tensor, target: torch.Tensor) -> torch.Tensor:
     return (logits.logsumexp(dim=1) - others.logsumexp(dim=1)).mean()
 
 
-def ranked_masks(maps: torch.Tensor, area: torch.Tensor, temperature: float = 0.3) -> torch.Tensor:
+def ranked_masks(maps: torch.Tensor, area: torch.Tensor, temperature: float) -> torch.Tensor:
     """
     Soft masks that keep the most salient part of each map, of a size given per map.
 
@@ -80,7 +80,7 @@ def ranked_masks(maps: torch.Tensor, area: torch.Tensor, temperature: float = 0.
     Args:
         maps (`torch.FloatTensor` of shape `(batch_size, height, width)`): Raw maps, unbounded.
         area (`torch.FloatTensor` of shape `(batch_size,)`): Part of the positions to keep, in [0, 1].
-        temperature (`float`, *optional*, defaults to 0.3): Width of the sigmoid, in standard deviations of the map.
+        temperature (`float`): Width of the sigmoid, in standard deviations of the map.
 
     Returns:
         `torch.FloatTensor` of shape `(batch_size, height, width)`, in [0, 1].
@@ -109,7 +109,7 @@ def cross_entropy(logits: torch.Tensor, target: torch.Tensor) -> torch.Tensor:
     return F.cross_entropy(logits.float(), target)
 
 
-def coverage_penalty(confidence: torch.Tensor, alpha: float = 4.0) -> torch.Tensor:
+def coverage_penalty(confidence: torch.Tensor, alpha: float) -> torch.Tensor:
     """
     SCAN's ω: how far each map's mean is from `1 / (1 + alpha)`, in units of the variance a mean of that size can have.
 
@@ -117,7 +117,7 @@ def coverage_penalty(confidence: torch.Tensor, alpha: float = 4.0) -> torch.Tens
 
     Args:
         confidence (`torch.FloatTensor` of shape `(batch_size, height, width)`): In [0, 1].
-        alpha (`float`, *optional*, defaults to 4.0): As in [`confident_reconstruction_loss`].
+        alpha (`float`): As in [`confident_reconstruction_loss`].
 
     Returns:
         `torch.FloatTensor` of shape `(batch_size,)`, at least 0.
@@ -128,7 +128,7 @@ def coverage_penalty(confidence: torch.Tensor, alpha: float = 4.0) -> torch.Tens
 
 
 def confidence_loss(
-    reconstruction: torch.Tensor, image: torch.Tensor, confidence: torch.Tensor, alpha: float = 4.0, lam: float = 0.1
+    reconstruction: torch.Tensor, image: torch.Tensor, confidence: torch.Tensor, alpha: float, lam: float
 ) -> torch.Tensor:
     """
     SCAN's first loss, `(1 + ω) * (MSE + lam) - lam` of each image: reconstruct, with confidence of the right size.
@@ -139,8 +139,8 @@ def confidence_loss(
         reconstruction (`torch.FloatTensor` of shape `(batch_size, channels, height, width)`): The decoder's image.
         image (`torch.FloatTensor` of the same shape): The image to reconstruct, in [-1, 1].
         confidence (`torch.FloatTensor` of shape `(batch_size, height, width)`): In [0, 1].
-        alpha (`float`, *optional*, defaults to 4.0): Sets the mean confidence wanted, `1 / (1 + alpha)`.
-        lam (`float`, *optional*, defaults to 0.1): Keeps ω's weight above 0 where the reconstruction is perfect.
+        alpha (`float`): Sets the mean confidence wanted, `1 / (1 + alpha)`.
+        lam (`float`): Keeps ω's weight above 0 where the reconstruction is perfect.
 
     Returns:
         `torch.FloatTensor` of shape `(batch_size,)`.
@@ -150,7 +150,7 @@ def confidence_loss(
 
 
 def confident_reconstruction_loss(
-    reconstruction: torch.Tensor, image: torch.Tensor, confidence: torch.Tensor, alpha: float = 4.0
+    reconstruction: torch.Tensor, image: torch.Tensor, confidence: torch.Tensor, alpha: float
 ) -> torch.Tensor:
     """
     SCAN's second loss, `mean(alpha * C * e² + (1 - C) * e²)` of each image: confidence costs where the error is high.
@@ -161,7 +161,7 @@ def confident_reconstruction_loss(
         reconstruction (`torch.FloatTensor` of shape `(batch_size, channels, height, width)`): The decoder's image.
         image (`torch.FloatTensor` of the same shape): The image to reconstruct, in [-1, 1].
         confidence (`torch.FloatTensor` of shape `(batch_size, height, width)`): C, in [0, 1].
-        alpha (`float`, *optional*, defaults to 4.0): How much more an error costs where the decoder is confident.
+        alpha (`float`): How much more an error costs where the decoder is confident.
 
     Returns:
         `torch.FloatTensor` of shape `(batch_size,)`.

@@ -69,6 +69,7 @@ __all__ = [
 ]
 
 ORDERS = ("positive", "negative")
+_AUC_D, _DROP, _INSERTION = (PRESETS[name]["default"] for name in ("auc_d", "average_drop", "insertion_deletion"))
 
 
 # ---------------------------------------------------------------------------------------------------------------- area
@@ -151,9 +152,9 @@ def perturbation_curves(
     *,
     target: torch.Tensor | Sequence[int] | int | None = None,
     labels: torch.Tensor | Sequence[int] | None = None,
-    fractions: Sequence[float] = step_fractions(10),
-    score: str = "agreement",
-    fill: str | Sequence[float] = "black",
+    fractions: Sequence[float] = _AUC_D["fractions"],
+    score: str = _AUC_D["score"],
+    fill: str | Sequence[float] = _AUC_D["fill"],
     image_mean: Sequence[float] | None = None,
     image_std: Sequence[float] | None = None,
     orders: Sequence[str] = ORDERS,
@@ -417,9 +418,9 @@ def insertion_deletion(
     saliency: torch.Tensor,
     *,
     target: torch.Tensor | Sequence[int] | int | None = None,
-    steps: int = 28,
-    deletion_fill: str | Sequence[float] = "mean",
-    insertion_fill: str | Sequence[float] = "blur",
+    steps: int = _INSERTION["steps"],
+    deletion_fill: str | Sequence[float] = _INSERTION["deletion_fill"],
+    insertion_fill: str | Sequence[float] = _INSERTION["insertion_fill"],
     image_mean: Sequence[float] | None = None,
     image_std: Sequence[float] | None = None,
     logits: torch.Tensor | None = None,
@@ -554,9 +555,9 @@ def average_drop(
     saliency: torch.Tensor,
     *,
     target: torch.Tensor | Sequence[int] | int | None = None,
-    percents: Sequence[float] = (100, 50, 15),
-    rule: str = "ceil",
-    mask_space: str = "pixel",
+    percents: Sequence[float] = _DROP["percents"],
+    rule: str = _DROP["rule"],
+    mask_space: str = _DROP["mask_space"],
     image_mean: Sequence[float] | None = None,
     image_std: Sequence[float] | None = None,
     logits: torch.Tensor | None = None,

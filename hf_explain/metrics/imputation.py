@@ -29,12 +29,14 @@ from hf_explain.metrics.engine import (
     run_jobs,
     target_name,
 )
+from hf_explain.metrics.presets import PRESETS
 from hf_explain.tensors.checks import check_pixel_values
 from hf_explain.tensors.perturbation import full_size_saliency, pixel_counts, rank_pixels
 from hf_explain.tensors.randomness import image_keys, random_normal
 from hf_explain.tensors.scalars import check_number, check_numbers
 
 
+_DEFAULT = PRESETS["road"]["default"]
 # Fields are worked on in blocks that stay in a CPU core's cache; other devices take everything at once.
 _CPU_BLOCK_BYTES = 2 * 2**20
 _COARSEST_SIDE = 7
@@ -88,9 +90,9 @@ def road(
     *,
     target: torch.Tensor | Sequence[int] | int | None = None,
     labels: torch.Tensor | Sequence[int] | None = None,
-    percents: Sequence[float] = (10, 20, 30, 40, 50, 60, 70, 80, 90),
-    score: str = "probability",
-    noise: float = 0.01,
+    percents: Sequence[float] = _DEFAULT["percents"],
+    score: str = _DEFAULT["score"],
+    noise: float = _DEFAULT["noise"],
     tolerance: float = 2e-3,
     logits: torch.Tensor | None = None,
     seed: int = 0,

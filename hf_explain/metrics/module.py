@@ -16,7 +16,7 @@ import torch
 
 from hf_explain.metrics.engine import Classes, Predict
 from hf_explain.metrics.number import Number, unknown_number
-from hf_explain.metrics.statistics import bootstrap_interval
+from hf_explain.metrics.statistics import CONFIDENCE, RESAMPLES, bootstrap_interval
 from hf_explain.tensors.scalars import check_seed
 
 
@@ -207,8 +207,8 @@ class ColumnMetric(evaluate.Metric, ABC):
         self,
         *,
         protocol: dict[str, Any],
-        confidence: float = 0.95,
-        resamples: int = 1000,
+        confidence: float = CONFIDENCE,
+        resamples: int = RESAMPLES,
         bootstrap_seed: int = 0,
         **columns: list,
     ) -> dict[str, Any]:

@@ -34,44 +34,33 @@ def step_fractions(steps: int, stop: float = 1.0) -> tuple[float, ...]:
     return tuple(round(stop * step / steps, 12) for step in range(steps + 1))
 
 
-# Published settings as data: `auc_d(..., **PRESETS["auc_d"]["chefer"])`.
+# Ours: the model's own top-1, 0...100 % in 10 % steps, area over [0, 1]
+_AUC_D: dict[str, Any] = {"fractions": step_fractions(10), "score": "agreement", "fill": "black"}
+# Chefer et al. 2021: accuracy against labels, 0...90 %, counts rounded down, area not divided by its 0.9
+_CHEFER: dict[str, Any] = {
+    "fractions": step_fractions(9, 0.9),
+    "score": "accuracy",
+    "fill": "black",
+    "rounding": "floor",
+    "normalize": False,
+}
+_LCAM: dict[str, Any] = {"percents": (100, 50, 15), "rule": "ceil", "mask_space": "pixel"}
+_RISE: dict[str, Any] = {"steps": 28, "deletion_fill": "mean", "insertion_fill": "blur"}
+_ROAD: dict[str, Any] = {"percents": (10, 20, 30, 40, 50, 60, 70, 80, 90), "score": "probability", "noise": 0.01}
+
+# Published settings as data: `auc_d(..., **PRESETS["auc_d"]["chefer"])`. What a function does where nothing is said is
+# its "default".
 PRESETS: dict[str, dict[str, dict[str, Any]]] = {
     "auc_d": {
-        # Ours: the model's own top-1, 0...100 % in 10 % steps, area over [0, 1]
-        "default": {"fractions": step_fractions(10), "score": "agreement", "fill": "black"},
-        # Chefer et al. 2021: accuracy against labels, 0...90 %, counts rounded down, area not divided by its 0.9
-        "chefer": {
-            "fractions": step_fractions(9, 0.9),
-            "score": "accuracy",
-            "fill": "black",
-            "rounding": "floor",
-            "normalize": False,
-        },
+        "default": _AUC_D,
+        "chefer": _CHEFER,
         # SCAN 2026: the same after maps are brought to the grid of a ViT-B/16; for CNNs pass grid_size=(7, 7)
-        "scan": {
-            "fractions": step_fractions(9, 0.9),
-            "score": "accuracy",
-            "fill": "black",
-            "rounding": "floor",
-            "normalize": False,
-            "grid_size": (14, 14),
-        },
+        "scan": {**_CHEFER, "grid_size": (14, 14)},
         # RISE 2018: softmax of the top-1, 28 steps (1,792 pixels at 224²), the mean colour
         "rise": {"fractions": step_fractions(28), "score": "probability", "fill": "mean"},
     },
-    # The default of AUC-D with every fill
-    "auc_d_fills": {"default": {"fractions": step_fractions(10), "score": "agreement"}},
-    "average_drop": {
-        "default": {"percents": (100, 50, 15), "rule": "ceil", "mask_space": "pixel"},
-        "lcam": {"percents": (100, 50, 15), "rule": "ceil", "mask_space": "pixel"},
-        "ttame": {"percents": (100, 50, 15), "rule": "quantile", "mask_space": "pixel"},
-    },
-    "insertion_deletion": {
-        "default": {"steps": 28, "deletion_fill": "mean", "insertion_fill": "blur"},
-        "rise": {"steps": 28, "deletion_fill": "mean", "insertion_fill": "blur"},
-    },
-    "road": {
-        "default": {"percents": (10, 20, 30, 40, 50, 60, 70, 80, 90), "score": "probability", "noise": 0.01},
-        "road": {"percents": (10, 20, 30, 40, 50, 60, 70, 80, 90), "score": "accuracy", "noise": 0.01},
-    },
+    "auc_d_fills": {"default": {name: _AUC_D[name] for name in ("fractions", "score")}},
+    "average_drop": {"default": _LCAM, "lcam": _LCAM, "ttame": {**_LCAM, "rule": "quantile"}},
+    "insertion_deletion": {"default": _RISE, "rise": _RISE},
+    "road": {"default": _ROAD, "road": {**_ROAD, "score": "accuracy"}},
 }

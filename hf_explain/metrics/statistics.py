@@ -11,6 +11,8 @@ import torch
 from hf_explain.tensors.scalars import check_count, check_number, check_seed
 
 
+# Of every bootstrap interval, where nothing else is asked for
+CONFIDENCE, RESAMPLES = 0.95, 1000
 # Numbers drawn at once while resampling: 128 MiB of indices, whatever the size of the data set
 _RESAMPLE_BLOCK = 2**24
 
@@ -81,7 +83,7 @@ def win_rate(scores: torch.Tensor, other: torch.Tensor, *, higher_is_better: boo
 
 
 def bootstrap_interval(
-    values: torch.Tensor, confidence: float = 0.95, resamples: int = 1000, seed: int = 0
+    values: torch.Tensor, confidence: float = CONFIDENCE, resamples: int = RESAMPLES, seed: int = 0
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """
     Confidence interval of a mean over images, by resampling the images (percentile bootstrap).

@@ -8,9 +8,11 @@ import torch
 from safetensors.torch import load_file
 
 from hf_explain.heads.losses import area_loss, cross_entropy, ranked_masks, removal_loss, variation_loss
+from hf_explain.heads.modeling_mask_trained import MaskTrainedConfig
 
 
 GOLDEN = load_file(Path(__file__).parents[1] / "golden" / "tame_loss.safetensors")
+RELEASED = MaskTrainedConfig()  # its defaults are the constants of the released code
 
 
 def close(found, expected):
@@ -20,9 +22,9 @@ def close(found, expected):
 def test_released_terms_own():
     masks, batch_size = GOLDEN["masks"], len(GOLDEN["labels"])
     terms = (
-        1.5 * cross_entropy(GOLDEN["logits"], GOLDEN["labels"]),
-        2.0 * area_loss(masks),
-        0.01 * variation_loss(masks, batch_size),
+        RELEASED.ce_weight * cross_entropy(GOLDEN["logits"], GOLDEN["labels"]),
+        RELEASED.area_weight * area_loss(masks, RELEASED.area_power, RELEASED.area_epsilon),
+        RELEASED.variation_weight * variation_loss(masks, batch_size, RELEASED.border_weight),
     )
     for found, name in zip(terms, ("weighted_cross_entropy", "weighted_area", "weighted_variation")):
         close(found, GOLDEN[name])
@@ -32,9 +34,9 @@ def test_released_terms_own():
 def test_released_terms_batch():
     masks, batch_size = GOLDEN["pair_masks"], len(GOLDEN["labels"])
     terms = (
-        1.5 * cross_entropy(GOLDEN["logits"], GOLDEN["labels"]),
-        2.0 * area_loss(masks),
-        0.01 * variation_loss(masks, batch_size),
+        RELEASED.ce_weight * cross_entropy(GOLDEN["logits"], GOLDEN["labels"]),
+        RELEASED.area_weight * area_loss(masks, RELEASED.area_power, RELEASED.area_epsilon),
+        RELEASED.variation_weight * variation_loss(masks, batch_size, RELEASED.border_weight),
     )
     for found, name in zip(terms, ("weighted_cross_entropy", "pair_weighted_area", "pair_weighted_variation")):
         close(found, GOLDEN[name])
@@ -74,15 +76,15 @@ def test_terms_against_plain_loops(shape):
 
 def test_gradients():
     maps = torch.rand(2, 3, 4, generator=torch.Generator().manual_seed(0), dtype=torch.float64).requires_grad_()
-    assert torch.autograd.gradcheck(area_loss, maps)
-    assert torch.autograd.gradcheck(lambda m: variation_loss(m, 2), maps)
+    assert torch.autograd.gradcheck(lambda m: area_loss(m, 0.3, 5e-4), maps)
+    assert torch.autograd.gradcheck(lambda m: variation_loss(m, 2, 0.3), maps)
     logits = torch.randn(3, 4, generator=torch.Generator().manual_seed(0), dtype=torch.float64).requires_grad_()
     assert torch.autograd.gradcheck(lambda values: removal_loss(values, torch.tensor([0, 3, 1])), logits)
 
 
 def test_area_gradient_is_finite_at_zero():
     maps = torch.zeros(1, 2, 2, requires_grad=True)
-    area_loss(maps).backward()
+    area_loss(maps, RELEASED.area_power, RELEASED.area_epsilon).backward()
     assert maps.grad.isfinite().all() and (maps.grad > 0).all()
 
 
@@ -119,7 +121,7 @@ def test_ranked_masks_keep_the_most_salient_part_asked_for():
 
 def test_ranked_masks_of_a_map_without_contrast():
     maps = torch.full((2, 3, 3), 4.0, requires_grad=True)
-    masks = ranked_masks(maps, torch.tensor([0.2, 0.9]))
+    masks = ranked_masks(maps, torch.tensor([0.2, 0.9]), 0.3)
     assert (masks == 0.5).all()
     masks.sum().backward()
     assert maps.grad.isfinite().all()
@@ -128,7 +130,7 @@ def test_ranked_masks_of_a_map_without_contrast():
 def test_gradient_of_ranked_masks():
     maps = torch.randn(2, 3, 4, generator=torch.Generator().manual_seed(1), dtype=torch.float64, requires_grad=True)
     area = torch.tensor([0.35, 0.8], dtype=torch.float64)
-    assert torch.autograd.gradcheck(lambda values: ranked_masks(values, area), maps)
+    assert torch.autograd.gradcheck(lambda values: ranked_masks(values, area, 0.3), maps)
 
 
 def test_cross_entropy_in_float32_whatever_comes():

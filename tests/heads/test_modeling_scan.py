@@ -19,7 +19,7 @@ from transformers import ViTConfig, ViTForImageClassification
 
 from hf_explain.classifiers.frozen_classifier import FrozenClassifier
 from hf_explain.heads.losses import confidence_loss, confident_reconstruction_loss, coverage_penalty
-from hf_explain.heads.scan import ScanForSaliency
+from hf_explain.heads.scan import ScanConfig, ScanForSaliency
 from hf_explain.heads.scan.decoders import AttentionBlock, CnnDecoder, TransformerDecoder, default_widths
 from hf_explain.heads.scan.modeling_scan import confidence_of, positive_percentile
 
@@ -61,12 +61,12 @@ def test_the_contribution_preset(family, layer, percentile, levels):
 
 def test_golden_losses():
     decoded, target = GOLDEN["decoder_output_conf_first"], GOLDEN["target"]
-    confidence, reconstruction = confidence_of(decoded[:, 0]), decoded[:, 1:]
+    confidence, reconstruction = confidence_of(decoded[:, 0], ScanConfig.activation), decoded[:, 1:]
     close = {"rtol": 1e-5, "atol": 1e-6}
     torch.testing.assert_close(confidence, GOLDEN["confidence"][:, 0], **close)
-    torch.testing.assert_close(coverage_penalty(confidence, 4.0), GOLDEN["omega"], **close)
-    first = confidence_loss(reconstruction, target, confidence, 4.0, 0.1)
-    second = confident_reconstruction_loss(reconstruction, target, confidence, 4.0)
+    torch.testing.assert_close(coverage_penalty(confidence, ScanConfig.alpha), GOLDEN["omega"], **close)
+    first = confidence_loss(reconstruction, target, confidence, ScanConfig.alpha, ScanConfig.lam)
+    second = confident_reconstruction_loss(reconstruction, target, confidence, ScanConfig.alpha)
     torch.testing.assert_close(first, GOLDEN["confidence_loss"], **close)
     torch.testing.assert_close(second, GOLDEN["reconstruction_loss"], **close)
     torch.testing.assert_close((first + second).mean()[None], GOLDEN["total"], **close)
@@ -83,7 +83,8 @@ def test_losses_of_extreme_maps_are_finite():
     image = torch.randn(2, 3, 4, 4)
     for value in (0.0, 1.0):
         confidence = torch.full((2, 4, 4), value, requires_grad=True)
-        loss = confidence_loss(image + 1, image, confidence) + confident_reconstruction_loss(image, image, confidence)
+        loss = confidence_loss(image + 1, image, confidence, 4.0, 0.1)
+        loss = loss + confident_reconstruction_loss(image, image, confidence, 4.0)
         loss.sum().backward()
         assert loss.isfinite().all() and confidence.grad.isfinite().all()
 
@@ -357,8 +358,7 @@ def test_widths_are_the_papers():
 @pytest.mark.parametrize("decoder", ["cnn", "transformer"])
 def test_decoders_reach_every_power_of_two(decoder, levels):
     widths = default_widths(decoder, levels, 2)
-    build = CnnDecoder if decoder == "cnn" else TransformerDecoder
-    module = build(6, widths, 4)
+    module = CnnDecoder(6, widths, 4, 2) if decoder == "cnn" else TransformerDecoder(6, widths, 4, 2, 4, 12)
     tokens = torch.randn(2, 1, 6) if decoder == "transformer" else None
     assert module(torch.randn(2, 6, 2, 3), tokens).shape == (2, 4, 2 * 2**levels, 3 * 2**levels)
 

@@ -79,10 +79,10 @@ class CnnDecoder(nn.Module):
         channels (`int`): Of the tapped layer.
         widths (sequence of `int`): Of every level, from the grid to full resolution.
         outputs (`int`): Channels made: those of the image and the confidence.
-        num_residual_modules (`int`, *optional*, defaults to 2): Per level.
+        num_residual_modules (`int`): Per level.
     """
 
-    def __init__(self, channels: int, widths: Sequence[int], outputs: int, num_residual_modules: int = 2):
+    def __init__(self, channels: int, widths: Sequence[int], outputs: int, num_residual_modules: int):
         super().__init__()
         self.projection = nn.Conv2d(channels, widths[0], kernel_size=1)
         self.modules_per_level = nn.ModuleList(
@@ -129,9 +129,9 @@ class TransformerDecoder(nn.Module):
         channels (`int`): Of the tapped layer: its hidden size.
         widths (sequence of `int`): Of every level, from coarse to full resolution.
         outputs (`int`): Channels made: those of the image and the confidence.
-        num_residual_modules (`int`, *optional*, defaults to 2): Per level.
-        num_attention_blocks (`int`, *optional*, defaults to 4): Blocks.
-        num_attention_heads (`int`, *optional*, defaults to 12): Heads, at most.
+        num_residual_modules (`int`): Per level.
+        num_attention_blocks (`int`): Blocks.
+        num_attention_heads (`int`): Heads, at most.
     """
 
     def __init__(
@@ -139,9 +139,9 @@ class TransformerDecoder(nn.Module):
         channels: int,
         widths: Sequence[int],
         outputs: int,
-        num_residual_modules: int = 2,
-        num_attention_blocks: int = 4,
-        num_attention_heads: int = 12,
+        num_residual_modules: int,
+        num_attention_blocks: int,
+        num_attention_heads: int,
     ):
         super().__init__()
         self.blocks = nn.Sequential(

@@ -388,13 +388,13 @@ def positive_percentile(values: torch.Tensor, percentile: torch.Tensor) -> torch
     return torch.where(positive > 0, torch.lerp(lower, upper, (position - low).float()), float("inf"))
 
 
-def confidence_of(raw: torch.Tensor, activation: str = "sine") -> torch.Tensor:
+def confidence_of(raw: torch.Tensor, activation: str) -> torch.Tensor:
     """
     The decoder's confidence channel in [0, 1].
 
     Args:
         raw (`torch.Tensor`): z, unbounded.
-        activation (`str`, *optional*, defaults to `"sine"`): `"sine"`,
+        activation (`str`): `"sine"`,
             `(sign(z) * sin(2π|z| / (8 + 0.15|z|)) + 1) / 2`, or `"sigmoid"`.
 
     Returns:

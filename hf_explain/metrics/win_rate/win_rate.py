@@ -6,6 +6,7 @@ import evaluate
 from hf_explain.metrics.functional import win_rate
 from hf_explain.metrics.module import ColumnMetric
 from hf_explain.metrics.number import Number
+from hf_explain.metrics.statistics import CONFIDENCE, RESAMPLES
 
 
 _DESCRIPTION = """
@@ -92,8 +93,8 @@ class WinRate(ColumnMetric):
         *,
         protocol,
         higher_is_better=None,
-        confidence=0.95,
-        resamples=1000,
+        confidence=CONFIDENCE,
+        resamples=RESAMPLES,
         bootstrap_seed=0,
         **columns,
     ):
