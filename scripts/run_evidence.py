@@ -27,8 +27,11 @@ from statistics import mean, stdev
 from typing import Any
 
 from hf_explain.classifiers.frozen_classifier import FrozenClassifier
+from hf_explain.evaluation.results import Column, Comparison, ExplainerResult
 from hf_explain.io.files import write_atomically
+from hf_explain.metrics import metric_numbers, names
 from hf_explain.registry import CONTROLS, METHODS, SLOW_METHODS, methods_for
+from hf_explain.tensors.perturbation import FILLS
 
 
 Head = tuple[str, str | None, dict[str, Any]]  # kind, preset, fields of its config
@@ -80,16 +83,16 @@ TITLES = {
 RECORD = "training_record.json"
 COMPARISON = "results.json"
 SCRIPT = "run.sh"
-# The columns of the tables: metric, number, heading, decimals; a comparison shows those of the metrics it measured
-COLUMNS = (
-    ("auc_d", "auc_d", "AUC-D", 1),
-    ("auc_d_fills", "auc_d_fills", "AUC-D, three fills", 1),
-    *(("auc_d_fills", f"auc_d_fill_{fill}", fill, 1) for fill in ("black", "mean", "blur")),
-    *(("average_drop", f"average_drop_{v}", f"AD {v}", 1) for v in (100, 50, 15)),
-    *(("average_drop", f"increase_in_confidence_{v}", f"IC {v}", 1) for v in (100, 50, 15)),
-    ("insertion_deletion", "insertion_auc", "insertion", 3),
-    ("insertion_deletion", "deletion_auc", "deletion", 3),
-    ("road", "road", "ROAD", 3),
+# The numbers in the tables, in this order; what they are called and how exact they are stands with their metrics
+SHOWN = (
+    "auc_d",
+    "auc_d_fills",
+    *(f"auc_d_fill_{fill}" for fill in FILLS),
+    "average_drop",
+    "increase_in_confidence",
+    "insertion_auc",
+    "deletion_auc",
+    "road",
 )
 
 
@@ -214,8 +217,8 @@ def compare(classifier: str, trained: dict[str, Path], directory: Path, args) ->
     words.append("--no_progress")
     asked = (directory / COMPARISON).is_file() and (directory / SCRIPT).is_file() and (directory / SCRIPT).read_text()
     if asked == command("evaluate", words):
-        explainers = json.loads((directory / COMPARISON).read_text())["explainers"]
-        if not any("error" in result for result in explainers.values()):
+        comparison = read_comparison(directory / COMPARISON)
+        if comparison.measured.keys() == comparison.explainers.keys():
             return True
     return run("evaluate", words, directory)  # what it has measured of this comparison, it does not measure again
 
@@ -235,43 +238,57 @@ def evaluate_all(args) -> bool:
 
 def table(args) -> bool:
     """`table.md`: per comparison, every explainer; several seeds of a head as mean ± standard deviation."""
-    lines = []
+    lines: list[str] = []
+    directions: dict[str, bool | None] = {}
     for file in sorted(args.output_dir.glob(f"*/{args.comparison}/{COMPARISON}")):
-        comparison = json.loads(file.read_text())
+        comparison = read_comparison(file)
         rows = by_explainer(comparison)
-        columns = [column for column in COLUMNS if all(column[0] in one for found in rows.values() for one in found)]
+        columns = [column for key in SHOWN for column in comparison.distinct_columns() if column.number.key == key]
+        measured = [one for found in rows.values() for one in found]
+        columns = [column for column in columns if all(has_number(one, column) for one in measured)]
         if not columns:
             continue
-        lines += [f"\n### {file.parent.parent.name}, {file.parent.name}: {comparison['classifier']['id']}\n"]
-        headings = [column[2] for column in columns]
+        directions |= {one.number.heading or one.number.name: one.number.higher_is_better for one in columns}
+        lines += [f"\n### {file.parent.parent.name}, {file.parent.name}: {comparison.classifier['id']}\n"]
+        headings = [column.number.heading_of(column.key) for column in columns]
         lines += ["| explainer | images | " + " | ".join([*headings, "ms/image", "passes"]) + " |"]
         lines += ["|---" + "|---:" * (len(headings) + 3) + "|"]
-        metric, first, *_ = columns[0]
-        for name, results in sorted(rows.items(), key=lambda row: -mean(one[metric][first] for one in row[1])):
-            cells = [name, str(results[0]["num_images"])]
-            cells += [spread([one[metric][key] for one in results], digits) for metric, key, _, digits in columns]
-            cells.append(f"{1000 * mean(one['seconds_per_image'] for one in results):.1f}")
-            cells.append(f"{results[0]['forward_passes_per_image']:g}")
+        for name, results in sorted(rows.items(), key=lambda row: -mean(values(row[1], columns[0]))):
+            cells = [name, str(results[0].num_images)]
+            cells += [spread(values(results, column), column.number.decimals) for column in columns]
+            cells.append(f"{1000 * mean(one.seconds_per_image for one in results):.1f}")
+            cells.append(f"{results[0].forward_passes_per_image:g}")
             lines.append(f"| {' | '.join(cells)} |")
     if not lines:
         raise SystemExit(f"error: --output_dir {str(args.output_dir)!r} has no comparison; run `evaluate` first.")
+    better = {"Higher": [], "Lower": []}
+    for name, higher in directions.items():
+        better["Higher" if higher else "Lower"].append(name)
     legend = (
-        "# Every explainer on every classifier\n\nAUC-D, IC, insertion and ROAD: higher is better; AD and deletion: "
-        "lower is better. Several seeds: mean ± standard deviation. ms/image and passes: of the explanation alone. "
-        "Printed by `scripts/run_evidence.py table`."
+        "# Every explainer on every classifier\n\n"
+        + "".join(f"{word} is better: {'; '.join(found)}. " for word, found in better.items() if found)
+        + "Several seeds: mean ± standard deviation. ms/image and passes: of the explanation alone. Printed by "
+        "`scripts/run_evidence.py table`."
     )
     write_atomically(args.output_dir / "table.md", "\n".join([legend, *lines]).encode() + b"\n")
     print((args.output_dir / "table.md").read_text())
     return True
 
 
-def by_explainer(comparison: dict[str, Any]) -> dict[str, list[dict[str, Any]]]:
+def read_comparison(file: Path) -> Comparison:
+    return Comparison.from_json(json.loads(file.read_text()))
+
+
+def by_explainer(comparison: Comparison) -> dict[str, list[ExplainerResult]]:
     """The results of every explainer that has some: those of a head's seeds together."""
-    rows: dict[str, list[dict[str, Any]]] = {}
-    for name, result in comparison["explainers"].items():
-        if "error" not in result:
-            rows.setdefault(name.rpartition("-seed")[0] or name, []).append(result)
+    rows: dict[str, list[ExplainerResult]] = {}
+    for name, result in comparison.measured.items():
+        rows.setdefault(name.rpartition("-seed")[0] or name, []).append(result)
     return rows
+
+
+def values(results: list[ExplainerResult], column: Column) -> list[float]:
+    return [result.metrics[column.metric].numbers[column.key] for result in results]
 
 
 def spread(values: list[float], digits: int) -> str:
@@ -281,17 +298,19 @@ def spread(values: list[float], digits: int) -> str:
 
 def summary(args) -> bool:
     """`summary.md`: a row an explainer, a column a classifier, in each cell `--numbers`, of several comparisons."""
-    known = {key: (metric, digits) for metric, key, _, digits in COLUMNS} | {"sanity": ("sanity", 0)}
-    numbers = []  # (comparison, metric, key, digits)
+    known = {number.key: Column(metric, number.key, number) for metric in names() for number in metric_numbers(metric)}
+    numbers: list[tuple[str, Column | None]] = []  # comparison and number; None for the sanity checks
     for entry in args.numbers:
         directory, _, key = entry.rpartition("/")
-        if not directory or key not in known:
-            raise SystemExit(f"error: --numbers {entry!r} is not COMPARISON/NUMBER with one of {', '.join(known)}.")
-        numbers.append((directory, known[key][0], key, known[key][1]))
-    found: dict[tuple[str, str], dict[str, list[dict[str, Any]]]] = {}
-    for directory in dict.fromkeys(directory for directory, *_ in numbers):
+        column = next((one._replace(key=key) for one in known.values() if one.number.describes(key)), None)
+        if not directory or column is None and key != "sanity":
+            listed = ", ".join([*known, "sanity"])
+            raise SystemExit(f"error: --numbers {entry!r} is not COMPARISON/NUMBER with one of {listed}.")
+        numbers.append((directory, column))
+    found: dict[tuple[str, str], dict[str, list[ExplainerResult]]] = {}
+    for directory in dict.fromkeys(directory for directory, _ in numbers):
         for file in sorted(args.output_dir.glob(f"*/{directory}/{COMPARISON}")):
-            found[file.parent.parent.name, directory] = by_explainer(json.loads(file.read_text()))
+            found[file.parent.parent.name, directory] = by_explainer(read_comparison(file))
     if not found:
         raise SystemExit(f"error: --output_dir {str(args.output_dir)!r} has none of --numbers; run `evaluate` first.")
     families = list(args.classifiers) or sorted({family for family, _ in found})
@@ -300,23 +319,14 @@ def summary(args) -> bool:
         cells, costs = [], []
         for family in families:
             cell, options = [], None
-            for place, (directory, metric, key, digits) in enumerate(numbers):
+            for place, (directory, column) in enumerate(numbers):
                 results = found.get((family, directory), {}).get(name, [])
-                own = [result["explainer"].get("method_options") for result in results[:1]]
+                own = [result.explainer.get("method_options") for result in results[:1]]
                 options = own if options in (None, []) else options
-                if own != options or not all(metric in result for result in results):
+                if own != options or not all(has_number(result, column) for result in results):
                     results = []  # with other options it is another explainer
-                if not results:
-                    text = "–"
-                elif key == "sanity":
-                    text = failed_checks(results)
-                else:
-                    text = spread([result[metric][key] for result in results], digits)
-                if args.intervals and place == 0 and len(results) == 1 and key != "sanity":
-                    low, high = results[0][metric][f"{key}_interval"]
-                    text += f" [{low:.{digits}f}, {high:.{digits}f}]"
-                cell.append(text)
-                costs += [(one["forward_passes_per_image"], one["tail_passes_per_image"]) for one in results]
+                cell.append(summary_cell(results, column, args.intervals and place == 0))
+                costs += [(one.forward_passes_per_image, one.tail_passes_per_image) for one in results]
             cells.append("–" if set(cell) == {"–"} else " · ".join(cell))
         cells.insert(0, passes(costs))
         lines.append(f"| {TITLES.get(name, f'`{name}`')} | {' | '.join(cells)} |")
@@ -325,9 +335,26 @@ def summary(args) -> bool:
     return True
 
 
-def failed_checks(results: list[dict[str, Any]]) -> str:
+def has_number(result: ExplainerResult, column: Column | None) -> bool:
+    return result.sanity is not None if column is None else result.value(column.metric, column.key) is not None
+
+
+def summary_cell(results: list[ExplainerResult], column: Column | None, with_interval: bool) -> str:
+    """One number of the results of one explainer, or the sanity checks."""
+    if not results:
+        return "–"
+    if column is None:
+        return failed_checks(results)
+    text = spread(values(results, column), column.number.decimals)
+    interval = results[0].interval(column.metric, column.key)
+    if with_interval and len(results) == 1 and interval is not None:
+        text += " [{:.{digits}f}, {:.{digits}f}]".format(*interval, digits=column.number.decimals)
+    return text
+
+
+def failed_checks(results: list[ExplainerResult]) -> str:
     """The sanity checks that one of the results at least failed."""
-    checks = [check for result in results for check in result["sanity"]["checks"].items()]
+    checks = [check for result in results if result.sanity for check in result.sanity.checks.items()]
     failed = dict.fromkeys(name.replace("_", " ") for name, check in checks if not check.get("passed", True))
     return f"fails: {', '.join(failed)}" if failed else "passes"
 

@@ -112,6 +112,7 @@ def test_evidence_is_trained_measured_and_tabled_once(evidence, tmp_path, capsys
     curves = table.partition("### resnet, comparison-curves")[2]
     assert "| insertion | deletion |" in curves and "AUC-D" not in curves
     assert "AUC-D | AD 100" in table.partition("### resnet, comparison:")[2]
+    assert "Higher is better: AUC-D; IC; insertion. Lower is better: AD; deletion. " in table
 
 
 def test_evidence_summary_puts_classifiers_side_by_side(evidence, tmp_path, capsys):
