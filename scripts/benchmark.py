@@ -111,10 +111,6 @@ class Bench:
 
     # ------------------------------------------------------------------ floors
 
-    def classify(self):
-        with torch.no_grad():
-            self.classifier(self.pixel_values)
-
     def input_step(self, copies: int = 1):
         """The classifier's own share of a step that asks about so many masked copies of the images in one pass."""
         with torch.no_grad():

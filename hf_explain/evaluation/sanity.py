@@ -118,16 +118,9 @@ def check_explainer(
         "fall_of_auc_d": (own_score - images.score(other)).mean().item(),
     }
     checks = {
-        "random_weights": {
-            **full,
-            "passed": abs(full["similarity"]) <= THRESHOLDS["max_similarity_random_weights"]
-            and (full["gain_kept"] is None or full["gain_kept"] <= THRESHOLDS["max_gain_kept_random_weights"]),
-        },
-        "random_label": {
-            **label,
-            "passed": label["similarity"] <= THRESHOLDS["max_similarity_random_label"] and label["fall_of_auc_d"] > 0,
-        },
-        "random_map": {"gain_of_auc_d": gain, "gain_low": low, "passed": low > 0},
+        "random_weights": full,
+        "random_label": label,
+        "random_map": {"gain_of_auc_d": gain, "gain_low": low},
         "centre": {"gain_of_auc_d": (own_score - centre_score).mean().item()},
     }
     return SanityResult(
@@ -248,7 +241,14 @@ def _ranks(maps: torch.Tensor) -> torch.Tensor:
 
 
 def _judge(checks) -> dict[str, Any]:
+    """Says in each of the `checks` whether it is passed, and gives the verdict on all of them."""
     weights, label, random_map = (checks[name] for name in ("random_weights", "random_label", "random_map"))
+    # an opposite map is no less the map of before
+    weights["passed"] = abs(weights["similarity"]) <= THRESHOLDS["max_similarity_random_weights"] and (
+        weights["gain_kept"] is None or weights["gain_kept"] <= THRESHOLDS["max_gain_kept_random_weights"]
+    )
+    label["passed"] = label["similarity"] <= THRESHOLDS["max_similarity_random_label"] and label["fall_of_auc_d"] > 0
+    random_map["passed"] = random_map["gain_low"] > 0
     reasons = []
     if not weights["passed"]:
         kept = "" if weights["gain_kept"] is None else f", {100 * weights['gain_kept']:.0f} % of its gain kept"

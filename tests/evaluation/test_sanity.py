@@ -8,7 +8,10 @@ from testing_common import assert_unchanged, snapshot, tiny_classifier, tiny_mod
 from testing_training import processor
 
 from hf_explain import FrozenClassifier, LCamForSaliency
-from hf_explain.evaluation.sanity import check_sanity, redraw_from_the_top, similarity
+from hf_explain.evaluation.sanity import _judge, check_sanity, redraw_from_the_top, similarity
+from hf_explain.methods.cam import gradcam
+from hf_explain.methods.controls import centre
+from hf_explain.registry import METHODS
 
 
 def pictures(count):
@@ -67,6 +70,66 @@ def test_a_method_that_looks_at_the_classifier_passes():
     assert result["own_auc_d"] > 50 > result["cascade"][-1]["auc_d"]
 
 
+@pytest.mark.parametrize(
+    ("check", "found", "passed"),
+    [
+        ("random_weights", {"similarity": 0.5, "gain_kept": 0.5}, True),
+        ("random_weights", {"similarity": 0.51}, False),
+        ("random_weights", {"similarity": -0.51}, False),
+        ("random_weights", {"gain_kept": 0.51}, False),
+        ("random_weights", {"gain_kept": -2.0}, True),
+        ("random_weights", {"gain_kept": None}, True),
+        ("random_label", {"similarity": 0.9, "fall_of_auc_d": 0.1}, True),
+        ("random_label", {"similarity": -0.95}, True),
+        ("random_label", {"similarity": 0.91}, False),
+        ("random_label", {"fall_of_auc_d": 0.0}, False),
+        ("random_map", {"gain_low": 0.1}, True),
+        ("random_map", {"gain_low": 0.0}, False),  # on average better, but not surely
+    ],
+)
+def test_where_the_line_is(check, found, passed):
+    checks = {
+        "random_weights": {"similarity": 0.1, "auc_d": 1.0, "gain_kept": 0.1},
+        "random_label": {"similarity": 0.1, "fall_of_auc_d": 5.0},
+        "random_map": {"gain_of_auc_d": 10.0, "gain_low": 5.0},
+        "centre": {"gain_of_auc_d": 1.0},
+    }
+    checks[check] |= found
+    verdict = _judge(checks)
+    assert verdict["passed"] == passed == (verdict["verdict"] == "passes")
+    told = {name: entry["passed"] for name, entry in checks.items() if name != "centre"}
+    assert told == {**dict.fromkeys(told, True), check: passed}
+
+
+def test_maps_worse_than_random_have_no_gain_to_keep(monkeypatch):
+    def inverse(classifier, pixel_values, target=None):
+        output = gradcam(classifier, pixel_values, target)
+        output.saliency = 1 - output.saliency
+        return output
+
+    monkeypatch.setitem(METHODS, "inverse", inverse)
+    classifier = FrozenClassifier(Colours(), image_size=(32, 32), image_processor=processor(32))
+    result = check_sanity(classifier, coloured_squares(4), method="inverse")
+    assert result["checks"]["random_map"]["gain_of_auc_d"] < 0
+    assert {step["gain_kept"] for step in result["cascade"]} == {None}
+    assert not result["passed"] and "no better than random maps" in result["verdict"]
+
+
+def test_the_other_class_is_another_one(monkeypatch, tmp_path):
+    asked = []
+
+    def spy(classifier, pixel_values, target=None):
+        asked.append(target)
+        return centre(classifier, pixel_values, target)
+
+    monkeypatch.setitem(METHODS, "spy", spy)
+    classifier = FrozenClassifier(
+        tiny_model("resnet", num_labels=2), image_processor=tiny_processor("resnet", tmp_path)
+    )
+    check_sanity(classifier, pictures(12), method="spy", batch_size=12)
+    assert torch.equal(asked[-1], 1 - asked[0])  # of two classes there is one other
+
+
 def test_nothing_changes_and_the_seed_decides(classifier):
     torch.manual_seed(0)
     head = LCamForSaliency.from_classifier(classifier, variant="img").eval()
@@ -92,8 +155,10 @@ def test_weights_are_redrawn_from_the_top(family):
     assert changed and all(name.startswith(("classifier", "cls_classifier")) for name in changed)
     list(steps)
     for name, parameter in model.named_parameters():
-        if before[name].std(correction=0) > 0:
+        spread = before[name].std(correction=0)
+        if spread > 0:
             assert not torch.equal(parameter, before[name]), name
+            assert (parameter.mean() - before[name].mean()).abs() < 4 * spread / parameter.numel() ** 0.5, name
     assert FrozenClassifier(model)(torch.randn(2, 3, 64 if family in ("convnext", "resnet") else 32, 64 if family in (
         "convnext", "resnet") else 32)).isfinite().all()  # fmt: skip
 
@@ -108,6 +173,9 @@ def test_similarity_is_spearmans(classifier):
     assert similarity([maps[:2], maps[2:]], [others[:2], others[2:]]) == pytest.approx(expected, abs=1e-9)
     assert similarity([maps], [torch.zeros_like(maps)]) == 0
     assert similarity([maps], [2 * maps + 1]) == pytest.approx(1)
+    large, noisy = (torch.rand(2, 56, 84, generator=generator) for _ in range(2))
+    pooled = [torch.nn.functional.avg_pool2d(one, (2, 3)) for one in (large, noisy)]
+    assert similarity([large], [noisy]) == similarity([pooled[0]], [pooled[1]])  # the noise of pixels is no structure
 
 
 def test_one_class_has_no_other(tmp_path):
