@@ -13,6 +13,7 @@ from transformers.models.auto.configuration_auto import CONFIG_MAPPING_NAMES
 
 from hf_explain.classifiers.frozen_classifier import FrozenClassifier
 from hf_explain.heads import lcam, scan, ttame
+from hf_explain.heads.configuration_explainer import ExplainerConfig
 from hf_explain.heads.entry import Head
 from hf_explain.heads.modeling_explainer import ExplainerPreTrainedModel
 from hf_explain.io.downloads import HUB_OPTIONS, hub_errors, pin_revision, whole_downloads
@@ -152,9 +153,11 @@ def register_head(head: Head) -> None:
     if not (isinstance(head.model, type) and issubclass(head.model, ExplainerPreTrainedModel)):
         raise TypeError(f"`head.model` must be a subclass of ExplainerPreTrainedModel, got {head.model!r}.")
     name = head.model_type
-    taken = HEADS[name].model if name in HEADS else CONFIG_MAPPING_NAMES.get(name)
-    if taken is not None and taken is not head.model:
-        owner = taken if isinstance(taken, str) else taken.__name__
+    owners = {**CONFIG_MAPPING_NAMES, ExplainerConfig.model_type: ExplainerConfig.__name__}
+    owner = owners.get(name)
+    if name in HEADS and HEADS[name].model is not head.model:
+        owner = HEADS[name].model.__name__
+    if owner is not None:
         raise ValueError(f"`head` has model_type {name!r}, which is {owner}'s; give its configuration another one.")
     AutoConfig.register(name, head.config, exist_ok=True)
     AutoModel.register(head.config, head.model, exist_ok=True)

@@ -1,5 +1,6 @@
 """The registry: a head from outside the package goes everywhere the package's own heads go."""
 
+import dataclasses
 import importlib
 import json
 import re
@@ -135,7 +136,11 @@ def test_heads_that_cannot_be_registered(outside):
     (entry,) = (head for head in HEADS.values() if head.model is outside.OutsideForSaliency)
     register_head(entry)  # a second time changes nothing
     assert HEADS["outside"] is entry
-    for name, owner in (("lcam", "LCamForSaliency"), ("vit", "ViTConfig")):
+    for name, owner in (
+        ("lcam", "LCamForSaliency"),
+        ("vit", "ViTConfig"),
+        ("saliency_explainer", "ExplainerConfig"),  # of the base class: it has none of its own
+    ):
         entry.config.model_type = name
         with pytest.raises(ValueError, match=f"`head` has model_type '{name}', which is {owner}'s; give its config"):
             register_head(entry)
@@ -143,6 +148,23 @@ def test_heads_that_cannot_be_registered(outside):
     object.__setattr__(entry, "model", torch.nn.Linear)
     with pytest.raises(TypeError, match="`head.model` must be a subclass of ExplainerPreTrainedModel"):
         register_head(entry)
+
+
+@pytest.mark.parametrize("head", HEADS.values(), ids=HEADS)
+def test_a_title_tells_what_is_not_in_the_paper(head):
+    assert set(head.config.additions) <= {field.name for field in dataclasses.fields(head.config)}
+    assert "not in the paper" not in head.title(head.config().to_dict())
+    for fields in ({"variant": "fm"}, {"variant": None}, {}):
+        assert head.title(fields) == ("L-CAM-Fm" if fields.get("variant") and head.variants else head.name)
+    for fields in head.model.presets.values():
+        assert head.title(fields).endswith("; not in the paper)")
+
+
+def test_the_order_of_additions():
+    ttame = HEADS["ttame"]
+    added = "drawn fills, contrast of its own and context"
+    assert added in ttame.title({"context_size": 3, "contrast": 2.0, "mask_fills": ["black"]})
+    assert ttame.title({"context_size": 1, "contrast": None, "removal_weight": 0}) == "T-TAME"
 
 
 def test_what_is_known_of_the_methods():

@@ -56,7 +56,7 @@ class Head:
         Args:
             config (`dict`): The head's configuration, as config.json has it.
         """
-        title = self.variants.get(config.get("variant"), self.name)
+        title = self.variants.get(config.get("variant", ""), self.name)
         added = [
             words
             for name, words in self.config.additions.items()

@@ -10,6 +10,7 @@ import torch
 from hf_explain.apps.quickstart.classifier import load_pixels
 from hf_explain.apps.quickstart.data import BIASED_LABEL, TRAINING_CUE_RATE
 from hf_explain.metrics.functional import PRESETS, auc_d, average_drop
+from hf_explain.registry import CONTROLS
 
 
 # Column name to the pipeline's `method`; the head needs none
@@ -89,7 +90,7 @@ def measure(pipe, dataset, explained, seed: int) -> tuple[dict[str, Any], dict[s
 
 def _checks(rows: dict[str, dict[str, Any]]) -> dict[str, bool]:
     checks = {}
-    for control in ("random", "centre"):
+    for control in CONTROLS:
         for key, words in (("auc_d", "AUC-D"), ("object_overlap", "overlap with the object")):
             checks[f"{HEAD} beats {control} on {words}"] = rows[HEAD][key] > rows[control][key]
     return checks
