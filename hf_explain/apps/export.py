@@ -39,7 +39,15 @@ from hf_explain.apps.export_inputs import (
 )
 from hf_explain.classifiers.fingerprint import fingerprint
 from hf_explain.io.datasets import LabelReader
-from hf_explain.io.files import LOCK_FILE, check_writable, lock_directory, remove_leftovers, write_atomically
+from hf_explain.io.files import (
+    LOCK_FILE,
+    check_writable,
+    lock_directory,
+    read_json_file,
+    remove_leftovers,
+    write_atomically,
+    write_json_file,
+)
 from hf_explain.io.paths import public_name
 from hf_explain.io.processes import check_launched, on_main_process, package_versions
 from hf_explain.pipeline import SaliencyPipeline
@@ -224,7 +232,7 @@ def _prepare(output_dir: Path, args: ExportArguments, source: ExportSource, pipe
     settings = _settings(args, source, pipe)
     if output_dir.is_dir() and any(path.name != LOCK_FILE for path in output_dir.iterdir()):
         try:
-            before = json.loads((output_dir / SETTINGS_FILE).read_text())["settings"]
+            before = read_json_file(output_dir / SETTINGS_FILE)["settings"]
         except FileNotFoundError:
             raise FileExistsError(
                 f"output_dir {str(output_dir)!r} holds files, but no export: choose a new directory."
@@ -246,7 +254,7 @@ def _prepare(output_dir: Path, args: ExportArguments, source: ExportSource, pipe
     # the settings come first: shards without them would belong to nobody
     if not (output_dir / SETTINGS_FILE).exists():
         content = {"settings": settings, "versions": package_versions()}
-        write_atomically(output_dir / SETTINGS_FILE, (json.dumps(content, indent=2) + "\n").encode())
+        write_json_file(output_dir / SETTINGS_FILE, content)
     write_atomically(output_dir / "README.md", _readme(settings, source.split).encode())
     remove_leftovers(output_dir)
     remove_leftovers(output_dir / "data")
@@ -340,5 +348,5 @@ def _report(output_dir: Path) -> dict[str, Any]:
             images += own["num_images"]
             skipped += own["skipped"]
     report = {"num_images": images, "num_rows": rows, "num_shards": len(paths), "skipped": skipped}
-    write_atomically(output_dir / REPORT_FILE, (json.dumps(report, indent=2) + "\n").encode())
+    write_json_file(output_dir / REPORT_FILE, report)
     return report

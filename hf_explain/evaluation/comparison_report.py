@@ -19,7 +19,7 @@ from hf_explain.evaluation.explainer import Explainer
 from hf_explain.evaluation.inputs import ExampleReader
 from hf_explain.evaluation.results import COST, Comparison, FailedExplainer
 from hf_explain.io.charts import bar_chart, plot_curves
-from hf_explain.io.files import write_atomically
+from hf_explain.io.files import write_atomically, write_json_file
 from hf_explain.io.image_processor import to_picture
 from hf_explain.io.labels import short_label
 from hf_explain.io.pictures import overlay, saliency_grid, save_image
@@ -116,7 +116,7 @@ def _csv_table(comparison: Comparison) -> str:
 
 
 def _write_tables(folder: Path, comparison: Comparison, command: Sequence[str] | None) -> None:
-    write_atomically(folder / "results.json", (json.dumps(comparison.to_json(), indent=2) + "\n").encode())
+    write_json_file(folder / "results.json", comparison.to_json())
     write_atomically(folder / "results.csv", _csv_table(comparison).encode())
     dataset, classifier = comparison.dataset, comparison.classifier
     lines = [f"# Explainers of {classifier['id']}\n"]

@@ -11,7 +11,7 @@ from typing import Any
 import torch
 
 from hf_explain.evaluation.error_study import GROUPS, OFF_OBJECT, ErrorStudy, maps_of_both
-from hf_explain.io.files import write_atomically
+from hf_explain.io.files import write_atomically, write_json_file
 from hf_explain.io.html import page, picture_source, table
 from hf_explain.io.image_processor import to_picture
 from hf_explain.io.labels import short_label
@@ -51,7 +51,7 @@ def write_report(study: ErrorStudy, folder: Path, pictures: int = 4) -> None:
     drawn = _draw(study, pictures) if pictures else {}
     write_atomically(folder / "errors.md", _markdown(study.result).encode())
     write_atomically(folder / "index.html", _page(study, drawn).encode())
-    write_atomically(folder / "errors.json", (json.dumps(study.result, indent=2) + "\n").encode())
+    write_json_file(folder / "errors.json", study.result)
 
 
 def summary_lines(result: Mapping[str, Any]) -> list[str]:

@@ -21,7 +21,7 @@ from hf_explain.evaluation.arguments import EvaluationArguments
 from hf_explain.evaluation.explainer import Explainer, PassCounter, resolve_explainer
 from hf_explain.evaluation.inputs import Example, ExampleReader
 from hf_explain.evaluation.results import EvaluationResult, ExplainerResult, MetricResult
-from hf_explain.io.files import check_writable, lock_directory, write_atomically
+from hf_explain.io.files import check_writable, lock_directory, read_json_file, write_atomically, write_json_file
 from hf_explain.io.processes import launched_processes, on_first_process, package_versions
 from hf_explain.metrics import path as metric_path
 
@@ -425,8 +425,7 @@ def _summarize(records, task: _Task, settings: dict[str, Any]) -> tuple[Evaluati
         task.explainer.classifier.device.type,
     )
     if task.arguments.output_dir is not None:
-        written = (json.dumps(result.to_json(), indent=2) + "\n").encode()
-        write_atomically(task.arguments.output_dir / RESULT_FILE, written)
+        write_json_file(task.arguments.output_dir / RESULT_FILE, result.to_json())
     return result, columns
 
 
@@ -489,9 +488,15 @@ def _claim(folder: Path, settings: dict[str, Any], held: contextlib.ExitStack) -
     check_writable(folder)
     file = folder / SETTINGS_FILE
     if not file.is_file():
-        write_atomically(file, (json.dumps(settings, indent=2) + "\n").encode())
+        write_json_file(file, settings)
         return
-    known = json.loads(file.read_text())
+    try:
+        known = read_json_file(file)
+    except ValueError as error:
+        raise ValueError(
+            f"output_dir {str(folder)!r} holds an evaluation whose settings cannot be read ({error}): choose another "
+            "output_dir, or delete that one."
+        ) from error
     if known != settings:
         name = next(name for name in {**known, **settings} if known.get(name) != settings.get(name))
         raise ValueError(
@@ -517,7 +522,7 @@ def _finished(folder: Path | None) -> dict[int, dict[str, Any]]:
     found = {}
     for file in sorted(folder.glob("shard-*.json")):
         try:
-            record = json.loads(file.read_text())
+            record = read_json_file(file)
             found[int(record["shard"])] = record
         except (ValueError, KeyError) as error:
             raise ValueError(f"The partial result {str(file)!r} is damaged; delete it to measure it again.") from error

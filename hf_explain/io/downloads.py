@@ -23,6 +23,8 @@ from huggingface_hub.errors import (
 from safetensors import SafetensorError
 from transformers.utils.hub import cached_file, extract_commit_hash
 
+from hf_explain.io.files import read_json_file
+
 
 PICKLES = ("*.bin", "*.pt", "*.pth", "*.pkl", "*.pickle", "*.ckpt", "*.joblib")
 TOKEN = re.compile(rb"\b(hf|api_org)_[A-Za-z0-9]{16,}")
@@ -168,15 +170,15 @@ def check_config(name: str, revision: str | None = None, **options) -> None:
         options: cache_dir, token, local_files_only, subfolder.
 
     Raises:
-        ValueError: If a number is out of all proportion, or the file is no JSON.
+        ValueError: If a number is out of all proportion, or the file holds no JSON object.
     """
     found = cached_file(name, "config.json", revision=revision or "main", **options)
     if found is None:
         return  # loading says what is missing
     try:
-        values = json.loads(Path(found).read_text(encoding="utf-8"))
+        values = read_json_file(Path(found))
     except ValueError as error:
-        raise ValueError(f"The config.json of {name!r} is not valid JSON: {error}.") from error
+        raise ValueError(f"The configuration of {name!r} cannot be used: {error}") from error
     check_sizes(values)
 
 

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import json
 import os
 import shutil
 import stat
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 from safetensors import SafetensorError
 
@@ -39,6 +41,29 @@ def write_atomically(path: Path, content: bytes) -> None:
     except BaseException:
         temporary.unlink(missing_ok=True)
         raise
+
+
+def write_json_file(path: Path, value: Any) -> None:
+    """Write a JSON file that people can read, as [`write_atomically`] does."""
+    write_atomically(path, (json.dumps(value, indent=2) + "\n").encode())
+
+
+def read_json_file(path: Path) -> dict[str, Any]:
+    """
+    The JSON object in a file.
+
+    Raises:
+        OSError: If the file cannot be read.
+        ValueError: If it holds no JSON object; the message names the file without its directories.
+    """
+    content = path.read_bytes()
+    try:
+        value = json.loads(content)
+    except (ValueError, RecursionError) as error:
+        raise ValueError(f"{path.name!r} is not valid JSON: {error}.") from error
+    if not isinstance(value, dict):
+        raise ValueError(f"{path.name!r} must hold a JSON object, got {type(value).__name__}.")
+    return value
 
 
 def check_writable(directory: Path) -> None:

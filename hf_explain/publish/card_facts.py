@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import math
 import os
 from collections.abc import Mapping
@@ -17,6 +16,7 @@ from transformers import PreTrainedConfig
 
 from hf_explain.classifiers.fingerprint import FINGERPRINT_DTYPES, fingerprint_tensors
 from hf_explain.evaluation.results import Comparison, ExplainerResult, read_evaluation
+from hf_explain.io.files import read_json_file
 from hf_explain.registry import CONTROLS, DEFAULT_METHOD, HEADS
 
 
@@ -102,12 +102,9 @@ def read_json(source: str | os.PathLike | Mapping | None, argument: str) -> dict
     if not path.is_file():
         raise FileNotFoundError(f"`{argument}` {str(source)!r} does not exist; give a JSON file or a dictionary.")
     try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-    except (ValueError, RecursionError) as error:
-        raise ValueError(f"`{argument}` {path.name!r} is not valid JSON: {error}.") from error
-    if not isinstance(content, dict):
-        raise ValueError(f"`{argument}` {path.name!r} must hold a JSON object, got {type(content).__name__}.")
-    return content
+        return read_json_file(path)
+    except ValueError as error:
+        raise ValueError(f"`{argument}` {error}") from error
 
 
 def read_config(model_or_dir) -> dict[str, Any]:

@@ -18,7 +18,14 @@ from typing import Any
 
 import torch
 
-from hf_explain.io.files import check_writable, remove_directory, remove_leftovers, write_atomically, write_directory
+from hf_explain.io.files import (
+    check_writable,
+    read_json_file,
+    remove_directory,
+    remove_leftovers,
+    write_atomically,
+    write_directory,
+)
 
 
 _CHECKPOINT = re.compile(r"^checkpoint-(\d+)$")
@@ -94,7 +101,7 @@ def load_checkpoint(path: Path) -> tuple[dict[str, Any], dict[str, Any]]:
             f"resume_from_checkpoint {str(path)!r} does not exist: pass a checkpoint-<step> directory, or 'last'."
         )
     try:
-        info = json.loads((path / INFO_FILE).read_text())
+        info = read_json_file(path / INFO_FILE)
         content = (path / STATE_FILE).read_bytes()
         if hashlib.sha256(content).hexdigest() != info["sha256"]:
             raise ValueError(f"{STATE_FILE} does not match its checksum")

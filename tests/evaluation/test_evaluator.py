@@ -267,6 +267,12 @@ def test_other_settings_are_not_mixed(classifier, data, tmp_path):
     (tmp_path / "out/shard-000000.json").write_text("{")
     with pytest.raises(ValueError, match="shard-000000.json' is damaged; delete it"):
         compute(classifier, data, output_dir=tmp_path / "out")
+    for content, reason in (("{", "is not valid JSON"), ("[]", "must hold a JSON object, got list")):
+        (tmp_path / "out/settings.json").write_text(content)
+        with pytest.raises(
+            ValueError, match=f"out' holds an evaluation whose settings cannot be read .*{reason}.*cho"
+        ):
+            compute(classifier, data, output_dir=tmp_path / "out")
 
 
 def test_one_run_at_a_time(classifier, data, tmp_path, monkeypatch):

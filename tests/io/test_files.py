@@ -16,9 +16,11 @@ from hf_explain.io.files import (
     LOCK_FILE,
     check_writable,
     lock_directory,
+    read_json_file,
     remove_leftovers,
     write_atomically,
     write_directory,
+    write_json_file,
 )
 
 
@@ -195,3 +197,21 @@ def test_whatever_ends_the_writing_nothing_is_left(tmp_path):
         (new / "weights").write_text("half")
         raise KeyboardInterrupt
     assert not list(tmp_path.iterdir())
+
+
+def test_json_files(tmp_path):
+    file = tmp_path / "settings.json"
+    write_json_file(file, {"name": "é", "list": [1]})
+    assert read_json_file(file) == {"name": "é", "list": [1]}
+    assert file.read_text().endswith("}\n") and os.listdir(tmp_path) == [file.name]
+    for content, reason in (
+        (b"{", "is not valid JSON: Expecting"),
+        (b"\xff{}", "is not valid JSON: "),
+        (b"[" * 100_000, "is not valid JSON: "),
+        (b"[1]", "must hold a JSON object, got list"),
+    ):
+        file.write_bytes(content)
+        with pytest.raises(ValueError, match=f"^'settings.json' {reason}"):
+            read_json_file(file)
+    with pytest.raises(FileNotFoundError):
+        read_json_file(tmp_path / "nothing.json")

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 import platform
 import shutil
@@ -24,7 +23,7 @@ from hf_explain.apps.quickstart.measure import COMPARED, HEAD, explain, measure
 from hf_explain.apps.quickstart.page import render_page
 from hf_explain.heads.lcam import LCamForSaliency
 from hf_explain.io.charts import bar_chart, plot_curves
-from hf_explain.io.files import write_atomically
+from hf_explain.io.files import read_json_file, write_atomically, write_json_file
 from hf_explain.io.pictures import overlay, saliency_grid, save_image
 from hf_explain.training.loop import ExplainerTrainingArguments, train
 
@@ -115,7 +114,7 @@ def run_quickstart(
             "peak_memory_gb": _peak_memory(),
             "versions": _versions(),
         }
-        write_atomically(work / "results.json", json.dumps(results, indent=2).encode())
+        write_json_file(work / "results.json", results)
         pictures = {name: (work / name).read_bytes() for name in _PICTURES}
         write_atomically(work / "index.html", render_page(results, pictures).encode())
         # The head names its classifier by the place it will have
@@ -273,8 +272,8 @@ def _check_replaceable(output_dir: Path) -> None:
 
 def _is_quickstart(directory: Path) -> bool:
     try:
-        return json.loads((directory / "results.json").read_text()).get("made_by") == MADE_BY
-    except (OSError, ValueError, AttributeError):
+        return read_json_file(directory / "results.json").get("made_by") == MADE_BY
+    except (OSError, ValueError):
         return False
 
 
