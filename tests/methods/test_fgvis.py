@@ -117,6 +117,39 @@ def test_goals_by_default_are_shares_of_the_score_of_the_image():
     assert costs == pytest.approx([0.9, 0], abs=1e-4) and score <= 0.05 * logistic(4) < logistic(4 - 8 * 0.8)
 
 
+def steps_of(weights, **options):
+    """What the classifier is asked in every step of one game, `(steps, pixels)`: 1 where a pixel is there."""
+    classifier = FrozenClassifier(Weighted(*weights), image_size=(1, len(weights)))
+    asked = []
+    handle = classifier.register_forward_pre_hook(lambda module, inputs: asked.append(inputs[0].detach().flatten()))
+    fgvis(classifier, torch.ones(1, 1, 1, len(weights)), 0, fill="mean", defence=False, **options)
+    handle.remove()
+    return torch.stack(asked[1:-1])  # the image before, the explanation after
+
+
+def test_weights_are_bisected_geometrically():
+    """A step of the pixel that sets the scale is 1 less the weight; each round begins with the whole image."""
+    start = (0.001 * 1) ** 0.5
+    lost = [start, (0.001 * start) ** 0.5, (0.001 * (0.001 * start) ** 0.5) ** 0.5]
+    asked = steps_of([8.0, -4.0], learning_rate=0.1, goal=1e-9, budget=6, rounds=3)
+    assert torch.equal(asked[::2], torch.ones(3, 2))
+    assert asked[1::2, 0].tolist() == pytest.approx([1 - 0.1 * (1 - weight) for weight in lost], abs=1e-6)
+    # a round that starts free of cost ends where its goal is met, here after its second look
+    met = [start, start**0.5, start**0.25]
+    asked = steps_of([8.0, -4.0], learning_rate=1.0, goal=0.5, budget=30, rounds=3)
+    assert torch.equal(asked[::2], torch.ones(3, 2))
+    assert asked[1::2, 0].tolist() == pytest.approx(met, abs=1e-6)
+
+
+def test_noise_is_turned_in_every_step():
+    asked = steps_of([1.0, 0.5] * 50, learning_rate=1e-9, noise=0.1, goal=1e-9, budget=5, rounds=1)
+    noise = asked - 1
+    assert noise.std().item() == pytest.approx(0.1, rel=0.2)
+    ordered = noise.sort(dim=1).values
+    torch.testing.assert_close(ordered, ordered[:1].expand_as(ordered), atol=1e-6, rtol=0)  # drawn once
+    assert all(not torch.equal(one, other) for one, other in zip(noise, noise[1:]))
+
+
 @pytest.mark.parametrize("family", FAMILIES)
 @pytest.mark.parametrize("mode", GAMES)
 def test_every_game_on_every_family(mode, family):
