@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import inspect
 from numbers import Integral, Real
 from typing import Any, ClassVar
@@ -59,10 +60,25 @@ class ExplainerConfig(PreTrainedConfig):
                 raise ValueError(f"`backbone_config` has model_type {model_type!r}, which transformers does not know.")
             self.backbone_config = CONFIG_MAPPING[model_type](**values)
         if self.backbone_config is not None and "id2label" not in kwargs and self.id2label is None:
-            self.id2label = dict(self.backbone_config.id2label)
-            self.label2id = dict(self.backbone_config.label2id)
+            self.id2label = copy.copy(self.backbone_config.id2label)
+            self.label2id = copy.copy(self.backbone_config.label2id)
         super().__post_init__(**kwargs)
         self.validate_explainer()
+
+    @property
+    def taps(self) -> dict[str, int]:
+        """
+        Names of the tapped layers and their channels.
+
+        Raises:
+            ValueError: If they are not known: the configuration was not made for a classifier.
+        """
+        if self.feature_layers is None or self.feature_channels is None:
+            raise ValueError(
+                f"`feature_layers` and `feature_channels` of this {type(self).__name__} are not known yet; a head's "
+                "from_classifier(classifier) fills them in."
+            )
+        return dict(zip(self.feature_layers, self.feature_channels, strict=True))
 
     def validate_explainer(self) -> None:
         """
@@ -87,12 +103,13 @@ class ExplainerConfig(PreTrainedConfig):
         return output
 
 
-def _check_kind(name: str, value, annotation: str) -> None:
+def _check_kind(name: str, value: Any, annotation: str) -> None:
     """A TypeError that says what a configuration's field takes, rather than what Python cannot compare."""
     kinds = annotation.split(" | ")
     if value is None and "None" in kinds:
         return
-    wanted, words = (tuple, list), "a list"
+    wanted: type | tuple[type, ...] = (tuple, list)
+    words = "a list"
     if kinds[0] in _KINDS:
         wanted, words = _KINDS[kinds[0]]
     elif not kinds[0].startswith("list["):

@@ -67,10 +67,12 @@ class GlobalBatchNorm2d(nn.BatchNorm2d):
         mean = all_reduce(values.sum(dims)) / count
         centred = values - mean[:, None, None]
         variance = all_reduce(centred.square().sum(dims)) / count
+        batches, running_mean, running_var = self.num_batches_tracked, self.running_mean, self.running_var
+        assert batches is not None and running_mean is not None and running_var is not None  # they are always tracked
         with torch.no_grad():
-            self.num_batches_tracked += 1
-            momentum = 1 / float(self.num_batches_tracked) if self.momentum is None else self.momentum
-            self.running_mean.lerp_(mean.to(self.running_mean), momentum)
-            self.running_var.lerp_((variance * (count / (count - 1))).to(self.running_var), momentum)
+            batches += 1
+            momentum = 1 / float(batches) if self.momentum is None else self.momentum
+            running_mean.lerp_(mean.to(running_mean), momentum)
+            running_var.lerp_((variance * (count / (count - 1))).to(running_var), momentum)
         scale = self.weight * (variance + self.eps).rsqrt()
         return (centred * scale[:, None, None] + self.bias[:, None, None]).to(state.dtype)

@@ -6,15 +6,17 @@ import copy
 import os
 from dataclasses import fields
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Self
 
 import torch
 from torch import nn
 from transformers import PreTrainedConfig, PreTrainedModel
 from transformers import initialization as init
 
+from hf_explain.classifiers.features import ClassifierFeatures
 from hf_explain.classifiers.fingerprint import fingerprints, matches
-from hf_explain.classifiers.frozen_classifier import ClassifierFeatures, FrozenClassifier
+from hf_explain.classifiers.frozen_classifier import FrozenClassifier
+from hf_explain.classifiers.targets import Target
 from hf_explain.heads.configuration_explainer import ExplainerConfig
 from hf_explain.io.downloads import (
     HUB_OPTIONS,
@@ -45,6 +47,7 @@ class ExplainerPreTrainedModel(PreTrainedModel):
     """
 
     config_class = ExplainerConfig
+    config: ExplainerConfig
     presets: ClassVar[dict[str, dict[str, Any]]] = {}  # fields of the config that go together, by name
     base_model_prefix = "explainer"
     main_input_name = "pixel_values"
@@ -71,8 +74,8 @@ class ExplainerPreTrainedModel(PreTrainedModel):
     # ------------------------------------------------------------------ what a head implements
 
     @classmethod
-    def default_feature_layers(cls, classifier: FrozenClassifier, config: ExplainerConfig) -> list[str]:
-        """Layers to tap where the config names none."""
+    def default_feature_layers(cls, classifier: FrozenClassifier, config: Any) -> list[str]:
+        """Layers to tap where the config, of the head's own class, names none."""
         return [classifier.default_layer]
 
     @classmethod
@@ -84,8 +87,11 @@ class ExplainerPreTrainedModel(PreTrainedModel):
         return copy.deepcopy(cls.presets[preset])  # a config is its owner's to change
 
     @classmethod
-    def complete_config(cls, classifier: FrozenClassifier, config: ExplainerConfig) -> None:
-        """Fill in, in place, fields whose default depends on the classifier; its tapped layers are known by then."""
+    def complete_config(cls, classifier: FrozenClassifier, config: Any) -> None:
+        """
+        Fill in, in place, fields of the config (of the head's own class) whose default depends on the classifier; the
+        tapped layers are known by then.
+        """
 
     def saliency_logits(self, features: ClassifierFeatures, target: torch.Tensor) -> torch.Tensor:
         """The raw maps of `target` from the tapped features, `(batch_size, height, width)`, unbounded."""
@@ -103,6 +109,21 @@ class ExplainerPreTrainedModel(PreTrainedModel):
 
     # ------------------------------------------------------------------ forward
 
+    @property
+    def attached(self) -> FrozenClassifier:
+        """
+        The classifier.
+
+        Raises:
+            ValueError: If the head has none yet.
+        """
+        if self.backbone is None:
+            raise ValueError(
+                f"{type(self).__name__} has no classifier; build it with from_classifier or from_pretrained, or call "
+                "attach(classifier)."
+            )
+        return self.backbone
+
     def forward_features(self, pixel_values: torch.Tensor) -> ClassifierFeatures:
         """
         The frozen classifier's pass: the tapped features and the logits, without a graph.
@@ -113,15 +134,10 @@ class ExplainerPreTrainedModel(PreTrainedModel):
         Returns:
             [`ClassifierFeatures`].
         """
-        if self.backbone is None:
-            raise ValueError(
-                f"{type(self).__name__} has no classifier; build it with from_classifier or from_pretrained, or call "
-                "attach(classifier)."
-            )
         with torch.no_grad():
-            return self.backbone.features(pixel_values, self.config.feature_layers)
+            return self.attached.features(pixel_values, self.config.feature_layers)
 
-    def forward_head(self, features: ClassifierFeatures, target=None) -> SaliencyOutput:
+    def forward_head(self, features: ClassifierFeatures, target: Target = None) -> SaliencyOutput:
         """
         Maps of one class per image from features that were computed once, so that several classes cost one pass.
 
@@ -132,13 +148,13 @@ class ExplainerPreTrainedModel(PreTrainedModel):
         Returns:
             [`SaliencyOutput`] with `saliency`, `saliency_logits`, `logits` and `target`.
         """
-        target = self.backbone.resolve_target(target, len(features.logits), features.logits)
-        maps = self.saliency_logits(features, target)
+        classes = self.attached.resolve_target(target, len(features.logits), features.logits)
+        maps = self.saliency_logits(features, classes)
         return SaliencyOutput(
-            saliency=self.scale_maps(maps.detach()), logits=features.logits, target=target, saliency_logits=maps
+            saliency=self.scale_maps(maps.detach()), logits=features.logits, target=classes, saliency_logits=maps
         )
 
-    def forward(self, pixel_values: torch.Tensor, target=None, return_loss: bool = False) -> SaliencyOutput:
+    def forward(self, pixel_values: torch.Tensor, target: Target = None, return_loss: bool = False) -> SaliencyOutput:
         """
         Explain a batch of images, or train on it.
 
@@ -161,30 +177,36 @@ class ExplainerPreTrainedModel(PreTrainedModel):
         if not return_loss:
             return self.forward_head(features, target)
         # a container's requires_grad_ goes straight to the parameters and so past the classifier's own
-        self.backbone.requires_grad_(False)
-        target = self.backbone.resolve_target(target, len(features.logits), features.logits)
-        output = self.compute_loss(pixel_values, features, target)
-        output.logits, output.target = features.logits, target
-        if output.saliency is None:
+        self.attached.requires_grad_(False)
+        classes = self.attached.resolve_target(target, len(features.logits), features.logits)
+        output = self.compute_loss(pixel_values, features, classes)
+        output.logits, output.target = features.logits, classes
+        if output.saliency is None and output.saliency_logits is not None:
             output.saliency = self.scale_maps(output.saliency_logits.detach())
         return output
 
     # ------------------------------------------------------------------ the classifier stays as it is
 
-    def train(self, mode: bool = True):
+    def train(self, mode: bool = True) -> Self:
         """Train or evaluate the head; the classifier stays in eval mode."""
         return super().train(mode)  # FrozenClassifier.train ignores the mode
 
-    def requires_grad_(self, requires_grad: bool = True):
+    def requires_grad_(self, requires_grad: bool = True) -> Self:
         """Switch gradients of the head's parameters; the classifier's stay off."""
         super().requires_grad_(requires_grad)
         if self.backbone is not None:
             self.backbone.requires_grad_(False)
         return self
 
-    def set_attn_implementation(self, attn_implementation, **kwargs) -> None:
+    def set_attn_implementation(self, attn_implementation: str | dict[str, str], *args: Any, **kwargs: Any) -> None:
         """Heads have no attention of their own: this sets the classifier's."""
-        self.backbone.model.set_attn_implementation(attn_implementation, **kwargs)
+        model = self.attached.model
+        if not isinstance(model, PreTrainedModel):
+            raise TypeError(
+                f"The classifier is a {type(model).__name__}, whose attention Transformers cannot switch; give a "
+                "Transformers classifier."
+            )
+        model.set_attn_implementation(attn_implementation, *args, **kwargs)
 
     def _init_weights(self, module: nn.Module) -> None:
         """PyTorch's own defaults, which the released implementations were trained from."""
@@ -198,7 +220,7 @@ class ExplainerPreTrainedModel(PreTrainedModel):
 
     # ------------------------------------------------------------------ attaching a classifier
 
-    def attach(self, classifier: FrozenClassifier, *, verify_fingerprint: bool = True):
+    def attach(self, classifier: FrozenClassifier, *, verify_fingerprint: bool = True) -> Self:
         """
         Give the head its classifier.
 
@@ -220,10 +242,10 @@ class ExplainerPreTrainedModel(PreTrainedModel):
                 f"{classifier.name_or_path or type(classifier.model).__name__!r} has {classifier.num_labels}; "
                 "load the classifier the head was trained on."
             )
-        channels = [classifier.num_channels(layer) for layer in config.feature_layers]
-        if channels != list(config.feature_channels):
+        channels = [classifier.num_channels(layer) for layer in config.taps]
+        if channels != list(config.taps.values()):
             raise ValueError(
-                f"This head taps {list(config.feature_layers)} with {list(config.feature_channels)} channels, the "
+                f"This head taps {list(config.taps)} with {list(config.taps.values())} channels, the "
                 f"classifier has {channels} there; load the classifier the head was trained on."
             )
         if (
@@ -240,7 +262,14 @@ class ExplainerPreTrainedModel(PreTrainedModel):
         return self
 
     @classmethod
-    def from_classifier(cls, classifier, *, preset: str | None = None, revision: str | None = None, **kwargs):
+    def from_classifier(
+        cls,
+        classifier: str | os.PathLike[str] | nn.Module,
+        *,
+        preset: str | None = None,
+        revision: str | None = None,
+        **kwargs: Any,
+    ) -> Self:
         """
         A new, untrained head for a classifier.
 
@@ -301,15 +330,16 @@ class ExplainerPreTrainedModel(PreTrainedModel):
             # a config that was never saved does not say its class, and "deit" alone has two
             config.backbone_config.architectures = [type(classifier.model).__name__]
         config.id2label = dict(classifier.id2label)
-        config.label2id = {label: index for index, label in config.id2label.items()}
+        config.label2id = {label: index for index, label in classifier.id2label.items()}
         config.backbone_fingerprint = fingerprints(classifier.model)
         config.image_mean, config.image_std = list(classifier.image_mean), list(classifier.image_std)
         layers = config.feature_layers or cls.default_feature_layers(classifier, config)
-        config.feature_layers = [classifier.resolve_layer(layer) for layer in layers]
-        config.feature_channels = [classifier.num_channels(layer) for layer in config.feature_layers]
+        names = [classifier.resolve_layer(layer) for layer in layers]
+        config.feature_layers, config.feature_channels = names, [classifier.num_channels(name) for name in names]
         cls.complete_config(classifier, config)
         config.validate_explainer()
-        model = cls(config).to(device=classifier.device, dtype=classifier.dtype)
+        model = cls(config)
+        nn.Module.to(model, device=classifier.device, dtype=classifier.dtype)
         model.attach(classifier, verify_fingerprint=False)
         config.self_contained = self_contained
         return model.eval()
@@ -317,9 +347,14 @@ class ExplainerPreTrainedModel(PreTrainedModel):
     # ------------------------------------------------------------------ loading
 
     @classmethod
-    def from_pretrained(
-        cls, pretrained_model_name_or_path, *model_args, classifier=None, verify_fingerprint: bool = True, **kwargs
-    ):
+    def from_pretrained(  # type: ignore[override]  # what it does not name goes on to Transformers' as it is
+        cls,
+        pretrained_model_name_or_path: str | os.PathLike[str],
+        *model_args: Any,
+        classifier: str | os.PathLike[str] | nn.Module | None = None,
+        verify_fingerprint: bool = True,
+        **kwargs: Any,
+    ) -> Self:
         """
         Load a head and its classifier.
 
@@ -349,7 +384,8 @@ class ExplainerPreTrainedModel(PreTrainedModel):
         with hub_errors(name, f"loading the head {name!r}"):
             kwargs["revision"] = pin_revision(name, kwargs.get("revision"), **hub_options) or "main"
         with whole_downloads(name, kwargs["revision"], **hub_options):
-            model, info = super().from_pretrained(name, *model_args, output_loading_info=True, **kwargs)
+            loaded: Any = super().from_pretrained(name, *model_args, output_loading_info=True, **kwargs)
+        model, info = loaded
         check_downloads(name, kwargs["revision"], **hub_options)
         missing = sorted(info["missing_keys"])  # filled with random numbers, which explain nothing
         lost = [key for key in missing if key.startswith(_BACKBONE)]
@@ -383,9 +419,12 @@ class ExplainerPreTrainedModel(PreTrainedModel):
                     check_downloads(found.name_or_path, found.revision, **hub_options)
                 raise
         model.eval()
-        return (model, info) if want_info else model
+        result: Any = (model, info) if want_info else model  # Transformers' annotation leaves the pair out, too
+        return result
 
-    def _load_classifier(self, head_name: str, classifier, options: dict) -> FrozenClassifier:
+    def _load_classifier(
+        self, head_name: str, classifier: str | os.PathLike[str] | nn.Module | None, options: dict[str, Any]
+    ) -> FrozenClassifier:
         if isinstance(classifier, FrozenClassifier):
             return classifier
         if isinstance(classifier, nn.Module):
@@ -415,9 +454,14 @@ class ExplainerPreTrainedModel(PreTrainedModel):
 
     # ------------------------------------------------------------------ saving
 
-    def save_pretrained(
-        self, save_directory, *, self_contained: bool | None = None, push_to_hub: bool = False, **kwargs
-    ):
+    def save_pretrained(  # type: ignore[override]  # every option by keyword: the order of Transformers' changes
+        self,
+        save_directory: str | os.PathLike[str],
+        *,
+        self_contained: bool | None = None,
+        push_to_hub: bool = False,
+        **kwargs: Any,
+    ) -> None:
         """
         Save the head (and with `self_contained=True` the classifier) and its image processor, all or nothing.
 
@@ -455,7 +499,7 @@ class ExplainerPreTrainedModel(PreTrainedModel):
         if push_to_hub:
             self.push_to_hub(hub.pop("repo_id", target.name), **hub)
 
-    def push_to_hub(self, repo_id: str, *args, **kwargs):
+    def push_to_hub(self, repo_id: str, *args: Any, **kwargs: Any) -> Any:  # type: ignore[override]  # see below
         """
         Upload the head as Transformers does; [`~hf_explain.publish.hub.push_explainer`] also checks, lists and writes
         a card.
@@ -468,7 +512,7 @@ class ExplainerPreTrainedModel(PreTrainedModel):
             ValueError: If the classifier is a local directory, which nobody else has.
         """
         backbone = self.config.backbone
-        local = bool(backbone) and not is_hub_id(backbone)
+        local = bool(backbone and not is_hub_id(backbone))
         if local and not self.config.self_contained:
             raise ValueError(
                 "The head's classifier (`backbone`) is a local directory, which nobody else has; push the classifier "
@@ -477,7 +521,8 @@ class ExplainerPreTrainedModel(PreTrainedModel):
         try:
             if local:
                 self.config.backbone = None  # its weights go along; where they came from is nobody's business
-            return super().push_to_hub(repo_id, *args, **kwargs)
+            # Transformers decorates the method in a way that hides `self` from a type checker
+            return super().push_to_hub(repo_id, *args, **kwargs)  # type: ignore[arg-type]
         finally:
             self.config.backbone = backbone
 
@@ -495,25 +540,26 @@ def check_output(output: SaliencyOutput) -> SaliencyOutput:
     # one number to wait for, and none where a compiler would have to break the graph for it
     if not torch.compiler.is_compiling():
         logits, maps = output.logits, output.saliency_logits
+        assert logits is not None and maps is not None
         if not bool(torch.isfinite(maps).all() & torch.isfinite(logits).all().to(maps.device)):
             check_finite(logits, "logits that are")
             check_finite(maps, "a map that is")
     return output
 
 
-def _check_call(module: ExplainerPreTrainedModel, args, output: SaliencyOutput) -> None:
+def _check_call(module: nn.Module, args: Any, output: SaliencyOutput) -> None:
     if output.loss is None:
         check_output(output)
 
 
-def _drop_backbone(module: ExplainerPreTrainedModel, state_dict: dict, prefix: str, local_metadata) -> None:
+def _drop_backbone(module: Any, state_dict: dict[str, Any], prefix: str, local_metadata: Any) -> None:
     """A head's state is its own: kilobytes on disk and in every checkpoint."""
     if not module.config.self_contained:
         for key in [key for key in state_dict if key.startswith(prefix + _BACKBONE)]:
             del state_dict[key]
 
 
-def _forget_backbone(module: ExplainerPreTrainedModel, incompatible_keys) -> None:
+def _forget_backbone(module: Any, incompatible_keys: Any) -> None:
     """What is deliberately not saved is not missing."""
     if not module.config.self_contained:
         missing = incompatible_keys.missing_keys  # with the prefixes of whatever wraps the head

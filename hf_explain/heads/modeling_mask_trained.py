@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import torch
 
-from hf_explain.classifiers.frozen_classifier import ClassifierFeatures, FrozenClassifier
+from hf_explain.classifiers.features import ClassifierFeatures
+from hf_explain.classifiers.frozen_classifier import FrozenClassifier
 from hf_explain.heads.configuration_explainer import ExplainerConfig
 from hf_explain.heads.distributed import batch_uniform, gather_targets
 from hf_explain.heads.losses import area_loss, cross_entropy, ranked_masks, removal_loss, variation_loss
@@ -71,7 +72,7 @@ class MaskTrainedConfig(ExplainerConfig):
     ranking_weight: float = 0.0
     ranking_temperature: float = 0.3
     contrast: float | None = None
-    mask_space: str = "pixel"
+    mask_space: str | None = "pixel"
     mask_fills: list[str] | tuple[str, ...] | None = None
 
     def validate_explainer(self) -> None:
@@ -89,7 +90,7 @@ class MaskTrainedConfig(ExplainerConfig):
                 "give at least one of them a weight."
             )
         check_choice(self.regularize, "regularize", ("own", "batch"))
-        # None: a head whose default depends on the classifier, not attached yet
+        # `None` until a head whose default depends on the classifier has one
         check_choice(self.mask_space, "mask_space", MASK_SPACES, optional=True)
         fills = self.mask_fills
         if fills is not None and (not fills or any(fill not in FILLS or fills.count(fill) > 1 for fill in fills)):
@@ -100,9 +101,10 @@ class MaskTrainedExplainer(ExplainerPreTrainedModel):
     """A head whose map is trained by masking what the classifier sees and asking it again."""
 
     config_class = MaskTrainedConfig
+    config: MaskTrainedConfig
 
     @classmethod
-    def complete_config(cls, classifier: FrozenClassifier, config: MaskTrainedConfig) -> None:
+    def complete_config(cls, classifier: FrozenClassifier, config: Any) -> None:
         if classifier.num_labels < 2:
             raise ValueError(
                 f"`classifier` has one class, whose softmax is 1 however much is masked, so {cls.__name__} "
@@ -131,25 +133,25 @@ class MaskTrainedExplainer(ExplainerPreTrainedModel):
         Returns:
             `torch.FloatTensor` of shape `(copies * batch_size, num_labels)`.
         """
-        kept = resize_maps(attention, tuple(pixel_values.shape[-2:]))
+        kept = resize_maps(attention, pixel_values.shape[-2:])
         copies = len(kept) // len(pixel_values)
         filled = self._filled(pixel_values)
         if len(filled) > 1:
             filled = filled.repeat(copies, 1, 1, 1)
-        return self.backbone(blend(pixel_values.repeat(copies, 1, 1, 1), kept, filled))
+        return self.attached(blend(pixel_values.repeat(copies, 1, 1, 1), kept, filled))
 
     def _filled(self, pixel_values: torch.Tensor) -> torch.Tensor:
         """What masked pixels become: one colour for all images, or every image's own drawn fill."""
         config = self.config
-        fills = config.mask_fills or [mask_space_fill(config.mask_space)]
+        fills = config.mask_fills or [mask_space_fill(config.mask_space or "pixel")]
         values = [fill_values(pixel_values, fill, config.image_mean, config.image_std) for fill in fills]
         if len(values) == 1:
             return values[0]
         size, device = len(pixel_values), pixel_values.device
-        # as the parts of the ranking term: training draws, validation takes them in turn and is always alike
+        # as for the ranking term: training draws; validation takes the fills in turn, so that it is always the same
         drawn = batch_uniform(size, device) * len(values) if self.training else torch.arange(size, device=device)
         choice = (drawn.long() % len(values))[:, None, None, None]
-        # every fill of every image, then a choice: a blur costs next to nothing, an index would wait for the GPU
+        # all fills of every image, then a choice: a blur costs next to nothing, and indexing would wait for the GPU
         filled = values[0].expand_as(pixel_values)
         for place, value in enumerate(values[1:], 1):
             filled = torch.where(choice == place, value, filled)
@@ -183,13 +185,13 @@ class MaskTrainedExplainer(ExplainerPreTrainedModel):
         if config.removal_weight:
             asked["removal"] = 1 - attention
         if config.ranking_weight:
-            # of every image its own part: training draws it, validation covers the range evenly and always alike
+            # each image has its own part: training draws it, validation covers the range evenly, always the same way
             size, device = len(target), maps.device
             drawn = batch_uniform(size, device) if self.training else (torch.arange(size, device=device) + 0.5) / size
             asked["ranking_kept"] = ranked_masks(maps.float(), drawn, config.ranking_temperature)
             asked["ranking_removed"] = 1 - asked["ranking_kept"]
-        logits = self.masked_logits(pixel_values, features, torch.cat(list(asked.values())))
-        logits = dict(zip(asked, logits.float().split(len(target)), strict=True))
+        answers = self.masked_logits(pixel_values, features, torch.cat(list(asked.values())))
+        logits = dict(zip(asked, answers.float().split(len(target)), strict=True))
 
         terms = {}
         if config.ce_weight:
@@ -206,7 +208,7 @@ class MaskTrainedExplainer(ExplainerPreTrainedModel):
             kept = cross_entropy(logits["ranking_kept"], target)
             terms["ranking"] = config.ranking_weight * (kept + removal_loss(logits["ranking_removed"], target))
         return SaliencyOutput(
-            loss=sum(terms.values()),
+            loss=sum(terms.values(), start=torch.zeros((), device=maps.device)),
             saliency_logits=maps,
             loss_terms={name: term.detach() for name, term in terms.items()},
         )

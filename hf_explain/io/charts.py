@@ -209,5 +209,6 @@ def _label_ends(axes, positions: np.ndarray, series: Mapping[str, np.ndarray]) -
 
 
 def _render(figure: Figure) -> Image.Image:
-    figure.canvas.draw()
-    return Image.fromarray(np.asarray(figure.canvas.buffer_rgba())[..., :3].copy())
+    canvas = FigureCanvasAgg(figure)
+    canvas.draw()
+    return Image.fromarray(np.asarray(canvas.buffer_rgba())[..., :3].copy())

@@ -173,6 +173,7 @@ def resolve_columns(
         raise ValueError(f"{argument} was not given and {problem}: name one of the dataset's columns, {listing}.")
 
     image = find(image_column, "image_column", "Image", ("image", "img", "pixel_values", "jpg", "png"), True)
+    assert image is not None  # it is required
     label = find(label_column, "label_column", "ClassLabel", ("label", "labels", "fine_label", "cls"), need_label)
     return image, label if need_label else None
 

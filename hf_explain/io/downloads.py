@@ -271,7 +271,7 @@ def _file_names(name: str, revision: str | None, **options) -> list[str] | None:
 
 def redact(text: str) -> str:
     """A text without the Hub tokens in it."""
-    for secret in {get_token(), os.environ.get("HF_TOKEN")} - {None, ""}:
+    for secret in filter(None, {get_token(), os.environ.get("HF_TOKEN")}):
         text = text.replace(secret, "hf_***")
     return TOKEN.sub(b"hf_***", text.encode("utf-8", "surrogateescape")).decode("utf-8", "surrogateescape")
 
@@ -304,9 +304,10 @@ def hub_errors(repo_id: str, doing: str, again: str = "Try again later.") -> Ite
 
 def _translate(error: BaseException, repo_id: str, doing: str, again: str) -> OSError | None:
     chain: list[BaseException] = []
-    while error is not None and error not in chain:
-        chain.append(error)
-        error = error.__cause__
+    cause: BaseException | None = error
+    while cause is not None and cause not in chain:
+        chain.append(cause)
+        cause = cause.__cause__
     # `runs/head` may be meant as a directory: say that there is none
     nowhere = f" There is no directory {repo_id!r} here either." if doing.startswith("loading") else ""
     http = next((entry for entry in chain if isinstance(entry, HfHubHTTPError)), None)

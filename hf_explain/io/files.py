@@ -19,7 +19,7 @@ from safetensors import SafetensorError
 try:
     import fcntl
 except ImportError:  # Windows
-    fcntl = None
+    fcntl = None  # type: ignore[assignment]  # asked for before every use
 
 LOCK_FILE = ".hf_explain.lock"
 # what file systems that know no locks answer

@@ -152,8 +152,9 @@ def saliency_grid(
                 fitted = _fit(_as_image(picture), cell_size)
                 offset = (cell_size - fitted.width) // 2, (cell_size - fitted.height) // 2
                 sheet.paste(fitted, (left + offset[0], top + above + offset[1]))
-            if captions is not None and captions[index][column]:
-                _write(pen, left, top + above + cell_size, captions[index][column], cell_size, text_size)
+            caption = None if captions is None else captions[index][column]
+            if caption:
+                _write(pen, left, top + above + cell_size, caption, cell_size, text_size)
     return sheet
 
 
@@ -276,8 +277,8 @@ def _with_legend(image: Image.Image, colormap: str, alpha: float, highest: float
 
 def _fit(image: Image.Image, side: int) -> Image.Image:
     scale = side / max(image.size)
-    size = tuple(max(1, round(edge * scale)) for edge in image.size)
-    return image.resize(size, Image.Resampling.NEAREST if scale > 1 else Image.Resampling.LANCZOS)
+    width, height = (max(1, round(edge * scale)) for edge in image.size)
+    return image.resize((width, height), Image.Resampling.NEAREST if scale > 1 else Image.Resampling.LANCZOS)
 
 
 @functools.lru_cache(maxsize=32)

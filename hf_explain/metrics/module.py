@@ -45,7 +45,7 @@ class ColumnMetric(evaluate.Metric, ABC):
     metric_name: ClassVar[str]
     numbers: ClassVar[tuple[Number, ...]]
     main_result: ClassVar[str]
-    higher_is_better: ClassVar[bool]
+    higher_is_better: ClassVar[bool | None]
     presets: ClassVar[Mapping[str, Mapping[str, Any]]]
 
     data: Any  # of `evaluate.Metric`: the columns collected

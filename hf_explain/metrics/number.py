@@ -26,6 +26,8 @@ class Number:
     Example:
 
     ```python
+    >>> from hf_explain.metrics import Number
+
     >>> drop = Number("average_drop", "average drop", False, "%", heading="AD", per_percent=True)
     >>> drop.heading_of("average_drop_50"), drop.title_of("average_drop_50")
     ('AD 50', 'Average drop at 50 %')

@@ -158,5 +158,5 @@ class TransformerDecoder(nn.Module):
     def forward(self, feature_map: torch.Tensor, prefix_tokens: torch.Tensor | None = None) -> torch.Tensor:
         tokens = self.blocks(grid_to_tokens(feature_map, prefix_tokens))
         num_prefix = 0 if prefix_tokens is None else prefix_tokens.shape[1]
-        grid = tokens_to_grid(tokens, tuple(feature_map.shape[-2:]), num_prefix)
+        grid = tokens_to_grid(tokens, feature_map.shape[-2:], num_prefix)
         return self.output(self.levels(grid))

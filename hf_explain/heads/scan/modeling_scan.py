@@ -7,7 +7,9 @@ from typing import Any, ClassVar
 import torch
 import torch.nn.functional as F
 
-from hf_explain.classifiers.frozen_classifier import ClassifierFeatures, FrozenClassifier, LayerFeatures
+from hf_explain.classifiers.features import ClassifierFeatures, LayerFeatures
+from hf_explain.classifiers.frozen_classifier import FrozenClassifier
+from hf_explain.classifiers.targets import Target
 from hf_explain.heads.distributed import batch_uniform
 from hf_explain.heads.losses import confidence_loss, confident_reconstruction_loss
 from hf_explain.heads.modeling_explainer import ExplainerPreTrainedModel
@@ -27,7 +29,7 @@ class ScanFeatures(ClassifierFeatures):
         read ([`LayerFeatures`]): Where gradients are taken, the leaves of the graph: the tap, or for contributions
             what lies behind the norm that follows it.
         layer_names (`tuple[str, ...]`): The classifier's layers.
-        image_size (`tuple[int, int]`): Height and width of the images, in pixels.
+        image_size (sequence of two `int`): Height and width of the images, in pixels.
     """
 
     def __init__(
@@ -36,7 +38,7 @@ class ScanFeatures(ClassifierFeatures):
         tap: LayerFeatures,
         read: LayerFeatures,
         layer_names: tuple[str, ...],
-        image_size: tuple[int, int],
+        image_size: Sequence[int],
     ):
         super().__init__(scores.detach(), {tap.layer: tap}, layer_names)
         self.scores, self.tap, self.read, self.image_size = scores, tap, read, image_size
@@ -68,6 +70,7 @@ class ScanForSaliency(ExplainerPreTrainedModel):
     """
 
     config_class = ScanConfig
+    config: ScanConfig
     presets: ClassVar[dict[str, dict[str, Any]]] = {
         "contribution": {
             "mask_by": "contribution",
@@ -80,13 +83,21 @@ class ScanForSaliency(ExplainerPreTrainedModel):
 
     def __init__(self, config: ScanConfig):
         super().__init__(config)
-        channels, outputs = config.feature_channels[0], len(config.image_mean) + 1
+        (channels,) = config.taps.values()
+        widths = config.decoder_widths
+        if widths is None or config.image_mean is None:
+            raise ValueError(
+                "`decoder_widths` and `image_mean` of this ScanConfig are not known yet; from_classifier(classifier) "
+                "fills them in."
+            )
+        outputs = len(config.image_mean) + 1
+        self.decoder: CnnDecoder | TransformerDecoder
         if config.decoder == "cnn":
-            self.decoder = CnnDecoder(channels, config.decoder_widths, outputs, config.num_residual_modules)
+            self.decoder = CnnDecoder(channels, widths, outputs, config.num_residual_modules)
         else:
             self.decoder = TransformerDecoder(
                 channels,
-                config.decoder_widths,
+                widths,
                 outputs,
                 config.num_residual_modules,
                 config.num_attention_blocks,
@@ -95,10 +106,10 @@ class ScanForSaliency(ExplainerPreTrainedModel):
         self.post_init()
 
     @classmethod
-    def default_feature_layers(cls, classifier: FrozenClassifier, config: ScanConfig) -> list[str]:
+    def default_feature_layers(cls, classifier: FrozenClassifier, config: Any) -> list[str]:
         if classifier.is_transformer:
             if config.mask_by == "contribution":
-                return [classifier.layer_names[1]]  # deeper, what a position holds is less and less of that place
+                return [classifier.layer_names[1]]  # deeper, positions hold ever less about their own place
             return [classifier.layer_names[(len(classifier.layer_names) - 1) // 2]]
         if config.mask_by == "contribution" and classifier.normed_layers:
             return [classifier.normed_layers[len(classifier.normed_layers) // 2]]
@@ -112,8 +123,8 @@ class ScanForSaliency(ExplainerPreTrainedModel):
         return fields
 
     @classmethod
-    def complete_config(cls, classifier: FrozenClassifier, config: ScanConfig) -> None:
-        (layer,) = config.feature_layers[:1]
+    def complete_config(cls, classifier: FrozenClassifier, config: Any) -> None:
+        (layer,) = config.taps
         if classifier.is_transformer and layer == classifier.layer_names[-1] and config.gradient_mask:
             raise ValueError(
                 f"`feature_layers` {layer!r} is the last layer of {type(classifier.model).__name__}, after which only "
@@ -152,12 +163,13 @@ class ScanForSaliency(ExplainerPreTrainedModel):
         Returns:
             [`ScanFeatures`]; `logits` has no graph.
         """
-        if self.backbone is None:
-            return super().forward_features(pixel_values)  # says how to get one
-        return _split(self.backbone, pixel_values, self.config)
+        return _split(self.attached, pixel_values, self.config)
 
     def forward_head(
-        self, features: ScanFeatures, target=None, percentile: float | Sequence[float] | None = None
+        self,
+        features: ClassifierFeatures,
+        target: Target = None,
+        percentile: float | Sequence[float] | None = None,
     ) -> SaliencyOutput:
         """
         Maps of one class per image from features that were computed once.
@@ -171,14 +183,14 @@ class ScanForSaliency(ExplainerPreTrainedModel):
             [`SaliencyOutput`] with `saliency`, `saliency_logits` (the confidence in [0, 1] before scaling),
             `reconstruction`, `logits` and `target`.
         """
-        target = self.backbone.resolve_target(target, len(features.logits), features.logits)
-        confidence, reconstruction = self.decode(features, target, percentile)
-        return _output(confidence, reconstruction, features, target)
+        features = _own(features)
+        classes = self.attached.resolve_target(target, len(features.logits), features.logits)
+        return _output(*self.decode(features, classes, percentile), features, classes)
 
     def forward(
         self,
         pixel_values: torch.Tensor,
-        target=None,
+        target: Target = None,
         return_loss: bool = False,
         percentile: float | Sequence[float] | None = None,
     ) -> SaliencyOutput:
@@ -200,33 +212,33 @@ class ScanForSaliency(ExplainerPreTrainedModel):
             ValueError: If `percentile` is outside [0, 100], `target` names no class, or a gradient is not finite.
             TypeError: If `percentile` is no number.
         """
-        if return_loss and self.backbone is not None:
-            # a container's requires_grad goes straight to the parameters and so past the classifier's own
-            self.backbone.requires_grad_(False)
-        features = self.forward_features(pixel_values)
-        target = self.backbone.resolve_target(target, len(features.logits), features.logits)
         if return_loss:
-            return self.compute_loss(pixel_values, features, target, percentile)
-        return _output(*self.decode(features, target, percentile, keep_graph=False), features, target)
+            # a container's requires_grad goes straight to the parameters and so past the classifier's own
+            self.attached.requires_grad_(False)
+        features = self.forward_features(pixel_values)
+        classes = self.attached.resolve_target(target, len(features.logits), features.logits)
+        if return_loss:
+            return self.compute_loss(pixel_values, features, classes, percentile)
+        return _output(*self.decode(features, classes, percentile, keep_graph=False), features, classes)
 
     def compute_loss(
         self,
         pixel_values: torch.Tensor,
-        features: ScanFeatures,
+        features: ClassifierFeatures,
         target: torch.Tensor,
         percentile: float | Sequence[float] | None = None,
     ) -> SaliencyOutput:
-        config = self.config
+        config, features = self.config, _own(features)
         confidence, reconstruction = self.decode(features, target, percentile, keep_graph=False)
         with torch.no_grad():
-            image = self.blurred_image(pixel_values, tuple(features.tap.feature_map.shape[-2:]))
+            image = self.blurred_image(pixel_values, features.tap.feature_map.shape[-2:])
         maps, decoded = confidence.float(), reconstruction.float()
         terms = {
             "confidence": confidence_loss(decoded, image, maps, config.alpha, config.lam).mean(),
             "reconstruction": confident_reconstruction_loss(decoded, image, maps, config.alpha).mean(),
         }
         output = _output(confidence, reconstruction, features, target)
-        output.loss = sum(terms.values())
+        output.loss = terms["confidence"] + terms["reconstruction"]
         output.loss_terms = {name: term.detach() for name, term in terms.items()}
         return output
 
@@ -283,33 +295,33 @@ class ScanForSaliency(ExplainerPreTrainedModel):
                 contributions cancel at every position.
         """
         tap = features.tap
-        percentile = self._percentiles(percentile, len(target))
+        percentiles = self._percentiles(percentile, len(target))
         parts = [part.detach() for part in _tensors(tap)]
         if self.config.gradient_mask:
             leaves = _tensors(features.read)
             with torch.inference_mode(False), torch.enable_grad():
                 score = features.scores.gather(1, target[:, None].clone()).sum()
-                gradients = torch.autograd.grad(score, leaves, retain_graph=keep_graph, allow_unused=True)
-            gradients = [torch.zeros_like(leaf) if g is None else g for leaf, g in zip(leaves, gradients)]
+                gradients = torch.autograd.grad(score, leaves, retain_graph=keep_graph, materialize_grads=True)
             check_finite(torch.cat([g.flatten(1) for g in gradients], dim=1), "a gradient that is")
             if self.config.mask_by == "contribution":
-                # what a prefix token knows is of no place
+                # a prefix token holds what belongs to no place
                 parts[:-1] = [torch.zeros_like(part) for part in parts[:-1]]
-                judged = [position_contributions(leaves[-1].detach(), gradients[-1], tap.layer)[:, None]]
+                sums = position_contributions(leaves[-1].detach(), gradients[-1], tap.layer)
+                judged = [sums[:, None]]
             else:
-                judged = gradients
-            threshold = positive_percentile(torch.cat([values.flatten(1) for values in judged], dim=1), percentile)
+                judged = list(gradients)
+            threshold = positive_percentile(torch.cat([values.flatten(1) for values in judged], dim=1), percentiles)
             for index, values in enumerate(judged, len(parts) - len(judged)):
                 parts[index] = parts[index] * (values >= threshold.view(-1, *[1] * (values.ndim - 1)))
         return tap.replace(feature_map=parts[-1], prefix_tokens=None if tap.prefix_tokens is None else parts[0])
 
-    def blurred_image(self, pixel_values: torch.Tensor, grid_size: tuple[int, int]) -> torch.Tensor:
+    def blurred_image(self, pixel_values: torch.Tensor, grid_size: Sequence[int]) -> torch.Tensor:
         """
         What the decoder is to reconstruct: the image in [-1, 1], blurred as coarsely as the grid sees it.
 
         Args:
             pixel_values (`torch.FloatTensor` of shape `(batch_size, num_channels, height, width)`): Normalised pixels.
-            grid_size (`tuple[int, int]`): `(height, width)` of the tapped layer's grid.
+            grid_size (sequence of two `int`): `(height, width)` of the tapped layer's grid.
 
         Returns:
             `torch.FloatTensor` of the shape of `pixel_values`, float32.
@@ -326,7 +338,7 @@ class ScanForSaliency(ExplainerPreTrainedModel):
         if min(grid_size) < 2:
             raise ValueError(
                 f"`pixel_values` of {tuple(pixel_values.shape[-2:])} pixels give a grid of {tuple(grid_size)} at "
-                f"layer {config.feature_layers[0]!r}; SCAN trains on images whose grid has at least 2x2 positions."
+                f"layer {next(iter(config.taps))!r}; SCAN trains on images whose grid has at least 2x2 positions."
             )
         channels = image.shape[1]
         for axis, (side, grid) in enumerate(zip(image.shape[-2:], grid_size)):
@@ -343,11 +355,11 @@ class ScanForSaliency(ExplainerPreTrainedModel):
     def _percentiles(self, percentile: float | Sequence[float] | None, batch_size: int) -> torch.Tensor:
         if percentile is None and self.training:
             low, high = self.config.percentile_range
-            # of the CPU's generator on every device: what a seed or a resumed run draws does not depend on it
+            # from the CPU's generator on every device: what a seed or a resumed run draws depends on no device
             return low + (high - low) * batch_uniform(batch_size, self.device).cpu()
-        values = self.config.percentile if percentile is None else percentile
+        given = self.config.percentile if percentile is None else percentile
         try:
-            values = torch.as_tensor(values, dtype=torch.float64, device="cpu")
+            values = torch.as_tensor(given, dtype=torch.float64, device="cpu")
         except (TypeError, ValueError) as error:
             raise TypeError(f"`percentile` must be one number or one per image, got {percentile!r}.") from error
         if values.shape not in ((), (batch_size,)):
@@ -418,8 +430,15 @@ def _output(
     )
 
 
+def _own(features: ClassifierFeatures) -> ScanFeatures:
+    """`features` if they are those of a SCAN head's `forward_features`, else a TypeError."""
+    if not isinstance(features, ScanFeatures):
+        raise TypeError(f"`features` must be those of this head's forward_features, got {type(features).__name__}.")
+    return features
+
+
 def _leaves(features: LayerFeatures) -> LayerFeatures:
-    """The start of a graph; a copy where inference mode made tensors that can be none."""
+    """The start of a graph; a copy of tensors that were made in inference mode, which cannot start one."""
 
     def leaf(tensor: torch.Tensor) -> torch.Tensor:
         tensor = tensor.clone() if tensor.is_inference() else tensor.detach()
@@ -437,8 +456,9 @@ def _tensors(features: LayerFeatures) -> list[torch.Tensor]:
 
 def _split(classifier: FrozenClassifier, pixel_values: torch.Tensor, config: ScanConfig) -> ScanFeatures:
     """See [`~ScanForSaliency.forward_features`]."""
+    (layer,) = config.taps
     with torch.no_grad():
-        tap = classifier.forward_to_features(pixel_values, config.feature_layers[0])
+        tap = classifier.forward_to_features(pixel_values, layer)
         normed = classifier.behind_norm(tap) if config.mask_by == "contribution" else None
     with torch.inference_mode(False), torch.set_grad_enabled(config.gradient_mask):
         if normed is None:
@@ -447,10 +467,10 @@ def _split(classifier: FrozenClassifier, pixel_values: torch.Tensor, config: Sca
         else:
             read = _leaves(normed)
             scores = classifier.forward_from_features(tap, read)
-    return ScanFeatures(scores, tap, read, classifier.layer_names, tuple(pixel_values.shape[-2:]))
+    return ScanFeatures(scores, tap, read, classifier.layer_names, pixel_values.shape[-2:])
 
 
-def _probe(classifier: FrozenClassifier, config: ScanConfig) -> tuple[tuple[int, int], tuple[int, int]]:
+def _probe(classifier: FrozenClassifier, config: ScanConfig) -> tuple[tuple[int, int], torch.Size]:
     """
     The classifier's image size and the layer's grid, both `(height, width)`; an error, rather than a head trained on
     rounding, where contributions cancel.
@@ -459,7 +479,7 @@ def _probe(classifier: FrozenClassifier, config: ScanConfig) -> tuple[tuple[int,
     noise = torch.randn(1, channels, *size, generator=torch.Generator().manual_seed(0))
     noise = noise.to(classifier.device, classifier.dtype)
     with torch.no_grad():
-        tap = classifier.forward_to_features(noise, config.feature_layers[0])
+        tap = classifier.forward_to_features(noise, next(iter(config.taps)))
     if config.mask_by == "contribution" and config.gradient_mask:
         features = _split(classifier, noise, config)
         leaf = features.read.feature_map
@@ -467,4 +487,4 @@ def _probe(classifier: FrozenClassifier, config: ScanConfig) -> tuple[tuple[int,
             (gradient,) = torch.autograd.grad(features.scores.amax(), leaf, allow_unused=True)
         if gradient is not None:
             position_contributions(leaf.detach(), gradient, tap.layer)
-    return size, tuple(tap.feature_map.shape[-2:])
+    return size, tap.feature_map.shape[-2:]

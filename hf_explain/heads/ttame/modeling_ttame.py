@@ -1,12 +1,16 @@
 from __future__ import annotations
 
+import functools
+from collections.abc import Callable
 from typing import Any, ClassVar
 
 import torch
 import torch.nn.functional as F
 from torch import nn
+from torch.nn.modules.batchnorm import _BatchNorm
 
-from hf_explain.classifiers.frozen_classifier import ClassifierFeatures, FrozenClassifier, LayerFeatures
+from hf_explain.classifiers.features import ClassifierFeatures, LayerFeatures
+from hf_explain.classifiers.frozen_classifier import FrozenClassifier
 from hf_explain.heads.distributed import GlobalBatchNorm2d
 from hf_explain.heads.modeling_mask_trained import MaskTrainedExplainer
 from hf_explain.heads.ttame.configuration_ttame import TTameConfig
@@ -36,6 +40,7 @@ class TTameForSaliency(MaskTrainedExplainer):
     """
 
     config_class = TTameConfig
+    config: TTameConfig
     presets: ClassVar[dict[str, dict[str, Any]]] = {
         "ranking": {
             "ranking_weight": 1.0,
@@ -49,18 +54,19 @@ class TTameForSaliency(MaskTrainedExplainer):
 
     def __init__(self, config: TTameConfig):
         super().__init__(config)
-        channels = config.feature_channels
+        channels = list(config.taps.values())
         self.convs = nn.ModuleList(nn.Conv2d(width, width, kernel_size=1) for width in channels)
         if config.context_size > 1:
             self.contexts = nn.ModuleList(
                 nn.Conv2d(width, width, config.context_size, padding="same", groups=width) for width in channels
             )
         self.bns = nn.ModuleList(GlobalBatchNorm2d(width) for width in channels) if config.batch_norm else None
+        assert config.num_labels is not None  # a configuration has two where nothing else is said
         self.fuser = nn.Conv2d(sum(channels), config.num_labels, kernel_size=1)
         self.post_init()
 
     @classmethod
-    def default_feature_layers(cls, classifier: FrozenClassifier, config: TTameConfig) -> list[str]:
+    def default_feature_layers(cls, classifier: FrozenClassifier, config: Any) -> list[str]:
         names = classifier.layer_names
         if classifier.is_transformer:
             return list(names[-4:-1])
@@ -81,7 +87,7 @@ class TTameForSaliency(MaskTrainedExplainer):
         return fields
 
     @classmethod
-    def complete_config(cls, classifier: FrozenClassifier, config: TTameConfig) -> None:
+    def complete_config(cls, classifier: FrozenClassifier, config: Any) -> None:
         super().complete_config(classifier, config)
         if config.mask_space is None:
             config.mask_space = "normalized" if classifier.is_transformer else "pixel"
@@ -102,42 +108,52 @@ class TTameForSaliency(MaskTrainedExplainer):
             )
 
     def saliency_logits(self, features: ClassifierFeatures, target: torch.Tensor) -> torch.Tensor:
-        # indexing the parameters keeps the other classes out of the pass, forward and backward
-        rows, bias = self.fuser.weight[target].flatten(1), self.fuser.bias[target]
+        rows, bias = self._rows(target)
 
-        def fuse(branch, row):
+        def fuse(branch: torch.Tensor, row: torch.Tensor) -> torch.Tensor:
             return torch.bmm(row[:, None], branch.flatten(2))[:, 0].unflatten(1, branch.shape[-2:])
 
-        return self._fuse(features, rows, fuse) + bias[:, None, None]
+        return self._fuse(features, rows.flatten(1), fuse) + bias[:, None, None]
 
     def pairwise_saliency_logits(self, features: ClassifierFeatures, target: torch.Tensor) -> torch.Tensor:
-        rows, bias = self.fuser.weight[target], self.fuser.bias[target]
+        rows, bias = self._rows(target)
         return self._fuse(features, rows, F.conv2d) + bias[:, None, None]
 
-    def _fuse(self, features: ClassifierFeatures, rows: torch.Tensor, fuse) -> torch.Tensor:
+    def _rows(self, target: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """Weights and biases of the classes asked for: the others stay out of the pass, forward and backward."""
+        assert self.fuser.bias is not None
+        return self.fuser.weight[target], self.fuser.bias[target]
+
+    def _fuse(
+        self,
+        features: ClassifierFeatures,
+        rows: torch.Tensor,
+        fuse: Callable[[torch.Tensor, torch.Tensor], torch.Tensor],
+    ) -> torch.Tensor:
         """The sum over branches of `fuse(branch, its part of rows)`, each resized to the map's size."""
-        config = self.config
-        size, total = None, None
-        for index, (layer, row) in enumerate(zip(config.feature_layers, rows.split(list(config.feature_channels), 1))):
-            feature_map = self._tap(features[layer])
-            if size is None:
-                size = tuple(min(side, config.max_map_size) for side in feature_map.shape[-2:])
-            part = resize_maps(fuse(self._branch(index, feature_map), row), size)
-            total = part if total is None else total + part
-        return total
+        taps = self.config.taps
+        finest = features[next(iter(taps))].feature_map.shape[-2:]
+        size = [min(side, self.config.max_map_size) for side in finest]
+        parts = (
+            resize_maps(fuse(self._branch(index, self._tap(features[layer])), row), size)
+            for index, (layer, row) in enumerate(zip(taps, rows.split(list(taps.values()), 1)))
+        )
+        return functools.reduce(torch.add, parts)
 
     def _tap(self, features: LayerFeatures) -> torch.Tensor:
         """One layer's features as its branch reads them."""
         if self.config.feature_kind == "pre_norm":
-            features = self.backbone.pre_attention_norm(features)
+            features = self.attached.pre_attention_norm(features)
         feature_map = features.feature_map.to(self.fuser.weight.dtype)
         if self.config.token_product:
+            assert features.prefix_tokens is not None  # `complete_config` refuses a classifier without them
             feature_map = feature_map * features.prefix_tokens[:, 0, :, None, None].to(feature_map.dtype)
         return feature_map
 
     def _branch(self, index: int, feature_map: torch.Tensor) -> torch.Tensor:
         """Convolutions, BatchNorm, skip, activation of one tap, `(batch_size, channels, height, width)`."""
         conv, norm = self.convs[index], self.bns[index] if self.bns is not None else None
+        assert isinstance(conv, nn.Conv2d) and isinstance(norm, _BatchNorm | None)
         context = self.contexts[index] if self.config.context_size > 1 else None
         branch = feature_map if context is None else context(feature_map)
         if self.training:
@@ -154,15 +170,17 @@ class TTameForSaliency(MaskTrainedExplainer):
         return branch.relu_() if self.config.branch_activation == "relu" else branch.sigmoid_()
 
 
-def _folded(conv: nn.Conv2d, norm: nn.BatchNorm2d | None, skip: bool) -> tuple[torch.Tensor, torch.Tensor]:
+def _folded(conv: nn.Conv2d, norm: _BatchNorm | None, skip: bool) -> tuple[torch.Tensor, torch.Tensor]:
     """
     Weight, `(channels, channels)`, and bias of the one 1×1 convolution that equals convolution, BatchNorm of the
     running statistics and skip.
 
-    Computed anew at every call, from the stored parameters and without touching them, so it can never be stale.
+    Computed anew at every call from the stored parameters, which stay as they are, so it can never be out of date.
     """
+    assert conv.bias is not None
     weight, bias = conv.weight[:, :, 0, 0].float(), conv.bias.float()
     if norm is not None:
+        assert norm.running_mean is not None and norm.running_var is not None
         scale = norm.weight.float() * torch.rsqrt(norm.running_var.float() + norm.eps)
         weight = weight * scale[:, None]
         bias = torch.addcmul(norm.bias.float(), bias - norm.running_mean.float(), scale)
