@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# The one check: lint and tests.
+# The one check: lint, types and tests.
 #   scripts/check.sh            with the python at hand
 #   scripts/check.sh --fix      mend what ruff can mend first
 #   scripts/check.sh --fresh    in a new virtual environment, as CI does
@@ -44,5 +44,6 @@ esac
 
 "$python" -m ruff check .
 "$python" -m ruff format --check .
+"$python" -m mypy
 # two processes of one thread each: the models are too small for more threads to help
 OMP_NUM_THREADS=1 "$python" -m pytest --numprocesses 2 --dist loadfile "$@"

@@ -269,7 +269,7 @@ def _shortest_edge(height: int, width: int, short: int) -> tuple[int, int]:
 def _bounded_edges(height: int, width: int, short: int, longest: int) -> tuple[int, int]:
     """Transformers' `get_size_with_aspect_ratio`, its rounding among it."""
     low, high = min(height, width), max(height, width)
-    exact = short
+    exact: float = short
     if high / low * short > longest:
         exact = longest * low / high
         short = int(round(exact))

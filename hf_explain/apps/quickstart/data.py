@@ -296,9 +296,9 @@ def _texture(uniform, kind, x, y, radius, unit: float) -> torch.Tensor:
 
 def _hsv(uniform, saturation: tuple[float, float], value: tuple[float, float]) -> torch.Tensor:
     """A random colour per image as RGB: `(count, 3, 1, 1)`."""
-    hue, saturation, value = uniform(0, 6, 1, 1, 1), uniform(*saturation, 1, 1, 1), uniform(*value, 1, 1, 1)
+    hue, strength, light = uniform(0, 6, 1, 1, 1), uniform(*saturation, 1, 1, 1), uniform(*value, 1, 1, 1)
     k = (torch.tensor([5.0, 3.0, 1.0])[None, :, None, None] + hue) % 6
-    return value * (1 - saturation * torch.minimum(k, 4 - k).clamp(0, 1))
+    return light * (1 - strength * torch.minimum(k, 4 - k).clamp(0, 1))
 
 
 def _png(array: np.ndarray) -> dict:
