@@ -52,7 +52,7 @@ class EvaluationArguments:
     batch_size: int = _option(8, "images per pass")
     shard_size: int = _option(64, "images per partial result")
     device: Any = _option(None, "torch device; a GPU where there is one")
-    output_dir: str | Path | None = _option(None, "folder of the results; a killed run continues there")
+    output_dir: Path | None = _option(None, "folder of the results; a killed run continues there")
     dataset_info: Mapping[str, Any] = _option({}, "what is known of the data set")
     progress: bool = _option(True, "progress bars")
 
@@ -100,3 +100,10 @@ class ComparisonArguments(EvaluationArguments):
         check_count(self.slow_examples, "slow_examples", optional=True)
         check_count(self.sanity_examples, "sanity_examples")
         check_count(self.pictures, "pictures", minimum=0)
+
+    @property
+    def folder(self) -> Path:
+        """`output_dir`, without which there is no comparison."""
+        if self.output_dir is None:
+            raise ValueError("`output_dir` is needed: a comparison is written to a folder.")
+        return self.output_dir

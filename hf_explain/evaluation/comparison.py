@@ -6,6 +6,7 @@ import contextlib
 import os
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import evaluate
@@ -122,11 +123,11 @@ def compare(
     """
     arguments = ComparisonArguments(
         metrics=metrics,
-        output_dir=output_dir,
+        output_dir=Path(output_dir),
         max_examples=max_examples,
         slow=slow,
         slow_examples=slow_examples,
-        method_options=method_options,
+        method_options=method_options or {},
         sanity=sanity,
         sanity_examples=sanity_examples,
         pictures=pictures,
@@ -171,14 +172,13 @@ def run_comparison(
     for argument in ("slow", "method_options"):
         if unknown := [name for name in getattr(arguments, argument) or () if name not in explainers]:
             raise ValueError(f"`{argument}` names {unknown[0]!r}, which is no explainer: {', '.join(explainers)}.")
-    if arguments.output_dir is None:
-        raise ValueError("`output_dir` is needed: a comparison is written to a folder.")
+    folder = arguments.folder
     rank, world, own_device = launched_processes()
     main = rank == 0
 
     def claim() -> None:
-        held.enter_context(lock_directory(arguments.output_dir))
-        check_writable(arguments.output_dir)
+        held.enter_context(lock_directory(folder))
+        check_writable(folder)
 
     with contextlib.ExitStack() as held:
         on_first_process(rank, world, claim)
@@ -188,7 +188,7 @@ def run_comparison(
         measured = _measure(classifier, data, explainers, arguments, numbers, report if main else lambda line: None)
         if main:
             write_comparison(measured, data, arguments, command)
-            report((arguments.output_dir / "table.md").read_text())
+            report((folder / "table.md").read_text())
         return measured.comparison
 
 
@@ -273,7 +273,7 @@ def _measure_one(
         arguments,
         metrics=[one for one in arguments.metrics if one != "win_rate"],
         max_examples=count,
-        output_dir=arguments.output_dir / "explainers" / name,
+        output_dir=arguments.folder / "explainers" / name,
     )
     evaluation, columns = SaliencyEvaluator().evaluate(explainer, data, load_metrics(own), own)
     if arguments.sanity and name not in CONTROLS:

@@ -61,7 +61,7 @@ def write_comparison(
         ValueError: If an image cannot be read again.
         OSError: If a file cannot be written.
     """
-    folder = arguments.output_dir
+    folder = arguments.folder
     _write_tables(folder, measured.comparison, command)
     _write_charts(folder, measured.comparison)
     if arguments.pictures:
@@ -91,9 +91,10 @@ def markdown_table(comparison: Comparison) -> str:
             if cell and interval is not None and column is first[column.metric]:
                 cell += " [{:.2f}, {:.2f}]".format(*interval)
             row.append(cell)
-        row += [f"{1000 * result.seconds_per_image:.1f}"]
-        row += [f"{passes:g}" for passes in (result.forward_passes_per_image, result.tail_passes_per_image)]
-        lines.append(row + [result.sanity.verdict if result.sanity else ""] * checked)
+        row.append("" if result.seconds_per_image is None else f"{1000 * result.seconds_per_image:.1f}")
+        passes = (result.forward_passes_per_image, result.tail_passes_per_image)
+        row += ["" if count is None else f"{count:g}" for count in passes]
+        lines.append(row + [(result.sanity and result.sanity.verdict) or ""] * checked)
     return "".join(f"| {' | '.join(line)} |\n" for line in lines)
 
 
@@ -158,7 +159,7 @@ def _write_bars(folder: Path, comparison: Comparison, metric: str, number: Numbe
     errors = {name: (min(low, bars[name]), max(high, bars[name])) for name, (low, high) in ends.items()}
     heading = number.heading_of(number.key)
     chart = bar_chart(
-        {name: bars[name] for name in sorted(bars, key=bars.get, reverse=True)},
+        dict(sorted(bars.items(), key=lambda bar: bar[1], reverse=True)),
         errors,
         title=f"{heading}, 95 % intervals",
         x_label=f"{heading} ({number.unit})" if number.unit else heading,
@@ -172,11 +173,11 @@ def _write_curves(folder: Path, comparison: Comparison, metric: str, key: str) -
     first = next(iter(found.values()))
     steps = first.protocol.get("fractions")
     if steps is None or len(steps) != len(first.curves[key]):
-        steps = np.linspace(0, 1, len(first.curves[key]))
+        steps = np.linspace(0, 1, len(first.curves[key])).tolist()
     main = comparison.numbers[metric][0]
     chart = plot_curves(
-        {name: 100 * np.asarray(one.curves[key]) for name, one in found.items()},
-        100 * np.asarray(steps),
+        {name: [100 * value for value in one.curves[key]] for name, one in found.items()},
+        [100 * step for step in steps],
         title=f"{main.heading_of(main.key)}: {key}",
         x_label=f"pixels {'inserted' if key == 'insertion' else 'removed'} (%)",
         y_label=f"{first.protocol.get('score', 'score')} (%)",

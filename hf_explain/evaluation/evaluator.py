@@ -126,8 +126,8 @@ class SaliencyEvaluator:
         arguments = EvaluationArguments(
             # not `or`: a metric that has collected nothing yet has length 0
             metrics=self.default_metric_name if metric is None else metric,
-            presets=presets,
-            metric_options=metric_options,
+            presets=presets or {},
+            metric_options=metric_options or {},
             target=target,
             image_column=image_column,
             label_column=label_column,
@@ -137,8 +137,8 @@ class SaliencyEvaluator:
             batch_size=batch_size,
             shard_size=shard_size,
             device=device,
-            output_dir=output_dir,
-            dataset_info=dataset_info,
+            output_dir=None if output_dir is None else Path(output_dir),
+            dataset_info=dataset_info or {},
             progress=progress,
         )
         metrics = load_metrics(arguments)  # a name that is wrong is known before a model is loaded
@@ -416,9 +416,16 @@ def _summarize(records, task: _Task, settings: dict[str, Any]) -> tuple[Evaluati
         metrics[name] = MetricResult.from_json(metric.module.compute(protocol=protocol, **own))
         metrics[name].seconds_per_image = per_image(name, 0)
         metrics[name].forward_passes_per_image = per_image(name, 1)
-    cost = (per_image("explain", place) for place in range(3))
+    found = ExplainerResult(
+        metrics,
+        settings["explainer"],
+        num_images,
+        seconds_per_image=per_image("explain", 0),
+        forward_passes_per_image=per_image("explain", 1),
+        tail_passes_per_image=per_image("explain", 2),
+    )
     result = EvaluationResult(
-        ExplainerResult(metrics, settings["explainer"], num_images, *cost),
+        found,
         settings["dataset"],
         settings,
         {**package_versions(), "evaluate": metadata.version("evaluate")},

@@ -58,9 +58,10 @@ class Explainer:
         Returns:
             [`SaliencyOutput`].
         """
-        if self.head is None:
+        if self.method is not None:
             ids = {"image_ids": image_ids} if "image_ids" in inspect.signature(self.method).parameters else {}
             return self.method(self.classifier, pixel_values, target, **ids, **self.options)
+        assert self.head is not None  # it has one of the two
         training = self.head.training
         self.head.eval()
         try:
@@ -71,10 +72,8 @@ class Explainer:
 
     def copy(self) -> Explainer:
         """The same explainer on a copy of its classifier, weights and all."""
-        if self.head is None:
-            return replace(self, classifier=copy.deepcopy(self.classifier))
-        head = copy.deepcopy(self.head)
-        return replace(self, classifier=head.backbone, head=head)
+        head, classifier = copy.deepcopy((self.head, self.classifier))  # together: the one is a part of the other
+        return replace(self, classifier=classifier, head=head)
 
 
 def resolve_explainer(

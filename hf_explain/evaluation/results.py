@@ -58,8 +58,8 @@ class MetricResult:
         rest = {key: entry for key, entry in value.items() if key not in _MEASURED}
         numbers = {key: rest.pop(key) for key, entry in value.items() if key in rest and _is_number(entry)}
         intervals = {key: rest.pop(f"{key}_interval") for key in numbers if f"{key}_interval" in rest}
-        curves = [key for key, entry in rest.items() if key.endswith("_curve") and isinstance(entry, list)]
-        curves = {key.removesuffix("_curve"): rest.pop(key) for key in curves}
+        named = [key for key, entry in rest.items() if key.endswith("_curve") and isinstance(entry, list)]
+        curves = {key.removesuffix("_curve"): rest.pop(key) for key in named}
         measured = {key: value[key] for key in _MEASURED if key in value}
         return cls(numbers, intervals, curves, **measured, other=rest)
 
@@ -140,8 +140,11 @@ class ExplainerResult:
     def from_json(cls, value: Mapping[str, Any]) -> ExplainerResult:
         """What `to_json` wrote, here or in an [`EvaluationResult`]."""
         others = {one.name for kind in (cls, EvaluationResult) for one in fields(kind)} | {"columns"}
-        metrics = {name: entry for name, entry in value.items() if name not in others and isinstance(entry, Mapping)}
-        metrics = {name: MetricResult.from_json(entry) for name, entry in metrics.items()}
+        metrics = {
+            name: MetricResult.from_json(entry)
+            for name, entry in value.items()
+            if name not in others and isinstance(entry, Mapping)
+        }
         sanity = SanityResult.from_json(value["sanity"]) if value.get("sanity") else None
         return _from_recorded(cls, {**value, "sanity": sanity}, metrics=metrics)
 

@@ -69,8 +69,10 @@ def check_sanity(
         ValueError: If the classifier has one class alone, or as for [`SaliencyEvaluator.compute`].
     """
     explainer = resolve_explainer(model_or_pipeline, method, method_options, seed)
-    settings = {"image_column": image_column, "max_examples": max_examples, "batch_size": batch_size, "seed": seed}
-    return check_explainer(explainer, data, **settings).to_json()
+    found = check_explainer(
+        explainer, data, image_column=image_column, max_examples=max_examples, batch_size=batch_size, seed=seed
+    )
+    return found.to_json()
 
 
 def check_explainer(
@@ -93,7 +95,7 @@ def check_explainer(
     predicted = [logits.argmax(-1) for logits in images.logits]
     own = images.maps(explainer, predicted)
     own_score = images.score(own)
-    random_score = images.score(images.random_maps(tuple(own[0].shape[-2:])))
+    random_score = images.score(images.random_maps(*own[0].shape[-2:]))
     centre_score = images.score([centre_maps(pixel_values) for pixel_values in images.pixel_values])
     gain = (own_score - random_score).mean().item()
 
@@ -159,8 +161,8 @@ class _Images:
         batches = zip(self.pixel_values, targets, self.ids)
         return [explainer.explain(*batch).saliency.float() for batch in batches]
 
-    def random_maps(self, size: tuple[int, int]) -> list[torch.Tensor]:
-        return [random_maps(batch, size, self.seed, ids) for batch, ids in zip(self.pixel_values, self.ids)]
+    def random_maps(self, height: int, width: int) -> list[torch.Tensor]:
+        return [random_maps(batch, (height, width), self.seed, ids) for batch, ids in zip(self.pixel_values, self.ids)]
 
     def other_classes(self, classes: list[torch.Tensor]) -> list[torch.Tensor]:
         """A random class for every image that is not the one in `classes`."""

@@ -88,7 +88,7 @@ def look_up(record: Mapping[str, Any] | None, keys: tuple[str, ...]) -> Any:
     return None
 
 
-def read_json(source: str | os.PathLike | Mapping | None, argument: str) -> dict[str, Any] | None:
+def read_json(source: str | os.PathLike | Mapping, argument: str) -> dict[str, Any]:
     """
     A JSON object from a file or as it is.
 
@@ -96,8 +96,8 @@ def read_json(source: str | os.PathLike | Mapping | None, argument: str) -> dict
         FileNotFoundError: If the file does not exist.
         ValueError: If it holds no JSON object.
     """
-    if source is None or isinstance(source, Mapping):
-        return None if source is None else dict(source)
+    if isinstance(source, Mapping):
+        return dict(source)
     path = Path(source)
     if not path.is_file():
         raise FileNotFoundError(f"`{argument}` {str(source)!r} does not exist; give a JSON file or a dictionary.")
@@ -138,7 +138,7 @@ def read_config(model_or_dir) -> dict[str, Any]:
 # ------------------------------------------------------------------------------------------------------ an evaluation
 
 
-def read_evaluation_file(source: str | os.PathLike | Mapping | Comparison | None, argument: str) -> Comparison | None:
+def read_evaluation_file(source: str | os.PathLike | Mapping | Comparison, argument: str) -> Comparison:
     """
     An evaluation from a file or as it is.
 
@@ -150,7 +150,7 @@ def read_evaluation_file(source: str | os.PathLike | Mapping | Comparison | None
         return source
     value = read_json(source, argument)
     try:
-        return None if value is None else read_evaluation(value)
+        return read_evaluation(value)
     except ValueError as error:
         named = f" {Path(source).name!r}" if isinstance(source, (str, os.PathLike)) else ""
         raise ValueError(f"`{argument}`{named} is no evaluation: {error}") from error

@@ -93,10 +93,10 @@ def build_model_card(
     beside = Path(card_directory) if card_directory is not None else directory
     if picture is not None and beside is not None and not (beside / picture).is_file():
         raise FileNotFoundError(f"`picture` {os.fspath(picture)!r} is not in {str(beside)!r}.")
-    training = read_json(training_record, "training_record")
-    comparison = read_evaluation_file(evaluation, "evaluation")
-    own = None
-    if comparison is not None:
+    training = None if training_record is None else read_json(training_record, "training_record")
+    comparison, own = None, None
+    if evaluation is not None:
+        comparison = read_evaluation_file(evaluation, "evaluation")
         own = find_own_result(comparison, explainer, config["model_type"], head_weights(model_or_dir))
     name = repo_id or (directory.resolve().name if directory is not None else config["model_type"])
 
