@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
@@ -15,6 +15,7 @@ from transformers import Pipeline
 from transformers.pipelines import PIPELINE_REGISTRY
 
 from hf_explain.classifiers.frozen_classifier import FrozenClassifier
+from hf_explain.classifiers.targets import is_several
 from hf_explain.heads.modeling_explainer import ExplainerPreTrainedModel, check_output
 from hf_explain.io.datasets import leave_encoded
 from hf_explain.io.image_processor import to_picture, to_pixel_values
@@ -138,7 +139,7 @@ class SaliencyPipeline(Pipeline):
         if _is_datasets_dataset(inputs):
             inputs = _image_column(inputs)
         if hasattr(inputs, "__len__") and hasattr(inputs, "__getitem__"):
-            per_image = isinstance(target, (Sequence, np.ndarray, torch.Tensor)) and not isinstance(target, str)
+            per_image = is_several(target)
             if per_image and len(target) != len(inputs):
                 raise ValueError(
                     f"`target` has {len(target)} entries for {len(inputs)} images; give one class for all of them or "
@@ -178,10 +179,7 @@ class SaliencyPipeline(Pipeline):
     def _resolve_targets(self, target) -> torch.Tensor:
         if target is None:
             return torch.tensor([-1])
-        several = isinstance(target, (Sequence, np.ndarray, torch.Tensor)) and not isinstance(target, str)
-        if several and getattr(target, "ndim", 1) == 0:
-            several = False
-        count = len(target) if several else 1
+        count = len(target) if is_several(target) else 1
         if count == 0:
             raise ValueError("`target` is an empty list; leave it out for the classifier's own top classes.")
         return self.classifier.resolve_target(target, count).cpu()

@@ -262,6 +262,13 @@ def test_targets_per_image_and_several(head_pipe, batch_size, method):
             assert one["score"] == pytest.approx(other["score"], rel=1e-4)
 
 
+def test_one_class_for_all_images_as_a_scalar(head_pipe):
+    expected = head_pipe(PICTURES[:2], target=1)
+    for target in (torch.tensor(1), np.array(1), np.int64(1)):
+        for one, same in zip(head_pipe(PICTURES[:2], target=target), expected, strict=True):
+            assert one[0]["label"] == same[0]["label"] and one[0]["score"] == same[0]["score"]
+
+
 def test_targets_in_a_stream(head_pipe):
     inputs = ({"image": image, "target": index} for index, image in enumerate(PICTURES[:3]))
     assert [result[0]["label"] for result in head_pipe(inputs)] == list(LABELS[:3])

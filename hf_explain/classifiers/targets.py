@@ -15,6 +15,11 @@ from hf_explain.io.labels import synonyms
 Target = int | str | Sequence[int | str] | torch.Tensor | None
 
 
+def is_several(target: Any) -> bool:
+    """Whether a target is a list of classes; one class may also come as a scalar of NumPy or PyTorch."""
+    return isinstance(target, Sequence) and not isinstance(target, str) or getattr(target, "ndim", 0) > 0
+
+
 def resolve_target(
     target: Target,
     batch_size: int,
