@@ -11,6 +11,7 @@ from hf_explain.tensors.scalars import check_choice, check_count, check_number
 
 
 SCORES = ("accuracy", "probability", "agreement")
+MAX_BATCH = 64  # images per forward pass, where nothing else is asked for
 
 Predict = Callable[[torch.Tensor], torch.Tensor]
 

@@ -14,6 +14,7 @@ import torch
 import torch.nn.functional as F
 
 from hf_explain.metrics.engine import (
+    MAX_BATCH,
     Predict,
     base_logits,
     batch_limit,
@@ -163,7 +164,7 @@ def perturbation_curves(
     logits: torch.Tensor | None = None,
     seed: int = 0,
     image_ids: torch.Tensor | Sequence[int] | None = None,
-    max_batch: int = 64,
+    max_batch: int = MAX_BATCH,
     max_bytes: int | None = None,
 ) -> PerturbationCurves:
     r"""
@@ -426,7 +427,7 @@ def insertion_deletion(
     logits: torch.Tensor | None = None,
     seed: int = 0,
     image_ids: torch.Tensor | Sequence[int] | None = None,
-    max_batch: int = 64,
+    max_batch: int = MAX_BATCH,
     max_bytes: int | None = None,
 ) -> InsertionDeletion:
     """
@@ -563,7 +564,7 @@ def average_drop(
     logits: torch.Tensor | None = None,
     seed: int = 0,
     image_ids: torch.Tensor | Sequence[int] | None = None,
-    max_batch: int = 64,
+    max_batch: int = MAX_BATCH,
     max_bytes: int | None = None,
 ) -> AverageDrop:
     """

@@ -21,6 +21,7 @@ import torch
 import torch.nn.functional as F
 
 from hf_explain.metrics.engine import (
+    MAX_BATCH,
     Predict,
     base_logits,
     batch_limit,
@@ -37,6 +38,7 @@ from hf_explain.tensors.scalars import check_number, check_numbers
 
 
 _DEFAULT = PRESETS["road"]["default"]
+_TOLERANCE = 2e-3
 # Fields are worked on in blocks that stay in a CPU core's cache; other devices take everything at once.
 _CPU_BLOCK_BYTES = 2 * 2**20
 _COARSEST_SIDE = 7
@@ -93,11 +95,11 @@ def road(
     percents: Sequence[float] = _DEFAULT["percents"],
     score: str = _DEFAULT["score"],
     noise: float = _DEFAULT["noise"],
-    tolerance: float = 2e-3,
+    tolerance: float = _TOLERANCE,
     logits: torch.Tensor | None = None,
     seed: int = 0,
     image_ids: torch.Tensor | Sequence[int] | None = None,
-    max_batch: int = 64,
+    max_batch: int = MAX_BATCH,
     max_bytes: int | None = None,
 ) -> Road:
     """
@@ -194,7 +196,7 @@ def road(
 
 
 def linear_imputation(
-    pixel_values: torch.Tensor, removed: torch.Tensor, tolerance: float = 2e-3, max_iterations: int = 200
+    pixel_values: torch.Tensor, removed: torch.Tensor, tolerance: float = _TOLERANCE, max_iterations: int = 200
 ) -> torch.Tensor:
     """
     Replace removed pixels by the solution of ROAD's linear system (without its noise).

@@ -9,6 +9,7 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 
+from hf_explain.metrics.presets import PRESETS
 from hf_explain.tensors.checks import check_saliency
 from hf_explain.tensors.maps import resize_maps
 from hf_explain.tensors.scalars import check_count
@@ -41,7 +42,7 @@ def pointing(
     boxes: Sequence[torch.Tensor] | None = None,
     *,
     image_size: tuple[int, int] | None = None,
-    margin: int = 0,
+    margin: int = PRESETS["pointing"]["default"]["margin"],
 ) -> Pointing:
     """
     Pointing game and energy inside the object.

@@ -62,5 +62,6 @@ PRESETS: dict[str, dict[str, dict[str, Any]]] = {
     "auc_d_fills": {"default": {name: _AUC_D[name] for name in ("fractions", "score")}},
     "average_drop": {"default": _LCAM, "lcam": _LCAM, "ttame": {**_LCAM, "rule": "quantile"}},
     "insertion_deletion": {"default": _RISE, "rise": _RISE},
+    "pointing": {"default": {"margin": 0}, "excitation_backprop": {"margin": 15}},
     "road": {"default": _ROAD, "road": {**_ROAD, "score": "accuracy"}},
 }

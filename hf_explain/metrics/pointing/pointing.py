@@ -3,7 +3,7 @@
 import datasets
 import evaluate
 
-from hf_explain.metrics.functional import pointing
+from hf_explain.metrics.functional import PRESETS, pointing
 from hf_explain.metrics.module import SaliencyMetric
 from hf_explain.metrics.number import Number
 
@@ -64,7 +64,7 @@ class Pointing(SaliencyMetric):
         Number("energy", "energy", True, "%"),
         Number("object_area", "object area", None, "%"),
     )
-    presets = {"default": {"margin": 0}, "excitation_backprop": {"margin": 15}}
+    presets = PRESETS["pointing"]
     inputs = ("masks", "boxes")
     options = ("margin", "image_size")
 
