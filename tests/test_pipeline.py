@@ -180,12 +180,7 @@ def test_url(pipe, hub):
     image = picture()
     file = io.BytesIO()
     image.save(file, "PNG")
-    repo = hub.seed("user/pictures", {"picture.png": file.getvalue()}) if hasattr(hub, "seed") else None
-    if repo is None:
-        from huggingface_hub import HfApi
-
-        HfApi().create_repo("user/pictures")
-        HfApi().upload_file(path_or_fileobj=file.getvalue(), path_in_repo="picture.png", repo_id="user/pictures")
+    hub.add_repo("user/pictures", {"picture.png": file.getvalue()})
     result = pipe(f"{hub.url}/user/pictures/resolve/main/picture.png", timeout=5)
     np.testing.assert_allclose(result[0]["saliency_map"], pipe(image)[0]["saliency_map"], atol=1e-6)
 

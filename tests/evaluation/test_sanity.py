@@ -8,7 +8,8 @@ from testing_common import assert_unchanged, snapshot, tiny_classifier, tiny_mod
 from testing_training import processor
 
 from hf_explain import FrozenClassifier, LCamForSaliency
-from hf_explain.evaluation.sanity import _judge, check_sanity, redraw_from_the_top, similarity
+from hf_explain.evaluation.explainer import resolve_explainer
+from hf_explain.evaluation.sanity import _Images, _judge, check_sanity, redraw_from_the_top, similarity
 from hf_explain.methods.cam import gradcam
 from hf_explain.methods.controls import centre
 from hf_explain.registry import METHODS
@@ -113,6 +114,12 @@ def test_maps_worse_than_random_have_no_gain_to_keep(monkeypatch):
     assert result["checks"]["random_map"]["gain_of_auc_d"] < 0
     assert {step["gain_kept"] for step in result["cascade"]} == {None}
     assert not result["passed"] and "no better than random maps" in result["verdict"]
+
+
+def test_equal_pictures_have_random_maps_of_their_own(classifier):
+    images = _Images(resolve_explainer(classifier), pictures(1) * 3, None, 3, 2, 0)
+    maps = torch.cat(images.random_maps((4, 5)))
+    assert maps.shape == (3, 4, 5) and len(maps.flatten(1).unique(dim=0)) == 3
 
 
 def test_the_other_class_is_another_one(monkeypatch, tmp_path):
