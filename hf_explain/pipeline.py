@@ -8,7 +8,6 @@ from typing import Any
 
 import numpy as np
 import torch
-import torch.nn.functional as F
 from PIL import Image
 from torch.utils.data import Dataset
 from transformers import Pipeline
@@ -170,56 +169,69 @@ class SaliencyPipeline(Pipeline):
             error, image = str(problem), Image.new("RGB", (32, 32))
         return {
             "pixel_values": to_pixel_values(self.image_processor, [image]).to(self.dtype),
-            # plus one, because 0 pads images with fewer targets in a batch, and alone means the top classes
-            "target": self._resolve_targets(target)[None] + 1,
+            "target": self._resolve_targets(target),
             "original_size": torch.tensor([[image.height, image.width]]),
             "error": error,
         }
 
-    def _resolve_targets(self, target) -> torch.Tensor:
+    def _resolve_targets(self, target) -> tuple[int, ...] | None:
+        """The classes asked for of one image; `None` for the classifier's own. A tuple: batches of them are lists."""
         if target is None:
-            return torch.tensor([-1])
+            return None
         count = len(target) if is_several(target) else 1
         if count == 0:
             raise ValueError("`target` is an empty list; leave it out for the classifier's own top classes.")
-        return self.classifier.resolve_target(target, count).cpu()
+        return tuple(self.classifier.resolve_target(target, count).tolist())
 
     # ------------------------------------------------------------------ a batch through
 
     def _forward(self, model_inputs: dict[str, Any], method: str | None = None, top_k: int = 1, **options):
-        pixel_values, asked = model_inputs["pixel_values"], model_inputs["target"] - 1
+        pixel_values, asked = model_inputs["pixel_values"], model_inputs["target"]
+        asked = asked if isinstance(asked, list) else [asked]  # an image by itself comes without a list
         if method is None and self.head is None:
             method = DEFAULT_METHOD
         explain = self.head.forward_head if method is None else resolve_method(method)
         _check_options(explain, method or type(self.head).__name__, options)
-        top_k = min(top_k, self.classifier.num_labels)
-        own = (asked < 0).all(dim=1)
-        if method is not None and bool(own.all()) and top_k == 1:
+        own = [targets is None for targets in asked]
+        features = self.head.forward_features(pixel_values) if method is None else None
+        if method is not None and top_k == 1 and all(own):
+            # the method's own pass finds the top classes
             outputs = [explain(self.classifier, pixel_values, None, **options)]
+            classes, rounds = outputs[0].target[:, None].tolist(), [list(range(len(asked)))]
         else:
-            features = self.head.forward_features(pixel_values) if method is None else None
-            logits = self.classifier(pixel_values) if features is None else features.logits
-            # as many columns as the image with the most targets has; -1 in columns an image does not need
-            if bool(own.any()):
-                asked = F.pad(asked, (0, max(0, top_k - asked.shape[1])), value=-1)
-                asked[own, :top_k] = logits[own].topk(top_k, dim=1).indices
+            classes = asked
+            if any(own):
+                logits = self.classifier(pixel_values) if features is None else features.logits
+                top = logits.topk(min(top_k, self.classifier.num_labels), dim=1).indices.tolist()
+                classes = [best if targets is None else targets for targets, best in zip(asked, top, strict=True)]
+            # every image's first class in one batch, then the second classes of those that have one, and so on
+            most = max(map(len, classes))
+            rounds = [[row for row, each in enumerate(classes) if place < len(each)] for place in range(most)]
             outputs = []
-            for targets in asked.clamp(min=0).unbind(dim=1):
-                if method is None:
-                    outputs.append(check_output(explain(features, targets, **options)))
+            for place, rows in enumerate(rounds):
+                targets = torch.tensor([classes[row][place] for row in rows], device=pixel_values.device)
+                everyone = len(rows) == len(classes)
+                if features is not None:
+                    chosen = features if everyone else self.head.select_features(features, rows)
+                    outputs.append(check_output(explain(chosen, targets, **options)))
                 else:
-                    outputs.append(explain(self.classifier, pixel_values, targets, **options))
-        target = outputs[0].target[:, None] if bool(own.all()) and len(outputs) == 1 else asked
-        result = {
-            "saliency": torch.stack([output.saliency for output in outputs], dim=1),
+                    chosen = pixel_values if everyone else pixel_values[rows]
+                    outputs.append(explain(self.classifier, chosen, targets, **options))
+
+        # from round by round to image by image
+        places = [row for rows in rounds for row in rows]
+        order = sorted(range(len(places)), key=places.__getitem__)
+        counts = [len(each) for each in classes]
+        result: dict[str, Any] = {
+            "target": [torch.tensor(each) for each in classes],
             "logits": outputs[0].logits,
-            "target": target,
             "original_size": model_inputs["original_size"],
             "error": model_inputs["error"],
         }
-        for name in ("reconstruction", "explanation", "explanation_score"):
+        for name in ("saliency", "reconstruction", "explanation", "explanation_score"):
             if getattr(outputs[0], name) is not None:
-                result[name] = torch.stack([getattr(output, name) for output in outputs], dim=1)
+                whole = torch.cat([getattr(output, name) for output in outputs])
+                result[name] = list(whole[order].split(counts))
         return result
 
     # ------------------------------------------------------------------ one image out
@@ -229,13 +241,11 @@ class SaliencyPipeline(Pipeline):
             return [{"error": model_outputs["error"]}]
         geometry = CropGeometry.from_processor(self.image_processor, tuple(model_outputs["original_size"][0].tolist()))
         scores = self.scores(model_outputs["logits"][0])
-        targets = model_outputs["target"][0]
-        wanted = (targets >= 0).nonzero()[:, 0]
-        maps = uncrop(model_outputs["saliency"][0].float()[wanted], geometry).clamp_(0, 1)
+        targets = model_outputs["target"][0].tolist()
+        maps = uncrop(model_outputs["saliency"][0].float(), geometry).clamp_(0, 1)
         pictures = (maps * 255).round().to(torch.uint8).numpy()
         results = []
-        for place, column in enumerate(wanted.tolist()):
-            index = int(targets[column])
+        for place, index in enumerate(targets):
             result = {
                 "label": self.classifier.id2label[index],
                 "score": float(scores[index]),
@@ -245,11 +255,11 @@ class SaliencyPipeline(Pipeline):
             if "reconstruction" in model_outputs:
                 # SCAN's decoder gives pixels in [-1, 1]
                 half = (0.5, 0.5, 0.5)
-                result["reconstruction"] = to_picture(model_outputs["reconstruction"][0, column], half, half)
+                result["reconstruction"] = to_picture(model_outputs["reconstruction"][0][place], half, half)
             if "explanation" in model_outputs:
                 mean, std = self.classifier.image_mean, self.classifier.image_std
-                result["explanation"] = to_picture(model_outputs["explanation"][0, column], mean, std)
-                result["explanation_score"] = float(model_outputs["explanation_score"][0, column])
+                result["explanation"] = to_picture(model_outputs["explanation"][0][place], mean, std)
+                result["explanation_score"] = float(model_outputs["explanation_score"][0][place])
             results.append(result)
         return results
 

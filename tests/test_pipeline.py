@@ -13,6 +13,7 @@ from testing_common import FAMILIES, LABELS, save_classifier, tiny_model, tiny_p
 from transformers import pipeline
 
 from hf_explain import LCamForSaliency, SaliencyPipeline
+from hf_explain.evaluation.explainer import PassCounter
 from hf_explain.heads.scan import ScanForSaliency
 from hf_explain.heads.ttame import TTameForSaliency
 from hf_explain.registry import METHODS
@@ -439,3 +440,49 @@ def test_not_an_image(pipe):
         pipe(3)
     with pytest.raises(ValueError, match="needs the key 'image'"):
         pipe({"picture": picture()})
+
+
+# what one image costs for one class, as (images that enter as pixels, images that enter at an inner layer)
+COSTS = {"gradcam": (1, 1), "rise": (1 + 20, 0), "random": (1, 0)}
+
+
+@pytest.mark.parametrize("method", COSTS)
+def test_no_pass_for_a_target_that_nobody_asked_for(classifier_dir, method):
+    """Two images with one and three targets in one batch: four maps, and the passes of four."""
+    pipe = pipeline("saliency", model=classifier_dir)
+    options = {"num_masks": 20} if method == "rise" else {}
+    images, targets = [picture(40, 40), picture(52, 44)], [2, [0, 1, 2]]
+    with PassCounter(pipe.classifier) as counter:
+        together = pipe(images, target=targets, method=method, batch_size=2, **options)
+    assert (counter.full, counter.tail) == tuple(4 * each for each in COSTS[method])
+    with PassCounter(pipe.classifier) as counter:
+        pipe(images, method=method, batch_size=2, **options)  # the top class is found in the method's own pass
+    assert (counter.full, counter.tail) == tuple(2 * each for each in COSTS[method])
+    alone = [pipe(image, target=target, method=method, **options) for image, target in zip(images, targets)]
+    assert [len(result) for result in together] == [1, 3]
+    for many, few in zip(together, alone):
+        assert [one["label"] for one in many] == [one["label"] for one in few]
+        for one, other in zip(many, few):
+            np.testing.assert_allclose(one["saliency_map"], other["saliency_map"], atol=1e-5)
+
+
+@pytest.mark.parametrize("head_class", [LCamForSaliency, ScanForSaliency], ids=["lcam", "scan"])
+def test_a_heads_maps_of_some_images_only(classifier_dir, head_class, tmp_path):
+    """The classifier is run once for all targets; the head, once per target asked for, gives the maps of one by one."""
+    head_class.from_classifier(classifier_dir).save_pretrained(tmp_path / "head")
+    pipe = pipeline("saliency", model=str(tmp_path / "head"))
+    images, targets = [picture(40, 40), picture(52, 44), picture(36, 60)], [2, [0, 1, 2], [1, 0]]
+    explained = []
+    explain = pipe.head.forward_head
+    pipe.head.forward_head = lambda features, target, **kw: (
+        explained.append(len(target)) or explain(features, target, **kw)
+    )
+    with PassCounter(pipe.classifier) as counter:
+        together = pipe(images, target=targets, batch_size=3)
+    assert explained == [3, 2, 1]
+    assert counter.full == 3
+    assert counter.tail == (0 if head_class is LCamForSaliency else 3 + 2 + 1)
+    for image, target, many in zip(images, targets, together):
+        for one, other in zip(many, pipe(image, target=target), strict=True):
+            assert one["label"] == other["label"]
+            np.testing.assert_allclose(one["saliency_map"], other["saliency_map"], atol=1e-5)

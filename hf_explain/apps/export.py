@@ -153,10 +153,10 @@ class _ExportPipeline(SaliencyPipeline):
         results = super().postprocess(model_outputs)
         if "error" in results[0]:
             return results
-        targets = model_outputs["target"][0]
+        targets = model_outputs["target"][0].tolist()
         return [
             {"target": index, "score": result["score"], "saliency": _png(result["saliency"])}
-            for index, result in zip(targets[targets >= 0].tolist(), results, strict=True)
+            for index, result in zip(targets, results, strict=True)
         ]
 
 

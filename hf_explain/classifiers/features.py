@@ -31,6 +31,11 @@ class LayerFeatures:
         """A copy with some fields changed, for example a masked `feature_map`."""
         return replace(self, **changes)
 
+    def select(self, rows: list[int]) -> LayerFeatures:
+        """The features of some images of the batch, in the order of `rows`."""
+        prefix, pixels = (None if value is None else value[rows] for value in (self.prefix_tokens, self.pixel_values))
+        return self.replace(feature_map=self.feature_map[rows], prefix_tokens=prefix, pixel_values=pixels)
+
 
 class ClassifierFeatures(dict[str, LayerFeatures]):
     """
@@ -52,6 +57,11 @@ class ClassifierFeatures(dict[str, LayerFeatures]):
         if name not in self:
             raise ValueError(f"`layer` {layer!r} was not kept in this pass; kept were {', '.join(self)}.")
         return super().__getitem__(name)
+
+    def select(self, rows: list[int]) -> ClassifierFeatures:
+        """The features of some images of the batch, in the order of `rows`."""
+        layers = {name: features.select(rows) for name, features in self.items()}
+        return ClassifierFeatures(self.logits[rows], layers, self._layer_names)
 
 
 def resolve_layer(layer: str | int, names: tuple[str, ...]) -> str:

@@ -137,6 +137,19 @@ class ExplainerPreTrainedModel(PreTrainedModel):
         with torch.no_grad():
             return self.attached.features(pixel_values, self.config.feature_layers)
 
+    def select_features(self, features: ClassifierFeatures, rows: list[int]) -> ClassifierFeatures:
+        """
+        The features of some images of the batch, for a class that not all of them are explained for.
+
+        Args:
+            features ([`ClassifierFeatures`]): From [`~ExplainerPreTrainedModel.forward_features`].
+            rows (`list[int]`): Places of the images in the batch.
+
+        Returns:
+            [`ClassifierFeatures`] of `len(rows)` images, in their order.
+        """
+        return features.select(rows)
+
     def forward_head(self, features: ClassifierFeatures, target: Target = None) -> SaliencyOutput:
         """
         Maps of one class per image from features that were computed once, so that several classes cost one pass.

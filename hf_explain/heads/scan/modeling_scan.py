@@ -165,6 +165,13 @@ class ScanForSaliency(ExplainerPreTrainedModel):
         """
         return _split(self.attached, pixel_values, self.config)
 
+    def select_features(self, features: ClassifierFeatures, rows: list[int]) -> ScanFeatures:
+        """
+        As [`~ExplainerPreTrainedModel.select_features`]; the part of the classifier behind the tap runs again for
+        these images, since the graph of a batch cannot be taken apart.
+        """
+        return _with_graph(self.attached, features.tap.select(rows), features.image_size, self.config)
+
     def forward_head(
         self,
         features: ClassifierFeatures,
@@ -459,6 +466,14 @@ def _split(classifier: FrozenClassifier, pixel_values: torch.Tensor, config: Sca
     (layer,) = config.taps
     with torch.no_grad():
         tap = classifier.forward_to_features(pixel_values, layer)
+    return _with_graph(classifier, tap, tuple(pixel_values.shape[-2:]), config)
+
+
+def _with_graph(
+    classifier: FrozenClassifier, tap: LayerFeatures, image_size: Sequence[int], config: ScanConfig
+) -> ScanFeatures:
+    """The tapped layer with the graph from there to the logits."""
+    with torch.no_grad():
         normed = classifier.behind_norm(tap) if config.mask_by == "contribution" else None
     with torch.inference_mode(False), torch.set_grad_enabled(config.gradient_mask):
         if normed is None:
@@ -467,7 +482,7 @@ def _split(classifier: FrozenClassifier, pixel_values: torch.Tensor, config: Sca
         else:
             read = _leaves(normed)
             scores = classifier.forward_from_features(tap, read)
-    return ScanFeatures(scores, tap, read, classifier.layer_names, pixel_values.shape[-2:])
+    return ScanFeatures(scores, tap, read, classifier.layer_names, image_size)
 
 
 def _probe(classifier: FrozenClassifier, config: ScanConfig) -> tuple[tuple[int, int], torch.Size]:
