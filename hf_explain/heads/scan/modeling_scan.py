@@ -170,6 +170,7 @@ class ScanForSaliency(ExplainerPreTrainedModel):
         As [`~ExplainerPreTrainedModel.select_features`]; the part of the classifier behind the tap runs again for
         these images, since the graph of a batch cannot be taken apart.
         """
+        features = _own(features)
         return _with_graph(self.attached, features.tap.select(rows), features.image_size, self.config)
 
     def forward_head(
