@@ -97,6 +97,8 @@ def test_columns_are_the_numbers_with_the_main_one_first():
         ("average_drop", "average_drop_50", "AD 50"),
         ("average_drop", "mask_area_50", "mask area 50"),
     ]
+    once = [one.key for one in comparison.distinct_columns()]
+    assert once == ["auc_d", "positive_auc", "average_drop_50", "mask_area_50"]
 
 
 def test_a_single_evaluation_is_a_comparison_of_one():
