@@ -186,6 +186,11 @@ def test_url(pipe, hub):
     np.testing.assert_allclose(result[0]["saliency_map"], pipe(image)[0]["saliency_map"], atol=1e-6)
 
 
+def test_what_is_no_image_at_all_is_an_answer_too(pipe):
+    answers = pipe([object(), picture()], on_error="return")
+    assert "image" in answers[0][0]["error"] and "saliency" in answers[1][0]
+
+
 @pytest.mark.parametrize("num_labels", [1, 3])
 @pytest.mark.parametrize("problem", [None, "single_label_classification", "multi_label_classification", "regression"])
 def test_scores_are_those_of_image_classification(problem, num_labels, tmp_path):

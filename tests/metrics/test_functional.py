@@ -11,6 +11,7 @@ from hf_explain.metrics.functional import (
     PRESETS,
     auc,
     auc_d,
+    auc_d_fills,
     average_drop,
     insertion_deletion,
     perturbation_curves,
@@ -475,6 +476,11 @@ def test_bad_areas():
         auc(torch.ones(3), (0, 1))
     with pytest.raises(ValueError, match=r"`stop` must lie in \(0, 1\], got 1.5"):
         step_fractions(3, 1.5)
+
+
+def test_the_mean_over_fills_names_no_single_fill(setting):
+    protocol = auc_d_fills(*setting, **HALF).protocol
+    assert "fill" not in protocol and protocol["fills"] == ["black", "mean", "blur"]
 
 
 def test_areas():
