@@ -1,15 +1,109 @@
-"""`hf-explain`: the package from a terminal."""
+"""`hf-explain`: the package from a terminal. PyTorch is imported when a command runs, not when one is asked about."""
 
 from __future__ import annotations
 
 import argparse
 import sys
+from collections.abc import Sequence
+from dataclasses import dataclass
+from importlib import import_module
 
-from hf_explain.apps.explain import add_explain_arguments
-from hf_explain.apps.push import add_push_commands
+from hf_explain import __version__, register
+from hf_explain.apps import arguments as options
+from hf_explain.apps.command_line import add_options, current_words, read_options
 
 
-def main(argv: list[str] | None = None) -> int:
+@dataclass(frozen=True)
+class Command:
+    """
+    A command of the program.
+
+    Args:
+        options (`type`): Dataclass of what it can be asked for.
+        function (`str`): `"module:function"` that gets one; imported when the command runs.
+        help (`str`): A line in the list of the commands.
+        description (`str`): What `--help` says of it.
+    """
+
+    options: type
+    function: str
+    help: str
+    description: str
+
+
+COMMANDS = {
+    "quickstart": Command(
+        options.QuickstartCommand,
+        "hf_explain.apps.quickstart.run:run",
+        "train a classifier and a head on pictures made on the spot, and measure the head",
+        "Make a small picture data set, train a ResNet and an L-CAM head on it, explain, measure and write a page "
+        "with the pictures and the numbers. No network, a few minutes on two CPU cores.",
+    ),
+    "train": Command(
+        options.TrainCommand,
+        "hf_explain.apps.train:run",
+        "train a head on a frozen classifier",
+        "Train a head on a frozen classifier; under `accelerate launch` use scripts/train_explainer.py.",
+    ),
+    "explain": Command(
+        options.ExplainCommand,
+        "hf_explain.apps.explain:run",
+        "explain images and write pictures",
+        "Explain one or more images and write each as a picture: the image, and the map of every class.",
+    ),
+    "evaluate": Command(
+        options.EvaluateCommand,
+        "hf_explain.apps.evaluate:run",
+        "compare explainers of a classifier on a data set",
+        "Measure trained heads and training-free methods on the same images, beside a random and a centre map, and "
+        "write tables, charts and pictures; under `accelerate launch` use scripts/evaluate_explainers.py.",
+    ),
+    "errors": Command(
+        options.ErrorsCommand,
+        "hf_explain.apps.errors:run",
+        "group a classifier's mistakes by where it looked, and find biased classes",
+        "Compare the maps of the predicted and of the true class on every image the classifier gets wrong, look for "
+        "classes whose maps lie off the object, and write a page with the pictures.",
+    ),
+    "export": Command(
+        options.ExportCommand,
+        "hf_explain.apps.export:run",
+        "write the saliency maps of a whole data set as parquet",
+        "Write the saliency maps of a whole data set as sharded parquet that `datasets` loads. Started again, it goes "
+        "on where it stopped. Under `torchrun` or `accelerate launch` use scripts/export_saliency.py.",
+    ),
+    "push": Command(
+        options.PushCommand,
+        "hf_explain.apps.push:run",
+        "publish a trained head on the Hub",
+        "Publish a trained head: weights, configuration, image processor, card, records and pictures, in one commit. "
+        "Lists the files before it sends them.",
+    ),
+    "push-metric": Command(
+        options.PushMetricCommand,
+        "hf_explain.apps.push:run_metric",
+        "publish a metric as a Space, for evaluate.load",
+        "Publish one of the package's metrics as a Space, where evaluate.load finds it.",
+    ),
+    "card": Command(
+        options.CardCommand,
+        "hf_explain.apps.push:run_card",
+        "write model cards of trained heads into a folder",
+        "Write the model card of every head as HEAD-CLASSIFIER.md, to be read by a person before it is released. HEAD "
+        "is the head's name in the evaluation that measured its weights; pictures/HEAD-CLASSIFIER.png in the folder "
+        "is shown on the card.",
+    ),
+    "demo": Command(
+        options.DemoCommand,
+        "hf_explain.apps.demo:run",
+        "explain pictures on a web page",
+        "Start a web page on this machine: upload a picture, pick a class, compare explainers, download the maps. "
+        "Needs pip install 'hf-explain[demo]'.",
+    ),
+}
+
+
+def main(argv: Sequence[str] | None = None) -> int:
     """
     Run one command.
 
@@ -22,152 +116,46 @@ def main(argv: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(
         prog="hf-explain", description="See where an image classifier looked, train heads that tell, and measure them."
     )
+    parser.add_argument("--version", action="version", version=f"%(prog)s {__version__}")
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
-    for add in (
-        _add_quickstart,
-        _add_train,
-        add_explain_arguments,
-        _add_evaluate,
-        _add_errors,
-        _add_export,
-        add_push_commands,
-        _add_demo,
-    ):
-        add(commands)
-    args = parser.parse_args(argv)
+    for name, command in COMMANDS.items():
+        add_options(commands.add_parser(name, help=command.help, description=command.description), command.options)
+    words, notes = current_words(sys.argv[1:] if argv is None else argv)
+    found = parser.parse_args(words)
+    return _run(COMMANDS[found.command], found, notes, f"hf-explain {found.command}")
+
+
+def run_script(name: str, description: str | None, argv: Sequence[str] | None = None) -> int:
+    """
+    One command as a program of its own, for `accelerate launch`.
+
+    Args:
+        name (`str`): The command.
+        description (`str`, *optional*): For `--help`.
+        argv (`list[str]`, *optional*): As for [`main`].
+
+    Returns:
+        `int`: As [`main`].
+    """
+    parser = argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
+    add_options(parser, COMMANDS[name].options)
+    words, notes = current_words(sys.argv[1:] if argv is None else argv)
+    return _run(COMMANDS[name], parser.parse_args(words), notes, "error")
+
+
+def _run(command: Command, found: argparse.Namespace, notes: Sequence[str], name: str) -> int:
+    for note in notes:
+        print(f"{name}: {note}" if name != "error" else note, file=sys.stderr)
     try:
-        args.run(args)
+        asked = read_options(command.options, found)
+        register()
+        module, _, function = command.function.partition(":")
+        getattr(import_module(module), function)(asked)
     except (ValueError, TypeError, OSError, ImportError, FloatingPointError) as error:
         # what a user can mend is one sentence; anything else is a bug and keeps its traceback
-        print(f"hf-explain {args.command}: {error}", file=sys.stderr)
+        print(f"{name}: {error}", file=sys.stderr)
         return 1
     return 0
-
-
-# ---------------------------------------------------------------------------------------------------------- quickstart
-
-
-def _add_quickstart(commands) -> None:
-    parser = commands.add_parser(
-        "quickstart",
-        help="train a classifier and a head on pictures made on the spot, and measure the head",
-        description="Make a small picture data set, train a ResNet and an L-CAM head on it, explain, measure and "
-        "write a page with the pictures and the numbers. No network, a few minutes on two CPU cores.",
-    )
-    parser.add_argument("-o", "--output_dir", default="quickstart", help="folder to write (default: %(default)s)")
-    parser.add_argument("--seed", type=int, default=0, help="seed of everything random (default: %(default)s)")
-    parser.set_defaults(run=_quickstart)
-
-
-def _quickstart(args: argparse.Namespace) -> None:
-    from hf_explain.apps.quickstart import run_quickstart
-
-    run_quickstart(args.output_dir, seed=args.seed)
-
-
-# --------------------------------------------------------------------------------------------------------------- train
-
-
-def _add_train(commands) -> None:
-    from hf_explain.apps.train import add_training_arguments, main_from_args
-
-    parser = commands.add_parser(
-        "train",
-        help="train a head on a frozen classifier",
-        description="Train a head on a frozen classifier; under `accelerate launch` use scripts/train_explainer.py.",
-    )
-    add_training_arguments(parser)
-    parser.set_defaults(run=main_from_args)
-
-
-# ---------------------------------------------------------------------------------------------------------------- demo
-
-
-def _add_demo(commands) -> None:
-    parser = commands.add_parser(
-        "demo",
-        help="explain pictures on a web page",
-        description="Start a web page on this machine: upload a picture, pick a class, compare explainers, download "
-        "the maps. Needs pip install 'hf-explain[demo]'.",
-    )
-    parser.add_argument(
-        "--model", action="append", required=True, help="head or classifier: directory or Hub id; repeat to compare"
-    )
-    parser.add_argument("--classifier", help="used instead of the classifier that the heads name")
-    parser.add_argument(
-        "--examples", action="append", metavar="PATH", help="example picture or folder; repeat for more"
-    )
-    parser.add_argument("--device", default="cpu", help="torch device (default: %(default)s)")
-    parser.add_argument("--port", type=int, help="port of the server (default: the first free one from 7860 on)")
-    parser.add_argument("--share", action="store_true", help="also make a temporary public link, through Gradio")
-    parser.add_argument(
-        "--write-space", metavar="DIR", help="write the files of a Hugging Face Space instead of starting"
-    )
-    parser.set_defaults(run=_demo)
-
-
-def _demo(args: argparse.Namespace) -> None:
-    from hf_explain.apps.demo import launch, write_space
-
-    if args.write_space:
-        print(f"Wrote {write_space(args.write_space, args.model, args.classifier)}")
-        return
-    launch(
-        args.model,
-        args.classifier,
-        examples=args.examples,
-        device=args.device,
-        share=args.share,
-        port=args.port,
-    )
-
-
-# -------------------------------------------------------------------------------------------------------------- export
-
-
-def _add_export(commands) -> None:
-    from hf_explain.apps.export import add_export_arguments, main_from_args
-
-    parser = commands.add_parser(
-        "export",
-        help="write the saliency maps of a whole data set as parquet",
-        description="Write the saliency maps of a whole data set as sharded parquet that `datasets` loads. Started "
-        "again, it goes on where it stopped. Under `torchrun` or `accelerate launch` use scripts/export_saliency.py.",
-    )
-    add_export_arguments(parser)
-    parser.set_defaults(run=main_from_args)
-
-
-# ------------------------------------------------------------------------------------------------------------ evaluate
-
-
-def _add_evaluate(commands) -> None:
-    from hf_explain.apps.evaluate import add_evaluate_arguments, main_from_args
-
-    parser = commands.add_parser(
-        "evaluate",
-        help="compare explainers of a classifier on a data set",
-        description="Measure trained heads and training-free methods on the same images, beside a random and a centre "
-        "map, and write tables, charts and pictures; under `accelerate launch` use scripts/evaluate_explainers.py.",
-    )
-    add_evaluate_arguments(parser)
-    parser.set_defaults(run=main_from_args)
-
-
-# -------------------------------------------------------------------------------------------------------------- errors
-
-
-def _add_errors(commands) -> None:
-    from hf_explain.apps.errors import add_errors_arguments, main_from_args
-
-    parser = commands.add_parser(
-        "errors",
-        help="group a classifier's mistakes by where it looked, and find biased classes",
-        description="Compare the maps of the predicted and of the true class on every image the classifier gets "
-        "wrong, look for classes whose maps lie off the object, and write a page with the pictures.",
-    )
-    add_errors_arguments(parser)
-    parser.set_defaults(run=main_from_args)
 
 
 if __name__ == "__main__":

@@ -8,8 +8,12 @@ Compare explainers of an image classifier on several processes; the options are 
 
 import sys
 
-from hf_explain.apps.evaluate import main
+from hf_explain.cli import run_script
 from hf_explain.io.processes import leave
+
+
+def main() -> int:
+    return run_script("evaluate", __doc__)
 
 
 if __name__ == "__main__":

@@ -9,23 +9,14 @@ Train an explainer head on a frozen image classifier.
 Started by `accelerate launch`, `torchrun` or plain `python`; add `--resume_from_checkpoint last` to continue.
 """
 
-import argparse
 import sys
 
-from hf_explain.apps.train import add_training_arguments, main_from_args
+from hf_explain.cli import run_script
 from hf_explain.io.processes import leave
 
 
 def main() -> int:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    add_training_arguments(parser)
-    args = parser.parse_args()
-    try:
-        main_from_args(args)
-    except (ValueError, TypeError, OSError, FloatingPointError) as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 1
-    return 0
+    return run_script("train", __doc__)
 
 
 if __name__ == "__main__":

@@ -18,7 +18,8 @@ FLOORS = (
     ("evaluation", "pipeline.py"),
     ("publish",),  # reads what an evaluation wrote
     ("apps",),
-    ("__init__.py", "cli.py"),  # the public names and the program
+    ("__init__.py",),  # the public names
+    ("cli.py",),  # the program
 )
 FLOOR = {room: floor for floor, rooms in enumerate(FLOORS) for room in rooms}
 FILES = sorted(path.relative_to(PACKAGE).as_posix() for path in PACKAGE.rglob("*.py"))

@@ -11,12 +11,15 @@ import evaluate
 import pytest
 
 import hf_explain
+from hf_explain.cli import COMMANDS
 from hf_explain.evaluation import task
 
 
 ROOT = Path(hf_explain.__file__).parents[1]
 # what a metric, a data set or a picture needs, beyond what Transformers' own pipelines import
 LATER = ("captum", "datasets", "evaluate", "matplotlib", "pandas", "pyarrow", "sklearn")
+# what nothing needs that only answers a question about the program
+HEAVY = {*LATER, "PIL", "accelerate", "huggingface_hub", "numpy", "safetensors", "torch", "transformers"}
 
 
 def python(*words):
@@ -83,3 +86,12 @@ def test_public_names_are_those_that_editors_see():
     assert seen == {name: f"hf_explain.{home}" for name, home in hf_explain._HOMES.items()}
     with pytest.raises(AttributeError, match="module 'hf_explain' has no attribute 'Nothing'"):
         hf_explain.Nothing  # noqa: B018
+
+
+@pytest.mark.parametrize("words", [("--help",), ("--version",), *((name, "--help") for name in COMMANDS)])
+def test_the_program_answers_without_what_only_its_work_needs(tmp_path, words):
+    (tmp_path / "hf-explain").write_text(
+        "import sys\nfrom hf_explain.cli import main\ntry:\n    main()\nexcept SystemExit as end:\n"
+        f"    print('|', end.code, *sorted({HEAVY!r} & sys.modules.keys()))\n"
+    )
+    assert python(tmp_path / "hf-explain", *words).rpartition("|")[2].split() == ["0"]

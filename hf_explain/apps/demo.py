@@ -15,6 +15,7 @@ from importlib import metadata, util
 from pathlib import Path
 from typing import Any
 
+from hf_explain.apps.arguments import DemoCommand
 from hf_explain.apps.demo_explainers import (
     MAX_COMPARED,
     Demo,
@@ -53,7 +54,7 @@ def launch(
     classifier: str | os.PathLike | None = None,
     *,
     examples: Sequence[str | os.PathLike] | None = None,
-    device: str = "cpu",
+    device: str | None = None,
     share: bool = False,
     port: int | None = None,
     block: bool = True,
@@ -93,6 +94,21 @@ def launch(
         quiet=not block,
     )
     return app
+
+
+def run(arguments: DemoCommand) -> None:
+    """`hf-explain demo`: the page, or the files of a Space that shows it."""
+    if arguments.write_space:
+        print(f"Wrote {write_space(arguments.write_space, arguments.model, arguments.classifier)}")
+        return
+    launch(
+        arguments.model,
+        arguments.classifier,
+        examples=arguments.examples or None,
+        device=arguments.device,
+        share=arguments.share,
+        port=arguments.port,
+    )
 
 
 def build_app(demo: Demo, examples: Sequence[str | os.PathLike] | None = None):

@@ -20,6 +20,7 @@ from hf_explain.io.images import load_rgb
 from hf_explain.io.labels import short_label
 from hf_explain.io.paths import base_name, public_name
 from hf_explain.io.pictures import OPACITY, overlay, save_image
+from hf_explain.io.processes import choose_device
 from hf_explain.pipeline import SaliencyPipeline
 from hf_explain.registry import DEFAULT_METHOD, AutoModelForSaliency, methods_for
 
@@ -131,7 +132,7 @@ class Demo:
         models (`str`, `os.PathLike` or a list of them): Trained heads and plain classifiers, as directories or Hub
             ids, all of the same classes. Heads of one classifier share it in memory.
         classifier (`str` or `os.PathLike`, *optional*): Used instead of the classifier that the heads name.
-        device (`str`, *optional*, defaults to `"cpu"`): Torch device.
+        device (`str`, *optional*): Torch device; the accelerator where there is one, or else the CPU.
 
     Raises:
         ValueError: If there is no model, the models' classes differ, or one cannot be used.
@@ -142,11 +143,11 @@ class Demo:
         self,
         models: str | os.PathLike | Sequence[str | os.PathLike],
         classifier: str | os.PathLike | None = None,
-        device: str = "cpu",
+        device: str | None = None,
     ):
         names = as_names(models)
         self._lock = threading.Lock()  # hooks and the switch to eager attention are the classifier's, not a visitor's
-        pipes = {name: _load(name, classifier, device) for name in names}
+        pipes = {name: _load(name, classifier, choose_device(device)) for name in names}
         known: dict[tuple, Any] = {}
         for pipe in pipes.values():
             key = _identity(pipe.classifier)
@@ -319,7 +320,7 @@ def as_names(models) -> list[str]:
     return names
 
 
-def _load(name: str, classifier: str | os.PathLike | None, device: str) -> SaliencyPipeline:
+def _load(name: str, classifier: str | os.PathLike | None, device: torch.device) -> SaliencyPipeline:
     if classifier is None:
         return pipeline("saliency", model=name, device=device)
     head = AutoModelForSaliency.from_pretrained(name, classifier=classifier)

@@ -8,9 +8,7 @@ an interruption shows in what is written, and a run that was killed goes on with
 
 from __future__ import annotations
 
-import argparse
 import contextlib
-import dataclasses
 import io
 import itertools
 import json
@@ -30,8 +28,9 @@ from accelerate.utils import InitProcessGroupKwargs
 from tqdm.auto import tqdm
 from transformers import pipeline
 
+from hf_explain.apps.arguments import ExportArguments, ExportCommand
+from hf_explain.apps.command_line import part_of
 from hf_explain.apps.export_inputs import (
-    ExportArguments,
     ExportChunk,
     ExportRows,
     ExportSource,
@@ -49,10 +48,9 @@ from hf_explain.io.files import (
     write_json_file,
 )
 from hf_explain.io.paths import public_name
-from hf_explain.io.processes import check_launched, on_main_process, package_versions
+from hf_explain.io.processes import check_launched, on_main_process, package_versions, wants_cpu
 from hf_explain.pipeline import SaliencyPipeline
-from hf_explain.registry import DEFAULT_METHOD
-from hf_explain.training.arguments import add_dataclass_arguments
+from hf_explain.registry import DEFAULT_METHOD, resolve_method
 
 
 SETTINGS_FILE = "export_settings.json"
@@ -61,27 +59,20 @@ _REPORT_KEY = b"hf_explain"  # in each shard's own footer, so that a shard and i
 _ROW_GROUP = 100  # rows: what the Hub's viewer likes for images, and a bound on memory
 
 
-def add_export_arguments(parser: argparse.ArgumentParser) -> None:
-    """Add every option of `main_from_args` to `parser`."""
-    parser.add_argument("-o", "--output_dir", "--output-dir", required=True, metavar="DIR", help="directory to write")
-    add_dataclass_arguments(parser, ExportArguments)
-
-
-def main_from_args(args: argparse.Namespace) -> dict[str, Any]:
+def run(arguments: ExportCommand) -> dict[str, Any]:
     r"""
     Export as a command line asks for.
 
     Args:
-        args (`argparse.Namespace`): What a parser with `add_export_arguments` parsed.
+        arguments ([`ExportCommand`]): What to export and where to.
 
     Returns:
         `dict[str, Any]`: As [`export_saliency`].
     """
-    names = [entry.name for entry in dataclasses.fields(ExportArguments)]
-    report = export_saliency(args.output_dir, ExportArguments(**{name: getattr(args, name) for name in names}))
+    report = export_saliency(arguments.output_dir, part_of(arguments, ExportArguments))
     if int(os.environ.get("RANK", 0)) == 0:
         print(
-            f"{args.output_dir}: {report['num_rows']} maps of {report['num_images']} images in "
+            f"{arguments.output_dir}: {report['num_rows']} maps of {report['num_images']} images in "
             f"{report['num_shards']} shards, {len(report['skipped'])} images skipped"
         )
     return report
@@ -111,8 +102,10 @@ def export_saliency(output_dir: str | os.PathLike, args: ExportArguments) -> dic
         ValueError: If a column is missing, an image or label is unusable, or a setting cannot work.
     """
     output_dir = Path(output_dir)
+    if args.method is not None:
+        resolve_method(args.method)
     accelerator = Accelerator(
-        cpu=args.use_cpu,
+        cpu=wants_cpu(args.device),
         # processes wait for the slowest one at the end, which may have a shard more to do
         kwargs_handlers=[InitProcessGroupKwargs(timeout=timedelta(days=7))],
     )
@@ -133,7 +126,7 @@ def export_saliency(output_dir: str | os.PathLike, args: ExportArguments) -> dic
         done = on_main_process(accelerator, claim)
         mine = source.chunks(args, done, accelerator.process_index, accelerator.num_processes)
         total = None if source.streaming else sum(chunk.num_images for chunk in mine)
-        quiet = args.disable_tqdm or not accelerator.is_main_process
+        quiet = not args.progress or not accelerator.is_main_process
         of = f" (process 1 of {accelerator.num_processes})" if accelerator.num_processes > 1 else ""
         with tqdm(total=total, unit="image", desc=f"export{of}", disable=quiet) as bar:
             for chunk in mine:

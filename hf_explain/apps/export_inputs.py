@@ -1,83 +1,21 @@
 """
-What `hf-explain export` is asked for and what it reads: the data set, its columns, and the shards each process does.
+What `hf-explain export` reads: the data set, its columns, and the shards each process does.
 """
 
 from __future__ import annotations
 
-import dataclasses
 import hashlib
 import itertools
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
 import datasets
 import fsspec
 import torch
 
-from hf_explain.evaluation.arguments import EvaluationArguments
-from hf_explain.io.datasets import is_stream, leave_encoded, load_image_dataset, resolve_columns
-from hf_explain.io.labels import TARGETS
-from hf_explain.registry import resolve_method
-from hf_explain.tensors.scalars import check_choice, check_count
-
-
-def _option(default: Any, help: str, **metadata) -> Any:
-    return field(default=default, metadata={"help": help, **metadata})
-
-
-@dataclass
-class ExportArguments:
-    """
-    What to explain and how.
-
-    Raises:
-        ValueError: If a value cannot work; the message names it.
-    """
-
-    model: str = field(metadata={"help": "trained head or plain classifier: directory or Hub id"})
-    dataset: str = field(metadata={"help": "Hub id, imagefolder, parquet file or directory, save_to_disk directory"})
-    revision: str | None = _option(None, "branch, tag or commit of the model")
-    dataset_config: str | None = _option(None, "configuration of a Hub data set")
-    dataset_revision: str | None = _option(None, "branch, tag or commit of a Hub data set")
-    split: str = _option("train", "split to explain")
-    image_column: str | None = _option(None, "column of images; found by its type unless given")
-    id_column: str | None = _option(None, "column of whole numbers or text that becomes image_id; the row otherwise")
-    label_column: str | None = _option(None, "column of labels, for target=label; found by its type unless given")
-    method: str | None = _option(None, "training-free method, such as gradcam; the head itself when not given")
-    target: str = _option(
-        EvaluationArguments.target, "class to explain: the classifier's own or the label", choices=TARGETS
-    )
-    top_k: int = _option(1, "classes to explain per image, one row each, for target=prediction")
-    batch_size: int = _option(EvaluationArguments.batch_size, "images per forward pass and process")
-    shard_size: int = _option(500, "images per parquet file; an interruption loses at most one per process")
-    max_examples: int | None = _option(None, "explain only the first ones")
-    streaming: bool = _option(False, "read the data while exporting instead of downloading it first")
-    on_error: str = _option("raise", "what to do about an image that cannot be read", choices=("raise", "skip"))
-    num_workers: int = _option(0, "processes that decode images, per process; not for streaming")
-    use_cpu: bool = _option(False, "use the CPU even where there is an accelerator")
-    cache_dir: str | None = _option(None, "cache directory of `datasets`")
-    disable_tqdm: bool = _option(False, "show no progress bar")
-
-    def __post_init__(self) -> None:
-        for name in ("top_k", "batch_size", "shard_size"):
-            check_count(getattr(self, name), name)
-        check_count(self.max_examples, "max_examples", optional=True)
-        check_count(self.num_workers, "num_workers", minimum=0)
-        for entry in dataclasses.fields(self):
-            if choices := entry.metadata.get("choices"):
-                check_choice(getattr(self, entry.name), entry.name, choices)
-        if self.target == "label" and self.top_k > 1:
-            raise ValueError(
-                f"top_k {self.top_k} is for target 'prediction': with target 'label' every image has one class."
-            )
-        if self.streaming and self.num_workers:
-            raise ValueError(
-                f"num_workers {self.num_workers} needs streaming=False: a stream is read in order, by the process "
-                "that explains it."
-            )
-        if self.method is not None:
-            resolve_method(self.method)
+from hf_explain.apps.arguments import ExportArguments
+from hf_explain.io.datasets import is_stream, leave_encoded, resolve_columns
 
 
 class ExportRows(torch.utils.data.Dataset):
@@ -120,9 +58,7 @@ class ExportSource:
 
     @classmethod
     def load(cls, args: ExportArguments) -> ExportSource:
-        dataset = load_image_dataset(
-            args.dataset, args.split, args.dataset_config, args.dataset_revision, args.streaming, args.cache_dir
-        )
+        dataset = args.load()
         streaming = is_stream(dataset)
         if streaming and dataset.features is None:
             dataset = dataset._resolve_features()

@@ -1,21 +1,15 @@
-"""The settings of an evaluation and of a comparison, an object each. Nothing here needs PyTorch."""
+"""The settings of an evaluation, of a comparison, of a study of errors: an object each. Nothing here needs PyTorch."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from hf_explain.io.labels import TARGETS
-from hf_explain.tensors.scalars import check_choice, check_count, check_seed
-
-
-def _option(default: Any, help: str, choices: tuple[str, ...] | None = None) -> Any:
-    options: dict[str, Any] = {"metadata": {"help": help, "choices": choices}}
-    if isinstance(default, (dict, list)):
-        return field(default_factory=lambda: type(default)(default), **options)
-    return field(default=default, **options)
+from hf_explain.tensors.options import check_options, option
+from hf_explain.tensors.scalars import check_seed
 
 
 @dataclass
@@ -40,21 +34,33 @@ class EvaluationArguments:
         ValueError: If a value is out of range; the message names the field, the value and what would work.
     """
 
-    metrics: Sequence[Any] = _option(["auc_d", "average_drop"], "metrics")
-    presets: Mapping[str, str] = _option({}, "published settings")
-    metric_options: Mapping[str, Mapping[str, Any]] = _option({}, "settings that replace the preset's")
-    target: str = _option("prediction", "class explained", TARGETS)
-    image_column: str | None = _option(None, "column of the images; found by its type where not given")
-    label_column: str | None = _option(None, "column of the labels, likewise")
-    mask_column: str | None = _option(None, "column of the object's masks, for the metric pointing")
-    max_examples: int | None = _option(None, "only the first so many images")
-    seed: int = _option(0, "seed of everything random")
-    batch_size: int = _option(8, "images per pass")
-    shard_size: int = _option(64, "images per partial result")
-    device: Any = _option(None, "torch device; a GPU where there is one")
-    output_dir: Path | None = _option(None, "folder of the results; a killed run continues there")
-    dataset_info: Mapping[str, Any] = _option({}, "what is known of the data set")
-    progress: bool = _option(True, "progress bars")
+    options_title = "how to measure"
+
+    metrics: Sequence[Any] = option(
+        ["auc_d", "average_drop"], "metrics of hf_explain.metrics", commas=True, metavar="NAME,..."
+    )
+    presets: Mapping[str, str] = option(
+        {}, "published settings; may be repeated", flag="preset", form="METRIC=PRESET", example="auc_d=chefer"
+    )
+    metric_options: Mapping[str, Mapping[str, Any]] = option(
+        {},
+        "a setting that replaces the preset's, e.g. auc_d.steps=20; may be repeated",
+        flag="metric_option",
+        form="METRIC.OPTION=VALUE",
+        example="auc_d.steps=20",
+    )
+    target: str = option("prediction", "class explained", choices=TARGETS)
+    image_column: str | None = option(None, "column of the images; found by its type unless given")
+    label_column: str | None = option(None, "column of the labels, likewise")
+    mask_column: str | None = option(None, "column of the object's masks, for the metric pointing")
+    max_examples: int | None = option(None, "only the first so many images", minimum=1)
+    seed: int = option(0, "seed of everything random")
+    batch_size: int = option(8, "images per pass", minimum=1)
+    shard_size: int = option(64, "images per partial result", minimum=1)
+    device: Any = option(None, "torch device; the accelerator where there is one, or else the CPU")
+    output_dir: Path | None = option(None, "folder of the results; a killed run continues there", short="-o")
+    dataset_info: Mapping[str, Any] = option({})  # no option: what was given of the data set says it
+    progress: bool = option(True, "progress bars")
 
     def __post_init__(self) -> None:
         if isinstance(self.metrics, str):
@@ -63,10 +69,7 @@ class EvaluationArguments:
             self.metrics = [self.metrics]
         for name in ("presets", "metric_options", "dataset_info"):
             setattr(self, name, dict(getattr(self, name) or {}))
-        check_choice(self.target, "target", TARGETS)
-        check_count(self.batch_size, "batch_size")
-        check_count(self.shard_size, "shard_size")
-        check_count(self.max_examples, "max_examples", optional=True)
+        check_options(self)
         check_seed(self.seed)
         self.output_dir = None if self.output_dir is None else Path(self.output_dir)
 
@@ -87,19 +90,24 @@ class ComparisonArguments(EvaluationArguments):
         ValueError: As for [`EvaluationArguments`].
     """
 
-    slow: Sequence[str] | None = _option(None, "explainers for slow_examples; those of many passes by default")
-    slow_examples: int | None = _option(None, "images for the slow ones; all where not given")
-    method_options: Mapping[str, Mapping[str, Any]] = _option({}, "options of the methods")
-    sanity: bool = _option(False, "also run the sanity checks on every explainer")
-    sanity_examples: int = _option(32, "images of the checks")
-    pictures: int = _option(4, "best and worst images shown; 0 for none")
+    slow: Sequence[str] | None = option(
+        None, "explainers for slow_examples; those of many passes unless given", commas=True, metavar="NAME,..."
+    )
+    slow_examples: int | None = option(None, "images for the slow ones; all unless given", minimum=1)
+    method_options: Mapping[str, Mapping[str, Any]] = option(
+        {},
+        "an option of a method, e.g. rise.num_masks=1000; may be repeated",
+        flag="method_option",
+        form="METHOD.OPTION=VALUE",
+        example="rise.num_masks=1000",
+    )
+    sanity: bool = option(False, "also run the sanity checks on every explainer")
+    sanity_examples: int = option(32, "images of the checks", minimum=1)
+    pictures: int = option(4, "best and worst images shown; 0 for none", minimum=0)
 
     def __post_init__(self) -> None:
         super().__post_init__()
         self.method_options = dict(self.method_options or {})
-        check_count(self.slow_examples, "slow_examples", optional=True)
-        check_count(self.sanity_examples, "sanity_examples")
-        check_count(self.pictures, "pictures", minimum=0)
 
     @property
     def folder(self) -> Path:
@@ -107,3 +115,50 @@ class ComparisonArguments(EvaluationArguments):
         if self.output_dir is None:
             raise ValueError("`output_dir` is needed: a comparison is written to a folder.")
         return self.output_dir
+
+
+@dataclass
+class ErrorStudyArguments:
+    """
+    What counts as the same region and as a biased class.
+
+    Args:
+        region_percent (`float`, *optional*, defaults to 10): The region of a map is this share of its pixels, the most
+            salient ones; in percent.
+        same_region (`float`, *optional*, defaults to 0.5): Regions with at least this share in common are the same.
+        different_regions (`float`, *optional*, defaults to 0.2): Regions with at most this share in common differ.
+        min_images (`int`, *optional*, defaults to 10): Classes with fewer images are not tested for a bias.
+        min_excess (`float`, *optional*, defaults to 0.25): A class is called biased if, on average over its images, at
+            least so much more of the region lies off the object (at a place of the border) than for the other classes,
+        significance (`float`, *optional*, defaults to 0.05): and if the p-value of that, corrected for all classes and
+            places, is at most this.
+        permutations (`int`, *optional*, defaults to 2000): Reassignments of the permutation test.
+
+    Raises:
+        ValueError: If a value is out of range, or cannot work with another one.
+    """
+
+    options_title = "what counts"
+
+    region_percent: float = option(10.0, "size of a map's region, in percent of its pixels", interval="(0, 100)")
+    same_region: float = option(0.5, "least share in common of regions that are the same")
+    different_regions: float = option(0.2, "greatest share in common of regions that differ")
+    min_images: int = option(10, "least images of a class that is tested for a bias", minimum=1)
+    min_excess: float = option(
+        0.25, "least share of a class' region off the object above the other classes'", interval="(0, 1)"
+    )
+    significance: float = option(0.05, "greatest corrected p-value of a bias", interval="(0, 1)")
+    permutations: int = option(2000, "reassignments of the permutation test", minimum=1)
+
+    def __post_init__(self) -> None:
+        check_options(self)
+        if not 0 <= self.different_regions < self.same_region <= 1:
+            raise ValueError(
+                "`different_regions` must be smaller than `same_region` and both lie in [0, 1], got "
+                f"{self.different_regions!r} and {self.same_region!r}."
+            )
+        if self.permutations + 1 < 1 / self.significance:
+            raise ValueError(
+                f"`permutations` {self.permutations} cannot show a p-value of {self.significance}; it needs at least "
+                f"{round(1 / self.significance)}."
+            )

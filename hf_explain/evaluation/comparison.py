@@ -21,7 +21,7 @@ from hf_explain.evaluation.explainer import Explainer, resolve_explainer
 from hf_explain.evaluation.results import Comparison, EvaluationResult, FailedExplainer, MetricResult
 from hf_explain.evaluation.sanity import check_explainer
 from hf_explain.io.files import check_writable, lock_directory
-from hf_explain.io.processes import launched_processes, on_first_process
+from hf_explain.io.processes import choose_device, launched_processes, on_first_process
 from hf_explain.metrics import metric_numbers
 from hf_explain.metrics import path as metric_path
 from hf_explain.metrics.number import Number
@@ -107,7 +107,7 @@ def compare(
         pictures (`int`, *optional*, defaults to 4): Best and worst images shown; 0 for none.
         command (list of `str`, *optional*): What a person typed, for the table.
         seed (`int`, *optional*, defaults to 0): Of everything random.
-        device (*optional*): Where the classifier is put; a GPU where there is one.
+        device (*optional*): Where the classifier is put; the accelerator where there is one, or else the CPU.
         revision (`str`, *optional*): Of a classifier given by its Hub id.
         report (`Callable`, *optional*): Gets the table and progress, line by line.
         options: More arguments of [`SaliencyEvaluator.compute`] (`target`, `presets`, `batch_size`, `image_column`,
@@ -184,7 +184,7 @@ def run_comparison(
         on_first_process(rank, world, claim)
         if not isinstance(classifier, FrozenClassifier):
             classifier = FrozenClassifier.from_pretrained(classifier, revision=revision)
-        classifier.to(arguments.device or own_device or ("cuda" if torch.cuda.is_available() else "cpu"))
+        classifier.to(choose_device(own_device if arguments.device is None else arguments.device))
         measured = _measure(classifier, data, explainers, arguments, numbers, report if main else lambda line: None)
         if main:
             write_comparison(measured, data, arguments, command)

@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from tqdm.auto import tqdm
 
-from hf_explain.evaluation.arguments import EvaluationArguments
+from hf_explain.evaluation.arguments import ErrorStudyArguments, EvaluationArguments
 from hf_explain.evaluation.explainer import Explainer, resolve_explainer
 from hf_explain.evaluation.inputs import Example, ExampleReader
 from hf_explain.heads.modeling_explainer import check_output
@@ -21,59 +21,12 @@ from hf_explain.metrics.localization import pointing
 from hf_explain.metrics.regions import BORDER_PLACES, border_shares, region_overlap, top_region
 from hf_explain.metrics.statistics import GroupExcess, group_excess
 from hf_explain.tensors.maps import resize_maps
-from hf_explain.tensors.scalars import check_count, check_number
+from hf_explain.tensors.scalars import check_count
 
 
 GROUPS = ("same_region", "ambiguous", "different_regions", "no_map")
 OFF_OBJECT = "off the object"
 _GRID = (32, 32)  # of the mean regions: what a page shows, however large the images
-
-
-@dataclass
-class ErrorStudyArguments:
-    """
-    What counts as the same region and as a biased class.
-
-    Args:
-        region_percent (`float`, *optional*, defaults to 10): The region of a map is this share of its pixels, the most
-            salient ones; in percent.
-        same_region (`float`, *optional*, defaults to 0.5): Regions with at least this share in common are the same.
-        different_regions (`float`, *optional*, defaults to 0.2): Regions with at most this share in common differ.
-        min_images (`int`, *optional*, defaults to 10): Classes with fewer images are not tested for a bias.
-        min_excess (`float`, *optional*, defaults to 0.25): A class is called biased if, on average over its images, at
-            least so much more of the region lies off the object (at a place of the border) than for the other classes,
-        significance (`float`, *optional*, defaults to 0.05): and if the p-value of that, corrected for all classes and
-            places, is at most this.
-        permutations (`int`, *optional*, defaults to 2000): Reassignments of the permutation test.
-
-    Raises:
-        ValueError: If a value is out of range, or cannot work with another one.
-    """
-
-    region_percent: float = 10.0
-    same_region: float = 0.5
-    different_regions: float = 0.2
-    min_images: int = 10
-    min_excess: float = 0.25
-    significance: float = 0.05
-    permutations: int = 2000
-
-    def __post_init__(self) -> None:
-        check_number(self.region_percent, "region_percent", "(0, 100)")
-        if not 0 <= self.different_regions < self.same_region <= 1:
-            raise ValueError(
-                "`different_regions` must be smaller than `same_region` and both lie in [0, 1], got "
-                f"{self.different_regions!r} and {self.same_region!r}."
-            )
-        for name in ("min_excess", "significance"):
-            check_number(getattr(self, name), name, "(0, 1)")
-        for name in ("min_images", "permutations"):
-            check_count(getattr(self, name), name)
-        if self.permutations + 1 < 1 / self.significance:
-            raise ValueError(
-                f"`permutations` {self.permutations} cannot show a p-value of {self.significance}; it needs at least "
-                f"{round(1 / self.significance)}."
-            )
 
 
 @dataclass

@@ -22,8 +22,45 @@ def check_launched(accelerator: Accelerator) -> None:
         # Without a GPU Accelerate quietly makes each of them a run of its own, all writing to one directory.
         raise ValueError(
             f"{launched} processes were launched but Accelerate sees {accelerator.num_processes}: on the CPU set "
-            "ACCELERATE_USE_CPU=true and start with torchrun, or pass use_cpu=True."
+            "ACCELERATE_USE_CPU=true and start with torchrun, or pass device='cpu'."
         )
+
+
+def choose_device(device: str | int | torch.device | None = None) -> torch.device:
+    """
+    The device that was asked for, or the accelerator of this machine where there is one, or else the CPU.
+
+    Raises:
+        ValueError: If it is none, or this machine has none of its kind.
+    """
+    accelerator = torch.accelerator.current_accelerator(check_available=True)
+    if device is None:
+        return accelerator or torch.device("cpu")
+    try:
+        chosen = torch.device(device)
+    except RuntimeError as error:
+        raise ValueError(f"`device` {device!r} is no device: write for example cpu, cuda or cuda:1.") from error
+    own = accelerator is not None and chosen.type == accelerator.type
+    if chosen.type != "cpu" and not (own and (chosen.index or 0) < torch.accelerator.device_count()):
+        found = f"{torch.accelerator.device_count()} of kind {accelerator.type}" if accelerator else "none but the CPU"
+        raise ValueError(f"`device` {device!r} is not on this machine, which has {found}.")
+    return chosen
+
+
+def wants_cpu(device: str | int | torch.device | None) -> bool:
+    """
+    What `Accelerator(cpu=...)` is to be told, where every process gets a device of its own.
+
+    Raises:
+        ValueError: As [`choose_device`], or if `device` is one of several accelerators.
+    """
+    chosen = choose_device(device)
+    if device is not None and chosen.type != "cpu" and chosen.index is not None:
+        raise ValueError(
+            f"`device` {device!r} names one of several, and Accelerate gives each process its own: leave it out, and "
+            "say with CUDA_VISIBLE_DEVICES which ones it sees."
+        )
+    return device is not None and chosen.type == "cpu"
 
 
 def package_versions() -> dict[str, str]:

@@ -1,53 +1,24 @@
 """
-The settings of a training run, and what follows from them alone: command line options, learning rate, optimiser.
+The settings of a training run, and what follows from them alone: steps, the path of a run, learning rate.
+
+Nothing here needs PyTorch.
 """
 
 from __future__ import annotations
 
-import argparse
-import dataclasses
 import math
 import os
-import typing
-from dataclasses import dataclass, field
+from dataclasses import InitVar, dataclass
 from pathlib import Path
 from typing import Any
 
-import torch
-from accelerate.tracking import get_available_trackers
-
 from hf_explain.io.labels import TARGETS
-from hf_explain.tensors.scalars import check_choice, check_count, check_number
-from hf_explain.training.transforms import AUGMENTATIONS
+from hf_explain.tensors.options import check_options, option
 
 
 OPTIMIZERS = ("sgd", "adamw", "adam")
 SCHEDULERS = ("onecycle", "exponential", "cosine", "constant")
-
-
-_COUNTS = (
-    "num_train_epochs",
-    "per_device_batch_size",
-    "gradient_accumulation_steps",
-    "shuffle_buffer_size",
-    "logging_steps",
-)
-_OPTIONAL_COUNTS = (
-    "max_steps",
-    "resize_size",
-    "num_examples",
-    "save_steps",
-    "save_total_limit",
-    "eval_steps",
-    "max_eval_samples",
-)
-
-
-def _option(default: Any, help: str, choices: tuple[str, ...] | None = None) -> Any:
-    options: dict[str, Any] = {"metadata": {"help": help, "choices": choices}}
-    if isinstance(default, list):
-        return field(default_factory=lambda: list(default), **options)
-    return field(default=default, **options)
+AUGMENTATIONS = ("crop", "flip", "none")
 
 
 @dataclass
@@ -74,74 +45,80 @@ class ExplainerTrainingArguments:
         ValueError: If a value is out of range; the message names the field, the value and what would work.
     """
 
-    output_dir: str = field(metadata={"help": "where checkpoints, the log and the trained head go", "choices": None})
-    num_train_epochs: int = _option(5, "passes over the data; max_steps wins")
-    max_steps: int | None = _option(None, "optimiser steps in all; needed for a stream of unknown length")
-    per_device_batch_size: int = _option(32, "images per process and micro-batch")
-    gradient_accumulation_steps: int = _option(1, "micro-batches per optimiser step")
-    optimizer: str = _option("sgd", "optimiser; sgd is Nesterov", OPTIMIZERS)
-    learning_rate: float = _option(0.05, "learning rate; the maximum of onecycle")
-    momentum: float = _option(0.9, "momentum of sgd")
-    weight_decay: float = _option(5e-4, "on weights only; biases and norms get none")
-    lr_scheduler: str = _option("onecycle", "learning rate schedule", SCHEDULERS)
-    pct_start: float = _option(0.3, "onecycle: the part of the steps in which the rate rises")
-    cycle_momentum: bool = _option(True, "onecycle: run momentum 0.95 -> 0.85 -> 0.95 against the rate, as torch does")
-    lr_decay: float = _option(0.95, "exponential: factor per epoch")
-    max_grad_norm: float | None = _option(None, "clip the gradient norm of the head")
-    mixed_precision: str | None = _option(None, "default: what `accelerate launch` says", ("no", "bf16", "fp16"))
-    target: str = _option("prediction", "class to explain: the model's top-1, or the label", TARGETS)
-    image_column: str | None = _option(None, "image column; found by its type unless given")
-    label_column: str | None = _option(None, "label column, for target=label; found by its type unless given")
-    augmentation: str = _option(
-        "crop", "crop: resize, random crop, flip; flip: the image processor, then flip; none", AUGMENTATIONS
-    )
-    resize_size: int | None = _option(None, "shorter side before the random crop; 256/224 of the input unless given")
-    seed: int = _option(0, "seed of everything random, a new head's weights included")
-    deterministic: bool = _option(False, "deterministic GPU kernels: resuming is then bit-identical there too")
-    dataloader_num_workers: int = _option(2, "processes that decode images")
-    shuffle_buffer_size: int = _option(1024, "streams: encoded images shuffled together")
-    num_examples: int | None = _option(None, "streams: images in one pass, where the data set does not say it")
-    logging_steps: int = _option(10, "steps between lines in the log")
-    save_steps: int | None = _option(500, "steps between checkpoints; 0 for none")
-    save_total_limit: int | None = _option(2, "checkpoints kept; 0 for all")
-    eval_steps: int | None = _option(None, "steps between validations; one epoch unless given")
-    max_eval_samples: int | None = _option(None, "validate on the first so many images")
-    report_to: list[str] = _option([], "Accelerate trackers, e.g. tensorboard wandb")
-    project_name: str = _option("hf_explain", "project name for trackers")
-    resume_from_checkpoint: str | None = _option(None, "checkpoint directory, or 'last'")
-    overwrite_output_dir: bool = _option(False, "delete the checkpoints of an earlier run in output_dir")
-    use_cpu: bool = _option(False, "train on the CPU even where there is a GPU")
-    disable_tqdm: bool = _option(False, "no progress bar")
+    options_title = "how to train"
 
-    def __post_init__(self) -> None:
-        for entry in dataclasses.fields(self):
-            if choices := entry.metadata.get("choices"):
-                check_choice(getattr(self, entry.name), entry.name, choices, optional=entry.default is None)
+    output_dir: str = option(help="where checkpoints, the log and the trained head go", short="-o")
+    num_train_epochs: int = option(5, "passes over the data; max_steps wins", minimum=1)
+    max_steps: int | None = option(None, "optimiser steps in all; needed for a stream of unknown length", minimum=1)
+    per_device_batch_size: int = option(32, "images per process and micro-batch", minimum=1)
+    gradient_accumulation_steps: int = option(1, "micro-batches per optimiser step", minimum=1)
+    optimizer: str = option("sgd", "optimiser; sgd is Nesterov", choices=OPTIMIZERS)
+    learning_rate: float = option(0.05, "learning rate; the maximum of onecycle", interval="(0, inf)")
+    momentum: float = option(0.9, "momentum of sgd", interval="[0, 1)")
+    weight_decay: float = option(5e-4, "on weights only; biases and norms get none", interval="[0, inf)")
+    lr_scheduler: str = option("onecycle", "learning rate schedule", choices=SCHEDULERS)
+    pct_start: float = option(0.3, "onecycle: the part of the steps in which the rate rises", interval="(0, 1)")
+    cycle_momentum: bool = option(True, "onecycle: run momentum 0.95 -> 0.85 -> 0.95 against the rate, as torch does")
+    lr_decay: float = option(0.95, "exponential: factor per epoch", interval="(0, inf)")
+    max_grad_norm: float | None = option(None, "clip the gradient norm of the head", interval="(0, inf)")
+    mixed_precision: str | None = option(
+        None, "default: what `accelerate launch` says", choices=("no", "bf16", "fp16")
+    )
+    target: str = option("prediction", "class to explain: the model's top-1, or the label", choices=TARGETS)
+    image_column: str | None = option(None, "column of the images; found by its type unless given")
+    label_column: str | None = option(None, "column of the labels, for target=label; found by its type unless given")
+    augmentation: str = option(
+        "crop",
+        "crop: resize, random crop, flip; flip: the image processor, then flip; none",
+        choices=AUGMENTATIONS,
+    )
+    resize_size: int | None = option(
+        None, "shorter side before the random crop; 256/224 of the input unless given", minimum=1
+    )
+    seed: int = option(0, "seed of everything random, a new head's weights included", minimum=0)
+    deterministic: bool = option(False, "deterministic GPU kernels: resuming is then bit-identical there too")
+    dataloader_num_workers: int = option(2, "processes that decode images", minimum=0)
+    shuffle_buffer_size: int = option(1024, "streams: encoded images shuffled together", minimum=1)
+    num_examples: int | None = option(
+        None, "streams: images in one pass, where the data set does not say it", minimum=1
+    )
+    logging_steps: int = option(10, "steps between lines in the log", minimum=1)
+    save_steps: int | None = option(500, "steps between checkpoints; 0 for none", minimum=0)
+    save_total_limit: int | None = option(2, "checkpoints kept; 0 for all", minimum=0)
+    eval_steps: int | None = option(None, "steps between validations; one epoch unless given", minimum=1)
+    max_eval_samples: int | None = option(None, "validate on the first so many images", minimum=1)
+    report_to: list[str] = option([], "Accelerate trackers, e.g. tensorboard wandb", several=True)
+    project_name: str = option("hf_explain", "project name for trackers")
+    resume_from_checkpoint: str | None = option(None, "checkpoint directory, or 'last'")
+    overwrite_output_dir: bool = option(False, "delete the checkpoints of an earlier run in output_dir")
+    device: str | None = option(None, "cpu, or the accelerator: that is taken where there is one")
+    progress: bool = option(True, "progress bars")
+    # what device="cpu" and progress=False were called once
+    use_cpu: InitVar[bool | None] = None
+    disable_tqdm: InitVar[bool | None] = None
+
+    def __post_init__(self, use_cpu: bool | None, disable_tqdm: bool | None) -> None:
+        self.device = "cpu" if use_cpu else self.device
+        self.progress = self.progress if disable_tqdm is None else not disable_tqdm
         self.output_dir = os.fspath(self.output_dir)
         self.report_to = [self.report_to] if isinstance(self.report_to, str) else list(self.report_to)
+        self.save_steps, self.save_total_limit = self.save_steps or 0, self.save_total_limit or 0
+        check_options(self)
         self.save_steps, self.save_total_limit = self.save_steps or None, self.save_total_limit or None
-        for name in _COUNTS:
-            check_count(getattr(self, name), name)
-        for name in _OPTIONAL_COUNTS:
-            check_count(getattr(self, name), name, optional=True)
-        for name in ("seed", "dataloader_num_workers"):
-            check_count(getattr(self, name), name, minimum=0)
-        check_number(self.learning_rate, "learning_rate", "(0, inf)")
-        check_number(self.max_grad_norm, "max_grad_norm", "(0, inf)", optional=True)
-        check_number(self.lr_decay, "lr_decay", "(0, inf)")
-        check_number(self.momentum, "momentum", "[0, 1)")
-        check_number(self.weight_decay, "weight_decay", "[0, inf)")
-        check_number(self.pct_start, "pct_start", "(0, 1)")
-        missing = [name for name in self.report_to if name != "all" and name not in map(str, _trackers())]
-        if missing:
-            raise ValueError(
-                f"report_to {missing[0]!r} is not installed or unknown: available here are "
-                f"{', '.join(map(str, _trackers())) or 'none'}; install it with pip."
-            )
+        if self.report_to:
+            _check_trackers(self.report_to)
 
 
-def _trackers() -> list[str]:
-    return [getattr(tracker, "value", str(tracker)) for tracker in get_available_trackers()]
+def _check_trackers(names: list[str]) -> None:
+    from accelerate.tracking import get_available_trackers
+
+    available = [getattr(tracker, "value", str(tracker)) for tracker in get_available_trackers()]
+    missing = [name for name in names if name != "all" and name not in available]
+    if missing:
+        raise ValueError(
+            f"report_to {missing[0]!r} is not installed or unknown: available here are "
+            f"{', '.join(available) or 'none'}; install it with pip."
+        )
 
 
 # Two runs that agree in these walk the same path; a checkpoint of another path is refused.
@@ -271,48 +248,3 @@ def learning_rate_at(args: ExplainerTrainingArguments, step: int, total: int, pe
     if args.lr_scheduler == "cosine":
         return anneal(peak, 0.0, step / total), None
     return peak, None
-
-
-def make_optimizer(model: torch.nn.Module, args: ExplainerTrainingArguments) -> torch.optim.Optimizer:
-    r"""
-    The optimiser over the trainable parameters: weight decay on weights, none on biases, norms and other vectors.
-
-    Raises:
-        ValueError: If the model has no trainable parameter.
-    """
-    trainable = [parameter for parameter in model.parameters() if parameter.requires_grad]
-    if not trainable:
-        raise ValueError(f"model {type(model).__name__} has no trainable parameter: nothing to train.")
-    groups = [
-        {"params": [parameter for parameter in trainable if parameter.ndim > 1], "weight_decay": args.weight_decay},
-        {"params": [parameter for parameter in trainable if parameter.ndim <= 1], "weight_decay": 0.0},
-    ]
-    groups = [group for group in groups if group["params"]]
-    if args.optimizer == "sgd":
-        return torch.optim.SGD(groups, lr=args.learning_rate, momentum=args.momentum, nesterov=args.momentum > 0)
-    return {"adamw": torch.optim.AdamW, "adam": torch.optim.Adam}[args.optimizer](groups, lr=args.learning_rate)
-
-
-def add_dataclass_arguments(parser: argparse.ArgumentParser, kind: type) -> None:
-    """Give `parser` one option per field of a dataclass whose metadata has `help` (and `choices`)."""
-    hints = typing.get_type_hints(kind)
-    for entry in dataclasses.fields(kind):
-        names = sorted({f"--{entry.name}", f"--{entry.name.replace('_', '-')}"}, reverse=True)
-        hint = hints[entry.name]
-        inner = [part for part in typing.get_args(hint) if part is not type(None)]
-        required = entry.default is dataclasses.MISSING and entry.default_factory is dataclasses.MISSING
-        default = entry.default_factory() if entry.default_factory is not dataclasses.MISSING else entry.default
-        options: dict[str, Any] = {"help": entry.metadata.get("help"), "required": required}
-        if not required:
-            options["default"] = default
-            if default not in (None, []):
-                options["help"] += f" (default: {default})"
-        if hint is bool:
-            options["action"] = argparse.BooleanOptionalAction
-        elif typing.get_origin(hint) is list:
-            options.update(nargs="*", type=inner[0])
-        else:
-            options.update(type=inner[0] if inner else hint, choices=entry.metadata.get("choices"))
-            if not options["choices"]:
-                options["metavar"] = options["type"].__name__.upper()
-        parser.add_argument(*names, dest=entry.name, **options)

@@ -32,7 +32,6 @@ from hf_explain.training.arguments import (
     check_same_path,
     describe_path,
     learning_rate_at,
-    make_optimizer,
     plan_steps,
 )
 from hf_explain.training.batches import (
@@ -50,6 +49,7 @@ from hf_explain.training.runtime import (
     describe_machine,
     deterministic_kernels,
     make_accelerator,
+    make_optimizer,
     summarize_losses,
 )
 from hf_explain.training.transforms import TrainingTransform
@@ -218,7 +218,7 @@ class _Run:
             initial=self.steps_done,
             unit="step",
             dynamic_ncols=True,
-            disable=args.disable_tqdm or not accelerator.is_local_main_process,
+            disable=not args.progress or not accelerator.is_local_main_process,
         )
         self.started = time.perf_counter() - self.elapsed
         self.log_time, self.log_step = time.perf_counter(), self.steps_done

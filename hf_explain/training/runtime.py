@@ -1,5 +1,5 @@
 """
-What a run stands on: processes, precision, deterministic kernels, seeds, versions.
+What a run stands on: processes, precision, the optimiser, deterministic kernels, seeds, versions.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ import torch
 from accelerate import Accelerator
 from accelerate.state import AcceleratorState
 
-from hf_explain.io.processes import check_launched
+from hf_explain.io.processes import check_launched, wants_cpu
 from hf_explain.training.arguments import ExplainerTrainingArguments
 
 
@@ -28,7 +28,7 @@ def make_accelerator(args: ExplainerTrainingArguments) -> Accelerator:
         mixed_precision=args.mixed_precision,
         log_with=args.report_to or None,
         project_dir=args.output_dir,
-        cpu=args.use_cpu,
+        cpu=wants_cpu(args.device),
     )
     check_launched(accelerator)
     # The loop accumulates itself; a value left in the environment by a launcher must not divide the loss again.
@@ -51,6 +51,26 @@ def deterministic_kernels():
     finally:
         torch.use_deterministic_algorithms(before[0])
         torch.backends.cudnn.benchmark = before[1]
+
+
+def make_optimizer(model: torch.nn.Module, args: ExplainerTrainingArguments) -> torch.optim.Optimizer:
+    r"""
+    The optimiser over the trainable parameters: weight decay on weights, none on biases, norms and other vectors.
+
+    Raises:
+        ValueError: If the model has no trainable parameter.
+    """
+    trainable = [parameter for parameter in model.parameters() if parameter.requires_grad]
+    if not trainable:
+        raise ValueError(f"model {type(model).__name__} has no trainable parameter: nothing to train.")
+    groups = [
+        {"params": [parameter for parameter in trainable if parameter.ndim > 1], "weight_decay": args.weight_decay},
+        {"params": [parameter for parameter in trainable if parameter.ndim <= 1], "weight_decay": 0.0},
+    ]
+    groups = [group for group in groups if group["params"]]
+    if args.optimizer == "sgd":
+        return torch.optim.SGD(groups, lr=args.learning_rate, momentum=args.momentum, nesterov=args.momentum > 0)
+    return {"adamw": torch.optim.AdamW, "adam": torch.optim.Adam}[args.optimizer](groups, lr=args.learning_rate)
 
 
 def derive_seed(*parts: int) -> int:

@@ -16,9 +16,7 @@ from PIL import Image as PILImage
 
 from hf_explain.io.image_processor import normalisation, to_pixel_values
 from hf_explain.tensors.scalars import check_choice
-
-
-AUGMENTATIONS = ("crop", "flip", "none")
+from hf_explain.training.arguments import AUGMENTATIONS
 
 
 class TrainingTransform:

@@ -147,7 +147,7 @@ def test_two_processes_give_the_same_files(export, model, pictures, tmp_path):
 def test_processes_divide_every_size(export, model, pictures):
     for streaming in (False, True):
         for size in (1, 2, 3, 5, 11, 20):
-            args = ExportArguments(model, pictures, shard_size=size, streaming=streaming)
+            args = ExportArguments(model=model, dataset=pictures, shard_size=size, streaming=streaming)
             source = ExportSource.load(args)
             for done in (set(), {"train-000000.parquet", "train-000002.parquet"}):
                 for world_size in (1, 2, 3, 7):

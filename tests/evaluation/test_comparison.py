@@ -12,7 +12,7 @@ from testing_common import save_classifier, tiny_classifier
 from testing_training import picture_dataset
 
 from hf_explain import LCamForSaliency, SaliencyEvaluator
-from hf_explain.apps.evaluate import parse_dotted
+from hf_explain.apps.command_line import parse_assignments
 from hf_explain.cli import main
 from hf_explain.evaluation.comparison import compare, parse_explainers
 from hf_explain.evaluation.results import Comparison
@@ -184,7 +184,7 @@ def test_bad_arguments_are_one_sentence_before_anything_is_measured(directories,
         (["--explainers", "gradcam", "--metrics", "win_rate"], "`metrics` needs at least one that measures maps"),
         (["--explainers", "gradcam", "--slow", "rise"], "`slow` names 'rise', which is no explainer: gradcam, random"),
         (["--explainers", "gradcam", "--method_option", "rise.n=1"], "`method_options` names 'rise'"),
-        (["--explainers", "gradcam", "--method_option", "rise"], "method_option 'rise' is not NAME.OPTION=VALUE"),
+        (["--explainers", "gradcam", "--method_option", "rise"], "method_option 'rise' is not METHOD.OPTION=VALUE"),
         (["--explainers", "gradcam", "--preset", "auc_d"], "preset 'auc_d' is not METRIC=PRESET"),
         (["--explainers", "gradcam", "--image_column", "x"], "image_column 'x' is not a column of the dataset"),
         (["--explainers", "gradcam", "--max_examples", "0"], "`max_examples` must be a whole number"),
@@ -193,7 +193,7 @@ def test_bad_arguments_are_one_sentence_before_anything_is_measured(directories,
         error = capsys.readouterr().err
         assert message in error and "Traceback" not in error
     assert not (tmp_path / "out/results.json").exists()
-    assert parse_dotted(["a.b=1", "a.c=x"], "option") == {"a": {"b": 1, "c": "x"}}
+    assert parse_assignments(["a.b=1", "a.c=x"], "option", "A.B=VALUE") == {"a": {"b": 1, "c": "x"}}
 
 
 def test_classifier_instance_without_processor(tmp_path):

@@ -211,7 +211,9 @@ def evaluated(data):
 
 def exported(pipe, parquet, tmp_path, streaming):
     source = ExportSource.load(
-        ExportArguments("model", parquet, streaming=streaming, cache_dir=str(tmp_path), image_column="image")
+        ExportArguments(
+            model="model", dataset=parquet, streaming=streaming, cache_dir=str(tmp_path), image_column="image"
+        )
     )
     if streaming:
         return [pipe.preprocess({"image": row["image"]})["pixel_values"][0] for row in source.dataset]

@@ -16,12 +16,14 @@ from transformers import ResNetConfig, ResNetForImageClassification, ViTConfig, 
 
 from hf_explain import FrozenClassifier, LCamForSaliency
 from hf_explain.apps import train as train_command
-from hf_explain.apps.train import parse_head_options
+from hf_explain.apps.arguments import TrainCommand
+from hf_explain.apps.command_line import add_options, parse_assignments, read_options
 from hf_explain.io.datasets import load_image_dataset
 from hf_explain.io.files import LOCK_FILE
-from hf_explain.training.arguments import ExplainerTrainingArguments, learning_rate_at, make_optimizer
+from hf_explain.training.arguments import ExplainerTrainingArguments, learning_rate_at
 from hf_explain.training.checkpoints import list_checkpoints, load_checkpoint
 from hf_explain.training.loop import train
+from hf_explain.training.runtime import make_optimizer
 
 
 TESTS = Path(__file__).parents[1]
@@ -136,6 +138,7 @@ sys.path[:0] = [{tests!r}, {root!r}]
 import torch
 from testing_training import TinyHead, picture_dataset, processor
 from hf_explain.training.loop import train
+from hf_explain.training.runtime import make_optimizer
 from hf_explain.training.arguments import ExplainerTrainingArguments
 
 class Slow(TinyHead):
@@ -419,11 +422,11 @@ def test_weight_decay_spares_biases():
 
 def test_head_options():
     options = ["variant=img", "area_weight=2.0", 'feature_layers=["stage4"]', "skip=true"]
-    assert parse_head_options(options) == {
+    assert parse_assignments(options, "head_option") == {
         "variant": "img", "area_weight": 2.0, "feature_layers": ["stage4"], "skip": True
     }  # fmt: skip
     with pytest.raises(ValueError, match="head_option 'variant' is not NAME=VALUE"):
-        parse_head_options(["variant"])
+        parse_assignments(["variant"], "head_option")
 
 
 def test_command_trains_a_head_that_loads(tmp_path, monkeypatch, capsys):
@@ -468,10 +471,10 @@ def new_head(tmp_path, monkeypatch):
     processor().save_pretrained(tmp_path / "classifier")
     monkeypatch.setattr(train_command, "train", lambda head, *others: head)
     parser = argparse.ArgumentParser()
-    train_command.add_training_arguments(parser)
+    add_options(parser, TrainCommand)
     command = ["--classifier", str(tmp_path / "classifier"), "--dataset", str(parquet_shards(tmp_path / "shards")),
                "--output_dir", str(tmp_path / "out")]  # fmt: skip
-    return lambda *words: train_command.main_from_args(parser.parse_args([*command, *words]))
+    return lambda *words: train_command.run(read_options(TrainCommand, parser.parse_args([*command, *words])))
 
 
 def test_command_trains_with_the_attention_asked_for(new_head):

@@ -17,6 +17,7 @@ from typing import Any
 import torch
 from transformers import pipeline
 
+from hf_explain.apps.arguments import QuickstartCommand
 from hf_explain.apps.quickstart.classifier import train_classifier
 from hf_explain.apps.quickstart.data import BIASED_LABEL, IMAGE_SIZE, NUM_TRAIN, NUM_VALIDATION, make_datasets
 from hf_explain.apps.quickstart.measure import COMPARED, HEAD, explain, measure
@@ -126,6 +127,11 @@ def run_quickstart(
     print(format_table(results))
     print(f"\nPage: {output_dir / 'index.html'}")
     return results
+
+
+def run(arguments: QuickstartCommand) -> None:
+    """`hf-explain quickstart`, see [`run_quickstart`]."""
+    run_quickstart(arguments.output_dir, arguments.seed, disable_tqdm=not arguments.progress)
 
 
 def format_table(results: dict[str, Any]) -> str:
