@@ -126,7 +126,8 @@ def _draw(study: ErrorStudy, pictures: int) -> dict[str, Any]:
 
 def _panels(study: ErrorStudy, wanted: set[int]) -> dict[int, list]:
     """Of each image: the picture, the map of the classifier's answer, and that of the true class for a mistake."""
-    explainer, reader, panels = study.explainer, study.reader, {}
+    explainer, reader = study.explainer, study.reader
+    panels: dict[int, list] = {}
     classifier = explainer.classifier
     if not wanted:
         return panels  # a stream would be read to its end for nothing

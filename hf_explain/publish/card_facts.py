@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file
-from transformers import PreTrainedConfig
+from transformers import PreTrainedConfig, PreTrainedModel
 
 from hf_explain.classifiers.fingerprint import FINGERPRINT_DTYPES, fingerprint_tensors
 from hf_explain.evaluation.results import Comparison, ExplainerResult, read_evaluation
@@ -107,7 +107,7 @@ def read_json(source: str | os.PathLike | Mapping, argument: str) -> dict[str, A
         raise ValueError(f"`{argument}` {error}") from error
 
 
-def read_config(model_or_dir) -> dict[str, Any]:
+def read_config(model_or_dir: str | os.PathLike[str] | PreTrainedModel) -> dict[str, Any]:
     """
     The configuration of a head, from the model or from its directory.
 
@@ -115,9 +115,9 @@ def read_config(model_or_dir) -> dict[str, Any]:
         FileNotFoundError: If the directory has no config.json.
         ValueError: If it is not a head's.
     """
-    config = getattr(model_or_dir, "config", None)
-    if isinstance(config, PreTrainedConfig):
-        config = config.to_dict()
+    own = getattr(model_or_dir, "config", None)
+    if isinstance(own, PreTrainedConfig):
+        config = own.to_dict()
     elif isinstance(model_or_dir, (str, os.PathLike)):
         path = Path(model_or_dir) / "config.json"
         if not path.is_file():
@@ -125,7 +125,7 @@ def read_config(model_or_dir) -> dict[str, Any]:
                 f"{os.fspath(model_or_dir)!r} has no config.json; give a directory written by a head's "
                 "save_pretrained."
             )
-        config = read_json(path, "config.json")
+        config = read_json(path, "config.json") or {}
     else:
         raise TypeError(f"`model_or_dir` must be a head or its directory, got {type(model_or_dir).__name__}.")
     if config.get("model_type") not in HEADS:

@@ -405,7 +405,7 @@ def _row(measured: Measurement, references: Mapping[str, Mapping[str, float]]) -
 
 def _plain(protocol: Mapping[str, Any]) -> dict[str, Any]:
     """A protocol without anything that YAML cannot hold or that names a path; a long list takes one line."""
-    found = {}
+    found: dict[str, Any] = {}
     for key, value in protocol.items():
         if isinstance(value, (list, tuple)):
             found[key] = list(value) if len(value) <= 3 else ", ".join(map(str, value))

@@ -249,8 +249,10 @@ def _push(plan: PushPlan, revision, token, dry_run: bool, report, message: str) 
     again = "Nothing was published; it can be repeated as it is."
     with hub_errors(plan.repo_id, f"publishing to {plan.repo_id!r}", again):
         if not plan.create_pr:
-            sdk = {"space_sdk": "gradio"} if plan.repo_type == "space" else {}
-            api.create_repo(plan.repo_id, repo_type=plan.repo_type, private=plan.private or None, exist_ok=True, **sdk)
+            sdk = "gradio" if plan.repo_type == "space" else None
+            api.create_repo(
+                plan.repo_id, repo_type=plan.repo_type, private=plan.private or None, exist_ok=True, space_sdk=sdk
+            )
         if revision is not None and revision != "main" and not plan.create_pr:
             api.create_branch(plan.repo_id, repo_type=plan.repo_type, branch=revision, exist_ok=True)
         info = api.create_commit(
@@ -369,7 +371,7 @@ def _dump(value: Any) -> bytes:
     return (json.dumps(value, indent=2, sort_keys=True) + "\n").encode()
 
 
-def _size(count: int) -> str:
+def _size(count: float) -> str:
     for unit in ("B", "kB", "MB"):
         if count < 1000:
             return f"{count:.0f} {unit}" if unit == "B" else f"{count:.1f} {unit}"
