@@ -380,6 +380,20 @@ def test_what_can_be_no_image_is_a_type_error(source):
         load_rgb(source)
 
 
+def test_a_bad_image_of_a_data_set_is_named(pipe):
+    """By whoever reads it, instead of an error of `datasets` that does not say which it is."""
+    cell = {"bytes": encoded(Image.fromarray(COLOUR)), "path": None}
+    column = {"image": [cell, {"bytes": b"no image", "path": None}, cell]}
+    data = datasets.Dataset.from_dict(column, features=datasets.Features({"image": datasets.Image()}))
+    for form in (data, data.to_iterable_dataset()):
+        with pytest.raises(ValueError, match="image 1 of `data` cannot be used: The image of 8 bytes cannot be read"):
+            evaluated(form)
+        first, second, third = pipe(form, on_error="return")
+        assert second == [{"error": "The image of 8 bytes cannot be read: cannot identify image file: it is in no "
+                           "known image format."}]  # fmt: skip
+        assert "saliency" in first[0] and "saliency" in third[0]
+
+
 def test_a_mask_keeps_its_values():
     """Whatever is not 0 is the object: the least of a 16-bit value, a dark colour of a palette, but no opacity."""
     expected = torch.from_numpy(DARK != 0)
