@@ -118,7 +118,7 @@ def test_maps_worse_than_random_have_no_gain_to_keep(monkeypatch):
 
 def test_equal_pictures_have_random_maps_of_their_own(classifier):
     images = _Images(resolve_explainer(classifier), pictures(1) * 3, None, 3, 2, 0)
-    maps = torch.cat(images.random_maps((4, 5)))
+    maps = torch.cat(images.random_maps(4, 5))
     assert maps.shape == (3, 4, 5) and len(maps.flatten(1).unique(dim=0)) == 3
 
 
