@@ -34,7 +34,7 @@ train() {
     classifier=$smoke/$family
     dataset=$smoke/images.parquet
     set -- "$@" --max_steps 2 --per_device_batch_size 2 --save_steps 1 --logging_steps 1 --dataloader_num_workers 0 \
-      --use_cpu --disable_tqdm --resize_size 40
+      --device cpu --no_progress --resize_size 40
   fi
   echo "== $name: $head on $classifier, $dataset"
   # shellcheck disable=SC2086

@@ -149,7 +149,7 @@ def train(directory: Path, head: Head, training: dict[str, Any], classifier: str
     if (directory / RECORD).is_file():
         return True
     words = train_command(head, training, classifier, args)
-    words += ["--output_dir", str(directory), "--resume_from_checkpoint", "last", "--disable_tqdm"]
+    words += ["--output_dir", str(directory), "--resume_from_checkpoint", "last", "--no_progress"]
     return run("train", words, directory)
 
 
