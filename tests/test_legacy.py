@@ -107,7 +107,8 @@ def test_training_goes_on_to_the_same_weights(kind, legacy):
     described = ("classifier", "classifier_revision", "head", "preset", "head_options", "dataset", "dataset_config",
                  "dataset_revision", "train_split", "eval_split")  # fmt: skip
     other = ("seconds", "seconds_waiting_for_data", "platform", "cpu_count", "device", "versions")
-    assert_as_before(record, before, (*described, *other))
+    renamed = ("use_cpu", "disable_tqdm")  # read above, written as `device` and `progress`
+    assert_as_before(record, before, (*described, *other, *renamed))
     # the steps before the checkpoint are in their log, and their time is counted
     assert (
         len(record["losses"]) == 5
