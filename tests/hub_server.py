@@ -14,8 +14,10 @@ import re
 import socket
 import threading
 import time
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from typing import Any
 from urllib.parse import parse_qs, unquote, urlsplit
 
 import yaml
@@ -32,8 +34,8 @@ class Fault:
     What goes wrong, for which requests, and how often.
 
     Args:
-        kind (`str`): `"status"` (answer with `status`), `"drop"` (close the connection after `after` body bytes,
-            Content-Length still promising all), `"truncate"` (a shorter file, with an honest Content-Length),
+        kind (`str`): `"status"` (answer with `status` and `answer`), `"drop"` (close the connection after `after` body
+            bytes, Content-Length still promising all), `"truncate"` (a shorter file, with an honest Content-Length),
             `"corrupt"` (same length, other bytes), `"wrong_etag"` (another ETag than the content's), `"stall"` (send
             `after` bytes, then nothing for `seconds`), `"drip"` (`after` bytes at a time, `seconds` apart),
             `"refuse"` (close the connection without an answer).
@@ -49,6 +51,7 @@ class Fault:
     status: int = 500
     headers: dict[str, str] = field(default_factory=dict)
     message: str = "injected"
+    answer: Any = None
     after: int = 0
     seconds: float = 0.0
     hits: int = 0
@@ -120,7 +123,9 @@ class HubServer:
     """
     Start with `with HubServer() as hub:`; `hub.url` is the `HF_ENDPOINT`.
 
-    `hub.users` maps tokens to user names; `hub.repos[(type, id)]` is the state; `hub.requests` the log.
+    `hub.users` maps tokens to user names; `hub.repos[(type, id)]` is the state; `hub.requests` the log. With
+    `hub.mirror`, a function from a file's content to its ETag, it serves files as a proxy does: all from here, and
+    tagged in another way.
     """
 
     def __init__(self):
@@ -129,6 +134,7 @@ class HubServer:
         self.objects: dict[str, bytes] = {}
         self.faults: list[Fault] = []
         self.requests: list[Request] = []
+        self.mirror: Callable[[bytes], str] | None = None
         self.lock = threading.RLock()
         self.httpd = _Server(("127.0.0.1", 0), _Handler)
         self.httpd.hub = self
@@ -149,6 +155,7 @@ class HubServer:
         with self.lock:
             for store in (self.users, self.repos, self.objects, self.faults, self.requests):
                 store.clear()
+            self.mirror = None
 
     # What tests do on the server's side, without HTTP.
     def add_user(self, name: str, token: str) -> None:
@@ -238,7 +245,8 @@ class _Handler(BaseHTTPRequestHandler):
             return
         try:
             if self.fault is not None and self.fault.kind == "status":
-                self.send(self.fault.status, {"error": self.fault.message}, self.fault.headers)
+                answer = {"error": self.fault.message} if self.fault.answer is None else self.fault.answer
+                self.send(self.fault.status, answer, self.fault.headers)
                 return
             with self.hub.lock:
                 reply = self.route(path, body)
@@ -450,9 +458,18 @@ class _Handler(BaseHTTPRequestHandler):
             "downloads": 0,
             "likes": 0,
             "tags": [],
-            "siblings": [{"rfilename": name} for name in sorted(repo.commits[sha])],
+            "siblings": [self.sibling(*file) for file in sorted(repo.commits[sha].items())],
         }
         return self.json(info, headers={"X-Repo-Commit": sha})
+
+    def sibling(self, path: str, content: bytes) -> dict:
+        if not self.query.get("blobs"):
+            return {"rfilename": path}
+        entry = self.entry(path, content)
+        sibling = {"rfilename": path, "size": entry["size"], "blobId": entry["oid"]}
+        if "lfs" in entry:
+            sibling["lfs"] = {"sha256": entry["lfs"]["oid"], "size": entry["size"], "pointerSize": 134}
+        return sibling
 
     def entry(self, path: str, content: bytes) -> dict:
         entry = {"type": "file", "path": path, "size": len(content), "oid": git_sha1(content)}
@@ -562,6 +579,9 @@ class _Handler(BaseHTTPRequestHandler):
             headers = {"X-Error-Code": "EntryNotFound", "X-Error-Message": "Entry not found", "X-Repo-Commit": sha}
             return self.json({"error": "Entry not found"}, 404, headers)
         headers = {"X-Repo-Commit": sha, "Accept-Ranges": "bytes"}
+        mirror = self.hub.mirror
+        if mirror is not None:
+            return self.content(content, {**headers, "ETag": mirror(content)})
         if not is_lfs(file, content):
             headers["ETag"] = f'"{git_sha1(content)}"'
             return self.content(content, headers)

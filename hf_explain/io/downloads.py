@@ -12,7 +12,7 @@ import sys
 from collections.abc import Iterator
 from pathlib import Path
 
-from huggingface_hub import HfApi, get_session, get_token, try_to_load_from_cache
+from huggingface_hub import HfApi, constants, get_session, get_token, try_to_load_from_cache
 from huggingface_hub.errors import (
     GatedRepoError,
     HfHubHTTPError,
@@ -20,16 +20,23 @@ from huggingface_hub.errors import (
     RepositoryNotFoundError,
     RevisionNotFoundError,
 )
-from safetensors import SafetensorError
+from safetensors import SafetensorError, safe_open
+from transformers.utils import logging
 from transformers.utils.hub import cached_file, extract_commit_hash
 
 from hf_explain.io.files import read_json_file
 
 
+logger = logging.get_logger(__name__)
+
 PICKLES = ("*.bin", "*.pt", "*.pth", "*.pkl", "*.pickle", "*.ckpt", "*.joblib")
 TOKEN = re.compile(rb"\b(hf|api_org)_[A-Za-z0-9]{16,}")
 HUB_OPTIONS = ("cache_dir", "token", "local_files_only", "subfolder")
 _WEIGHTS = "model.safetensors"
+# how the Hub tags files: SHA-256 of large ones, git's SHA-1 of small ones
+_HUB_TAG = re.compile("[0-9a-f]{40}|[0-9a-f]{64}")
+# the checksums that a tag of this length can be
+_TAGS = {64: ("sha256",), 40: ("git", "sha1"), 32: ("md5",)}
 _UNWRITABLE = (errno.ENOSPC, errno.EFBIG, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM, errno.ENOTDIR)
 _MAX_SIZE = 2**16
 _DEPTHS = ("depths", "num_hidden_layers", "num_layers", "num_stages", "layers")
@@ -77,9 +84,9 @@ def whole_downloads(name: str, revision: str | None = None, **options) -> Iterat
     Around loading a model: files from the Hub's cache are compared with their checksums, pickles are refused by name,
     and errors of the Hub client become one sentence.
 
-    The client compares lengths only. A file that arrived with the right length and the wrong bytes is removed from the
-    cache, so that loading again downloads it again. The client waits for a server as long as it sends something every
-    `HF_HUB_DOWNLOAD_TIMEOUT` seconds (10 by default), however little: it knows no least speed.
+    The client compares lengths only. A file that is proven to have arrived with the right length and the wrong bytes
+    is removed from the cache, so that loading again downloads it again. The client waits for a server as long as it
+    sends something every `HF_HUB_DOWNLOAD_TIMEOUT` seconds (10 by default), however little: it knows no least speed.
 
     Args:
         name (`str`): Directory or Hub id.
@@ -186,13 +193,17 @@ def check_downloads(name: str, revision: str | None = None, **options) -> None:
     """
     Compare a model's cached configuration and weights with the checksums they are filed under.
 
+    The Hub tags a file with its checksum, a mirror with whatever it likes: a tag that is no checksum of the file
+    proves nothing. The repository's own listing decides then. Where that cannot be had, a file that is no JSON or no
+    safetensors is damaged, and any other is taken as it is.
+
     Args:
         name (`str`): Hub id; nothing is compared for a directory.
         revision (`str`, *optional*): Commit, from [`pin_revision`].
-        options: cache_dir, subfolder; others are ignored.
+        options: cache_dir, token, local_files_only, subfolder.
 
     Raises:
-        OSError: If a file's bytes are not those its checksum says; it is removed from the cache.
+        OSError: If a file is proven to be damaged; it is removed from the cache.
     """
     if os.path.isdir(name):
         return
@@ -202,14 +213,24 @@ def check_downloads(name: str, revision: str | None = None, **options) -> None:
     if index is not None:
         with contextlib.suppress(ValueError, AttributeError, TypeError):  # an index that is none is refused on loading
             files += sorted(set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values()))
-    for file in files:
-        path = _cached(name, revision, subfolder, cache_dir, file)
-        if path is not None and not _is_whole(path):
-            blob = path.resolve()
-            blob.unlink()
+    cached = {file: _cached(name, revision, subfolder, cache_dir, file) for file in files}
+    doubtful = {file: path.resolve() for file, path in cached.items() if path is not None and not _is_tagged(path)}
+    if not doubtful:
+        return
+    listed = _listed(name, revision, **options)
+    for file, blob in doubtful.items():
+        kind, checksum = listed.get("/".join(filter(None, (subfolder, file))), (None, None))
+        if not _is_readable(file, blob) if kind is None else _checksum(blob, kind) != checksum:
+            blob.unlink(missing_ok=True)
             raise OSError(
-                f"{file!r} of {name!r} was damaged on its way from the Hub (its checksum is another); it has been "
-                "removed from the cache, load again to download it again."
+                f"{file!r} of {name!r} was damaged on its way from the Hub "
+                f"({'it cannot be read' if kind is None else 'its checksum is another'}); it has been removed from "
+                "the cache, load again to download it again."
+            )
+        if kind is None and _HUB_TAG.fullmatch(blob.name):
+            logger.warning_once(
+                f"{file!r} of {name!r} is filed under a checksum that is not its own, and the server's list of "
+                "checksums could not be had: it comes from a mirror that tags files in another way, or it is damaged."
             )
 
 
@@ -235,19 +256,57 @@ def _cached(name: str, revision: str | None, subfolder: str, cache_dir, file: st
     return Path(found) if isinstance(found, str) and os.path.exists(found) else None
 
 
-def _is_whole(path: Path) -> bool:
-    """The cache names a file after its checksum: SHA-256 of large files, git's SHA-1 of small ones."""
-    recorded = path.resolve().name
-    if re.fullmatch(r"[0-9a-f]{64}", recorded):
-        digest = hashlib.sha256()
-    elif re.fullmatch(r"[0-9a-f]{40}", recorded):
-        digest = hashlib.sha1(b"blob %d\0" % path.stat().st_size)
-    else:
-        return True  # a cache without symbolic links keeps no checksums
+def _is_tagged(path: Path) -> bool:
+    """Whether the tag of a cached file, which the cache names it after, is a checksum of its bytes."""
+    blob = path.resolve()
+    if blob.parent.name != "blobs":
+        return True  # a cache without symbolic links keeps no tags
+    tag = blob.name.lower()
+    return any(_checksum(blob, kind) == tag for kind in _TAGS.get(len(tag), ()))
+
+
+def _listed(name: str, revision: str | None, **options) -> dict[str, tuple[str, str]]:
+    """Kind and value of the checksums that the repository lists, by file; empty where it lists none."""
+    if options.get("local_files_only") or constants.HF_HUB_OFFLINE:
+        return {}
+    try:
+        with hub_errors(name, f"listing {name!r}"):
+            info = HfApi(token=options.get("token")).model_info(
+                name, revision=revision, files_metadata=True, timeout=constants.HF_HUB_ETAG_TIMEOUT
+            )
+        entries = {
+            entry.rfilename: ("sha256", entry.lfs.sha256) if entry.lfs else ("git", entry.blob_id)
+            for entry in info.siblings or ()
+        }
+        return {file: (kind, value) for file, (kind, value) in entries.items() if _HUB_TAG.fullmatch(value or "")}
+    except Exception as error:  # a mirror's listing may be anything
+        logger.debug("The files of %s could not be listed: %s", name, redact(str(error)))
+        return {}
+
+
+def _is_readable(file: str, blob: Path) -> bool:
+    try:
+        if file.endswith(".json"):
+            json.loads(blob.read_bytes())
+        else:
+            with safe_open(blob, "pt"):  # compares the lengths of the tensors with that of the file
+                pass
+    except (ValueError, SafetensorError):
+        return False
+    except RecursionError:
+        pass  # that is how it was written
+    return True
+
+
+def _checksum(path: Path, kind: str) -> str:
+    """A checksum of `hashlib`, or `git`: SHA-1 with the length in front."""
+    digest = hashlib.new("sha1" if kind == "git" else kind, usedforsecurity=False)
+    if kind == "git":
+        digest.update(b"blob %d\0" % path.stat().st_size)
     with open(path, "rb") as file:
         while chunk := file.read(1 << 22):
             digest.update(chunk)
-    return digest.hexdigest() == recorded
+    return digest.hexdigest()
 
 
 def _file_names(name: str, revision: str | None, **options) -> list[str] | None:

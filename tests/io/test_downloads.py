@@ -7,15 +7,20 @@ import resource
 import shutil
 import stat
 import sys
+from pathlib import Path
 
 import pytest
 import torch
 from conftest import GUEST_TOKEN, HF_HOME, OWNER_TOKEN
 from hub_clients import pixels, push_classifier, push_quietly, tiny_head
-from huggingface_hub import get_session
+from hub_server import git_sha1
+from huggingface_hub import get_session, try_to_load_from_cache
 
 from hf_explain import AutoModelForSaliency, FrozenClassifier
-from hf_explain.io.downloads import _is_whole, check_sizes, hub_errors, redact
+from hf_explain.io.downloads import check_downloads, check_sizes, hub_errors, redact
+
+
+WEIGHTS = "model.safetensors"
 
 
 @pytest.fixture
@@ -125,25 +130,94 @@ def test_a_damaged_configuration_is_caught_and_downloaded_again(hub, published, 
     assert same(load(), published)
 
 
-def test_files_are_compared_with_the_checksum_they_are_named_after(tmp_path):
-    content = b"{}" * 5000
-    for name, whole in (
-        (hashlib.sha256(content).hexdigest(), True),
-        (hashlib.sha1(b"blob %d\0" % len(content) + content).hexdigest(), True),
-        (hashlib.sha1(content).hexdigest(), False),  # git puts the length in front
-        (hashlib.sha256(content + b"\n").hexdigest(), False),
-        ("config.json", True),  # a cache without links has no checksums
-    ):
-        path = tmp_path / name
-        path.write_bytes(content)
-        assert _is_whole(path) == whole, name
+def sha(content, kind="sha1"):
+    return hashlib.new(kind, content).hexdigest()
 
 
-def test_a_wrong_etag_is_caught(hub, published):
-    hub.inject("wrong_etag", "/user/head/resolve/.*safetensors", times=1)
-    with pytest.raises(OSError, match="was damaged on its way"):
+# what servers other than the Hub tag files with
+ETAGS = {
+    "SHA-1": lambda content: f'"{sha(content)}"',
+    "SHA-1 in upper case": lambda content: f'"{sha(content).upper()}"',
+    "SHA-256": lambda content: f'"{sha(content, "sha256")}"',
+    "MD5": lambda content: f'"{sha(content, "md5")}"',
+    "MD5 of several parts": lambda content: f'"{sha(content, "md5")}-3"',
+    "40 hexadecimal digits": lambda content: f'"{sha(content[::-1])}"',
+    "64 hexadecimal digits": lambda content: f'"{sha(content[::-1], "sha256")}"',
+    "weak, 40 hexadecimal digits": lambda content: f'W/"{sha(content[::-1])}"',
+    "unquoted, 40 hexadecimal digits": lambda content: sha(content[::-1]),
+    "git's, compressed": lambda content: f'"{git_sha1(content)}-gzip"',
+    "length and time": lambda content: f'W/"{len(content):x}-18c{sha(content)[:8]}"',
+    "no hexadecimal digits": lambda content: f'"version {int(sha(content), 16)}"',
+}
+
+
+@pytest.mark.parametrize("etag", ETAGS.values(), ids=ETAGS)
+def test_a_mirror_tags_files_as_it_likes(hub, published, etag):
+    """A tag that cannot be recognised proves nothing; the repository's listing proves damage."""
+    hub.mirror = etag
+    hub.inject("corrupt", "/user/head/resolve/.*safetensors", method="GET", times=1)
+    with pytest.raises(OSError, match="'model.safetensors' of 'user/head' was damaged .*load again"):
         load()
     assert same(load(), published)
+    before = cached_files()
+    hub.requests.clear()
+    assert same(load(local_files_only=True), published)
+    assert cached_files() == before and not hub.requests
+
+
+@pytest.mark.parametrize("etag", ETAGS.values(), ids=ETAGS)
+def test_a_mirror_without_a_listing(hub, published, etag):
+    """What cannot be proven is taken; a file that cannot be read is damaged all the same."""
+    hub.mirror = etag
+    hub.inject("status", "/api/models/", status=404)
+    assert same(load(), published)
+    before = cached_files()
+    check_downloads("user/head")
+    assert cached_files() == before
+    blobs = {name: Path(try_to_load_from_cache("user/head", name)).resolve() for name in ("config.json", WEIGHTS)}
+    for name, blob in blobs.items():
+        blob.write_bytes(blob.read_bytes()[:-20])
+        with pytest.raises(OSError, match=f"'{name}' of 'user/head' was damaged .*it cannot be read.*load again"):
+            check_downloads("user/head")
+        assert not blob.exists()
+        assert same(load(), published)
+
+
+def test_an_unproven_checksum_is_said(hub, published, monkeypatch):
+    """The Hub's own form of tag, another file, nobody to ask."""
+    said = []
+    monkeypatch.setattr("hf_explain.io.downloads.logger.warning_once", said.append)
+    hub.mirror = ETAGS["40 hexadecimal digits"]
+    load()
+    assert said == []
+    hub.inject("status", "/api/models/", status=404)
+    load()
+    assert any("'config.json' of 'user/head' is filed under a checksum that is not its own" in text for text in said)
+    hub.mirror = ETAGS["SHA-1"]
+    empty_cache()
+    said.clear()
+    load()
+    assert said == []
+
+
+@pytest.mark.parametrize(
+    "answer", [[], {}, {"siblings": "x"}, {"siblings": [{}]}, {"siblings": [{"rfilename": "config.json"}]}]
+)
+def test_a_listing_of_another_form_proves_nothing(hub, published, answer):
+    hub.mirror = ETAGS["64 hexadecimal digits"]
+    load()
+    before = cached_files()
+    if isinstance(answer, dict):
+        answer = {"id": "user/head", **answer}
+    hub.inject("status", "/api/models/", status=200, answer=answer)
+    check_downloads("user/head")
+    assert cached_files() == before
+
+
+def test_a_wrong_etag_proves_nothing(hub, published):
+    hub.inject("wrong_etag", "/user/head/resolve/.*safetensors", times=1)
+    assert same(load(), published)
+    assert len(hub.seen("GET", "^/api/models/user/head")) == 1
 
 
 def test_another_classifier_under_the_same_commit_is_refused(hub, published):
