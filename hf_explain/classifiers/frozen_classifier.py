@@ -6,18 +6,20 @@ The architectures of `ARCHITECTURES` run in stages; every other classifier goes 
 from __future__ import annotations
 
 import contextlib
+import copy
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import torch
 from torch import nn
-from transformers import AutoModelForImageClassification, PreTrainedModel
+from transformers import AutoModelForImageClassification
 
 from hf_explain.classifiers.architectures import ARCHITECTURES, Architecture
 from hf_explain.classifiers.features import ClassifierFeatures, LayerFeatures, resolve_layer
 from hf_explain.classifiers.hooked_layers import HookedLayers, logits_of, pair
 from hf_explain.classifiers.targets import Target, resolve_target
+from hf_explain.classifiers.thread_hooks import thread_hooks
 from hf_explain.io.downloads import check_config, hub_errors, pin_revision, whole_downloads
 from hf_explain.io.image_processor import load_image_processor, normalisation
 from hf_explain.io.paths import is_hub_id
@@ -344,8 +346,7 @@ class FrozenClassifier(nn.Module):
         with contextlib.ExitStack() as stack:
             if normed is not None and norm is not None:
                 read = self._to_state(normed)
-                handle = norm.register_forward_hook(lambda module, inputs, output: read)
-                stack.callback(handle.remove)
+                stack.enter_context(thread_hooks([(norm, lambda module, inputs, output: read)]))
             for index in range(self.layer_names.index(layer), len(self._blocks)):
                 state = self._run_block(index, state)
             return self._tail(state)
@@ -406,18 +407,6 @@ class FrozenClassifier(nn.Module):
             )
         return [getattr(block, self._stages.attention) for block in self._blocks]
 
-    @contextlib.contextmanager
-    def eager_attention(self) -> Iterator[None]:
-        """Switch to eager attention, the only kind that returns its weights, and back, even after an error."""
-        self.attention_modules()  # an error where there is none
-        assert isinstance(self.model, PreTrainedModel)
-        before = self.config._attn_implementation
-        self.model.set_attn_implementation("eager")
-        try:
-            yield
-        finally:
-            self.model.set_attn_implementation(before)
-
     def attentions(self, pixel_values: torch.Tensor) -> tuple[torch.Tensor, tuple[torch.Tensor, ...]]:
         """
         Logits and the attention weights of every block, part of the graph where gradients are on.
@@ -428,13 +417,32 @@ class FrozenClassifier(nn.Module):
         Returns:
             `tuple`: logits, and per block a `torch.FloatTensor` of shape
             `(batch_size, num_heads, sequence_length, sequence_length)` whose rows sum to 1.
+
+        Raises:
+            ValueError: If the classifier has no attention that is known, or its attention does not return weights.
         """
         self._check_pixels(pixel_values)
-        with self.eager_attention():
-            output = self.model(
-                pixel_values.to(self.dtype), output_attentions=True, **self._input_options(pixel_values)
+        attention_modules = self.attention_modules()
+        # Only eager attention returns its weights. The setting is the model's, which other threads run meanwhile, so
+        # it is set for copies of what reads it; they share the weights and the hooks of the originals.
+        config = copy.copy(self.config)
+        config._attn_implementation = "eager"
+        weights: list[torch.Tensor | None] = []
+        state = self._embed(pixel_values)
+        for block, attention in zip(self._blocks, attention_modules, strict=True):
+            block, attention = copy.copy(block), copy.copy(attention)
+            attention.config = config
+            block._modules = {**block._modules, self._stages.attention: attention}
+            with thread_hooks([(attention, lambda module, inputs, output: weights.append(output[1]))]):
+                output = block(state)
+            state = output[0] if isinstance(output, tuple) else output
+        found = tuple(weight for weight in weights if weight is not None)
+        if len(found) != len(attention_modules):
+            raise ValueError(
+                f"The attention of {type(self.model).__name__} returns no weights, because something else runs in its "
+                "place (several devices of a device_map, for example); load the classifier on one device."
             )
-        return output.logits, tuple(output.attentions)
+        return self._tail(state), found
 
     # ------------------------------------------------------------------ targets
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any
@@ -13,10 +13,8 @@ from torch import nn
 from transformers.utils import ModelOutput
 
 from hf_explain.classifiers.features import ClassifierFeatures, LayerFeatures
+from hf_explain.classifiers.thread_hooks import Hook, thread_hooks
 from hf_explain.tensors.maps import grid_to_tokens, tokens_to_grid
-
-
-_Hook = Callable[[nn.Module, Any, Any], Any]
 
 
 @dataclass(frozen=True)
@@ -63,7 +61,7 @@ class HookedLayers:
         """One pass that keeps the outputs of the named modules, and the logits."""
         kept: dict[str, LayerFeatures] = {}
 
-        def keep(name: str) -> _Hook:
+        def keep(name: str) -> Hook:
             def hook(module: nn.Module, inputs: Any, output: Any) -> None:
                 tensor = _first_tensor(output)
                 if tensor is None:
@@ -112,7 +110,7 @@ class HookedLayers:
         registers = getattr(self.config, "num_register_tokens", None)
         prefixes = {0, 1 + registers} if registers else {0, 1, 2}
 
-        def record(name: str) -> _Hook:
+        def record(name: str) -> Hook:
             def hook(module: nn.Module, inputs: Any, output: Any) -> None:
                 calls[name] = calls.get(name, 0) + 1
                 tensor = _first_tensor(output)
@@ -195,14 +193,8 @@ class HookedLayers:
             )
         return LayerFeatures(name, tokens_to_grid(tensor, layout[0], prefix), tensor[:, :prefix], pixel_values)
 
-    @contextlib.contextmanager
-    def _hooks(self, hooks: dict[str, _Hook]) -> Iterator[None]:
-        handles = [self.model.get_submodule(name).register_forward_hook(hook) for name, hook in hooks.items()]
-        try:
-            yield
-        finally:
-            for handle in handles:
-                handle.remove()
+    def _hooks(self, hooks: dict[str, Hook]) -> contextlib.AbstractContextManager[None]:
+        return thread_hooks((self.model.get_submodule(name), hook) for name, hook in hooks.items())
 
 
 def pair(value: int | Sequence[int]) -> tuple[int, int]:

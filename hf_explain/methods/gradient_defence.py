@@ -11,9 +11,9 @@ from typing import Any
 
 import torch
 from torch import nn
-from torch.utils.hooks import RemovableHandle
 
 from hf_explain.classifiers.frozen_classifier import FrozenClassifier
+from hf_explain.classifiers.thread_hooks import thread_hooks
 
 
 # Pointwise and never negative: the lower bound of the defence, min(0, h(x)) = 0, always holds.
@@ -89,7 +89,7 @@ class GradientDefence:
                 f"`classifier` {type(classifier.model).__name__} has no nonlinearity to defend: none of its modules "
                 "is an activation such as torch.nn.ReLU or torch.nn.GELU; pass defence=False."
             )
-        self._handles: list[RemovableHandle] = []
+        self._hooks = contextlib.ExitStack()
         self._recording: list[torch.Tensor] | None = None
         self._bounds: list[torch.Tensor] = []
         self._last_output: torch.Tensor | None = None
@@ -98,15 +98,13 @@ class GradientDefence:
         self._call = 0
 
     def attach(self) -> None:
-        """Put the hooks on the classifier."""
-        self._handles.append(self._classifier.register_forward_pre_hook(self._start))
-        for module in self._modules.values():
-            self._handles.append(module.register_forward_hook(self._after_activation))
+        """Put the hooks on the classifier; passes of other threads are not defended."""
+        after = [(module, self._after_activation) for module in self._modules.values()]
+        self._hooks.enter_context(thread_hooks(after, before=[(self._classifier, self._start)]))
 
     def remove(self) -> None:
         """Take every hook off and free the recorded activations; safe to call at any time."""
-        while self._handles:
-            self._handles.pop().remove()
+        self._hooks.close()
         self._bounds, self._recording = [], None
         self._rooms.clear()
         self._pending.clear()

@@ -12,6 +12,7 @@ import torch.nn.functional as F
 from torch import nn
 
 from hf_explain.classifiers.frozen_classifier import FrozenClassifier
+from hf_explain.classifiers.thread_hooks import Hook, thread_hooks
 
 
 # Input and output of each module's call, detached and in float32
@@ -77,16 +78,15 @@ def record(modules: Iterable[nn.Module]) -> Iterator[Recorded]:
     """Input and output of each module's call inside the `with` block, by module; see [`Recorded`]."""
     kept: Recorded = {}
 
-    def keep(module: nn.Module, inputs: tuple[torch.Tensor, ...], output: Any) -> None:
-        output = output[0] if isinstance(output, tuple) else output
-        kept[module] = (inputs[0].detach().float(), output.detach().float())
+    def keep(module: nn.Module) -> Hook:
+        def hook(running: nn.Module, inputs: tuple[torch.Tensor, ...], output: Any) -> None:
+            output = output[0] if isinstance(output, tuple) else output
+            kept[module] = (inputs[0].detach().float(), output.detach().float())
 
-    handles = [module.register_forward_hook(keep) for module in modules]
-    try:
+        return hook  # `running` may be a copy of the module that shares its hooks
+
+    with thread_hooks((module, keep(module)) for module in modules):
         yield kept
-    finally:
-        for handle in handles:
-            handle.remove()
 
 
 def split_heads(tokens: torch.Tensor, num_heads: int) -> torch.Tensor:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+import threading
 from collections.abc import Sequence
 
 import torch
@@ -27,6 +28,10 @@ from hf_explain.tensors.outputs import SaliencyOutput
 from hf_explain.tensors.perturbation import mask_space_fill
 from hf_explain.tensors.randomness import image_keys, random_uniform
 from hf_explain.tensors.scalars import check_count, check_number, check_seed
+
+
+# Held while torch's global random state is ours: it is every thread's
+_RANDOM_STATE = threading.Lock()
 
 
 @torch.inference_mode(False)
@@ -443,7 +448,7 @@ def _captum(
         explainer = captum.attr.KernelShap(probabilities)
     coefficients = []
     # captum fits one model per image and draws from torch's global state, which is seeded for each and then restored
-    with torch.no_grad(), torch.random.fork_rng():
+    with _RANDOM_STATE, torch.no_grad(), torch.random.fork_rng():
         for index in range(len(pixel_values)):
             torch.manual_seed(check_seed(seed))
             coefficients.append(

@@ -212,10 +212,9 @@ def test_attentions_whatever_the_implementation(family):
     torch.testing.assert_close(logits, classifier(pixel_values), rtol=1e-4, atol=1e-5)
     assert torch.autograd.grad(attentions[-1].square().sum(), pixel_values)[0].abs().sum() > 0
     assert model.config._attn_implementation == "sdpa"
-    with pytest.raises(KeyError), classifier.eager_attention():
-        assert model.config._attn_implementation == "eager"
-        raise KeyError("anything")
-    assert model.config._attn_implementation == "sdpa"
+    model.set_attn_implementation("eager")
+    output = model(pixel_values, output_attentions=True, interpolate_pos_encoding=True)
+    assert torch.equal(logits, output.logits) and all(map(torch.equal, attentions, output.attentions))
 
 
 def test_attention_of_a_classifier_without_any():

@@ -190,10 +190,11 @@ def test_classifier_is_restored_after_an_error(error):
 def test_classifier_is_restored_when_attaching_is_interrupted(monkeypatch):
     classifier = FrozenClassifier(TwoCalls(nn.ReLU()))
 
-    def interrupt(*args, **kwargs):
-        raise KeyboardInterrupt
+    class Interrupted(dict):
+        def __setitem__(self, *item):
+            raise KeyboardInterrupt
 
-    monkeypatch.setattr(classifier.model.activation, "register_forward_hook", interrupt)
+    monkeypatch.setattr(classifier.model.activation, "_forward_hooks", Interrupted())
     with pytest.raises(KeyboardInterrupt):
         with gradient_defence(classifier):
             pass
