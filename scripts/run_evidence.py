@@ -32,6 +32,7 @@ from hf_explain.io.files import write_atomically
 from hf_explain.metrics import metric_numbers, names
 from hf_explain.registry import CONTROLS, METHODS, SLOW_METHODS, methods_for
 from hf_explain.tensors.perturbation import FILLS
+from hf_explain.training.record import RECORD_FILE
 
 
 Head = tuple[str, str | None, dict[str, Any]]  # kind, preset, fields of its config
@@ -80,7 +81,6 @@ TITLES = {
     "scan": "SCAN as published",
     "scan-contribution": "SCAN, contribution (ours)",
 }
-RECORD = "training_record.json"
 COMPARISON = "results.json"
 SCRIPT = "run.sh"
 # The numbers in the tables, in this order; what they are called and how exact they are stands with their metrics
@@ -146,7 +146,7 @@ def run(entry_point: str, words: list[str], directory: Path) -> bool:
 
 
 def train(directory: Path, head: Head, training: dict[str, Any], classifier: str, args) -> bool:
-    if (directory / RECORD).is_file():
+    if (directory / RECORD_FILE).is_file():
         return True
     words = train_command(head, training, classifier, args)
     words += ["--output_dir", str(directory), "--resume_from_checkpoint", "last", "--no_progress"]
@@ -229,7 +229,7 @@ def evaluate_all(args) -> bool:
         found: dict[str, Path] = {}
         for name, seed in product(args.heads, args.seeds):
             directory = args.output_dir / family / f"{name}-seed{seed}"
-            if (directory / RECORD).is_file():
+            if (directory / RECORD_FILE).is_file():
                 # the first one stands for the head, on its card too
                 found[f"{name}-seed{seed}" if name in found else name] = directory
         good &= compare(classifier, found, args.output_dir / family / args.comparison, args)

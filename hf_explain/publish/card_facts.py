@@ -20,37 +20,8 @@ from hf_explain.io.files import read_json_file
 from hf_explain.registry import CONTROLS, DEFAULT_METHOD, HEADS
 
 
-TRAINING_RECORD = "training_record.json"
 EVALUATION = "evaluation.json"
 
-# Where a fact may stand in a training record: the first that is there wins. No other line of the package knows
-# these keys.
-TRAINING_KEYS: dict[str, tuple[str, ...]] = {
-    "classifier": ("classifier",),
-    "dataset": ("dataset", "dataset.name"),
-    "dataset_split": ("train_split", "dataset_split"),
-    "dataset_revision": ("dataset_revision",),
-    "license": ("license",),
-    "images": ("num_examples",),
-    "epochs": ("epochs",),
-    "steps": ("steps",),
-    "images per step": ("global_batch_size",),
-    "optimizer": ("arguments.optimizer",),
-    "schedule": ("arguments.lr_scheduler",),
-    "learning rate": ("arguments.learning_rate",),
-    "weight decay": ("arguments.weight_decay",),
-    "augmentation": ("arguments.augmentation",),
-    "explained class": ("arguments.target",),
-    "mixed precision": ("machine.mixed_precision", "arguments.mixed_precision"),
-    "processes": ("machine.num_processes",),
-    "device": ("machine.device",),
-    "seed": ("seed", "arguments.seed"),
-    "trained parameters": ("trainable_parameters",),
-    "final loss": ("final_loss",),
-    "final validation loss": ("final_eval_loss",),
-    "seconds": ("seconds",),
-    "versions": ("versions",),
-}
 # What a head is shown beside: maps that know nothing of the image, and the method everybody has
 REFERENCES = (*CONTROLS, DEFAULT_METHOD)
 
@@ -75,17 +46,6 @@ class Measurement:
     better: str
     protocol: dict[str, Any]
     interval: list[float] | None = None
-
-
-def look_up(record: Mapping[str, Any] | None, keys: tuple[str, ...]) -> Any:
-    """The first of several dotted keys that a nested dictionary has, with a value that is not `None`."""
-    for key in keys:
-        value: Any = record
-        for part in key.split("."):
-            value = value.get(part) if isinstance(value, Mapping) else None
-        if value is not None:
-            return value
-    return None
 
 
 def read_json(source: str | os.PathLike | Mapping, argument: str) -> dict[str, Any]:

@@ -20,19 +20,17 @@ from hf_explain.io.files import write_atomically
 from hf_explain.io.paths import base_name, is_hub_id, is_local_path
 from hf_explain.publish.card_facts import (
     EVALUATION,
-    TRAINING_KEYS,
-    TRAINING_RECORD,
     Measurement,
     OwnResult,
     find_own_result,
     head_weights,
-    look_up,
     read_config,
     read_evaluation_file,
     read_json,
     read_measurements,
 )
 from hf_explain.registry import HEADS
+from hf_explain.training.record import RECORD_FILE, TrainingRecord
 
 
 # -------------------------------------------------------------------------------------------------------------- a card
@@ -87,13 +85,15 @@ def build_model_card(
     config = read_config(model_or_dir)
     directory = Path(model_or_dir) if isinstance(model_or_dir, (str, os.PathLike)) else None
     if directory is not None:
-        found = {name: directory / name for name in (TRAINING_RECORD, EVALUATION) if (directory / name).is_file()}
-        training_record = found.get(TRAINING_RECORD) if training_record is None else training_record
+        found = {name: directory / name for name in (RECORD_FILE, EVALUATION) if (directory / name).is_file()}
+        training_record = found.get(RECORD_FILE) if training_record is None else training_record
         evaluation = found.get(EVALUATION) if evaluation is None else evaluation
     beside = Path(card_directory) if card_directory is not None else directory
     if picture is not None and beside is not None and not (beside / picture).is_file():
         raise FileNotFoundError(f"`picture` {os.fspath(picture)!r} is not in {str(beside)!r}.")
-    training = None if training_record is None else read_json(training_record, "training_record")
+    training = None
+    if training_record is not None:
+        training = TrainingRecord.from_json(read_json(training_record, "training_record"))
     comparison, own = None, None
     if evaluation is not None:
         comparison = read_evaluation_file(evaluation, "evaluation")
@@ -158,7 +158,7 @@ def write_model_cards(
     for directory in map(Path, directories):
         config = read_config(directory)
         head, evaluation = _name_and_evaluation(directory, config, read)
-        classifier = _classifier(config, _json_in(directory, TRAINING_RECORD), [])["name"]
+        classifier = _classifier(config, _record_in(directory), [])["name"]
         classifier = classifier or (evaluation.classifier.get("id") if evaluation else None) or ""
         name = "-".join(filter(None, (head, classifier.split("/")[-1])))
         path = folder / f"{name}.md"
@@ -200,19 +200,20 @@ def _name_and_evaluation(
     )
 
 
-def _json_in(directory: Path, name: str) -> dict[str, Any] | None:
-    return read_json(directory / name, name) if (directory / name).is_file() else None
+def _record_in(directory: Path) -> TrainingRecord | None:
+    path = directory / RECORD_FILE
+    return TrainingRecord.from_json(read_json(path, RECORD_FILE)) if path.is_file() else None
 
 
 # ---------------------------------------------------------------------------------------------------- its single facts
 
 
-def _classifier(config: Mapping[str, Any], training: Mapping | None, unknown: list[str]) -> dict[str, Any]:
+def _classifier(config: Mapping[str, Any], training: TrainingRecord | None, unknown: list[str]) -> dict[str, Any]:
     """What is known of the explained classifier; its `hub_id` is `None` where nobody else can load it."""
     backbone, nested = config.get("backbone"), config.get("backbone_config") or {}
     checksums = config.get("backbone_fingerprint") or {}
     local = not backbone or not is_hub_id(backbone)
-    name = look_up(training, TRAINING_KEYS["classifier"]) if local else backbone
+    name = _told(training, "classifier") if local else backbone
     if not name and backbone:
         name = base_name(backbone)
     if name and is_local_path(name):
@@ -268,27 +269,53 @@ def _own_settings(config: Mapping[str, Any]) -> list[tuple[str, Any]]:
     ]
 
 
-def _recipe(training: Mapping | None) -> list[tuple[str, str]]:
-    rows = []
-    for label, keys in TRAINING_KEYS.items():
-        value = look_up(training, keys)
-        if label in ("classifier", "dataset", "dataset_split", "dataset_revision", "license") or value is None:
-            continue
-        if isinstance(value, Mapping):
-            value = ", ".join(f"{key} {item}" for key, item in value.items() if isinstance(item, (str, int, float)))
-        if isinstance(value, float):
-            value = f"{value:.4g}"
-        if value != "" and not (isinstance(value, str) and is_local_path(value)):
-            rows.append((label, str(value)))
-    return rows
+def _told(training: TrainingRecord | None, *names: str) -> Any:
+    """What the description of a run says under the first of some names that it has."""
+    told = {} if training is None else training.description
+    return next((told[name] for name in names if told.get(name) is not None), None)
+
+
+def _recipe(training: TrainingRecord | None) -> list[tuple[str, str]]:
+    if training is None:
+        return []
+    settings, machine = training.arguments, training.machine
+    facts = {
+        "images": training.num_examples,
+        "epochs": training.epochs,
+        "steps": training.steps,
+        "images per step": training.global_batch_size,
+        "optimizer": settings.get("optimizer"),
+        "schedule": settings.get("lr_scheduler"),
+        "learning rate": settings.get("learning_rate"),
+        "weight decay": settings.get("weight_decay"),
+        "augmentation": settings.get("augmentation"),
+        "explained class": settings.get("target"),
+        "mixed precision": machine.get("mixed_precision"),
+        "processes": machine.get("num_processes"),
+        "device": machine.get("device"),
+        "seed": training.seed,
+        "trained parameters": training.trainable_parameters,
+        "final loss": training.final_loss,
+        "final validation loss": training.final_eval_loss,
+        "seconds": training.seconds,
+        "versions": ", ".join(f"{name} {version}" for name, version in training.versions.items()),
+    }
+    shown = {label: f"{value:.4g}" if isinstance(value, float) else str(value) for label, value in facts.items()}
+    return [
+        (label, text) for label, text in shown.items() if facts[label] not in (None, "") and not is_local_path(text)
+    ]
 
 
 def _trained(
-    training: Mapping | None, dataset: str | None, license: str | None, data_terms: str | None, unknown: list[str]
+    training: TrainingRecord | None,
+    dataset: str | None,
+    license: str | None,
+    data_terms: str | None,
+    unknown: list[str],
 ) -> dict[str, Any]:
     """What is known of the training, and of the terms of what came out of it."""
-    dataset = dataset or _data_name(look_up(training, TRAINING_KEYS["dataset"]), "training data", unknown)
-    license = license or look_up(training, TRAINING_KEYS["license"])
+    dataset = dataset or _data_name(_told(training, "dataset"), "training data", unknown)
+    license = license or _told(training, "license")
     if license is None:
         unknown.append("Licence of the weights: none was given.")
     if data_terms is None:
@@ -297,7 +324,7 @@ def _trained(
         unknown.append("How the head was trained: there is no training record.")
     return {
         "dataset": dataset,
-        "dataset_split": look_up(training, TRAINING_KEYS["dataset_split"]),
+        "dataset_split": _told(training, "train_split", "dataset_split"),
         "recipe": _recipe(training),
         "license": license,
         "data_terms": data_terms,

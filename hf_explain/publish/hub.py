@@ -16,9 +16,10 @@ from safetensors import SafetensorError, safe_open
 
 from hf_explain.io.downloads import PICKLES, TOKEN, hub_errors
 from hf_explain.io.paths import is_hub_id, is_local_path
-from hf_explain.publish.card_facts import TRAINING_RECORD, read_config, read_json
+from hf_explain.publish.card_facts import read_config, read_json
 from hf_explain.publish.cards import build_model_card
 from hf_explain.publish.remote_code import auto_map, remote_code_files
+from hf_explain.training.record import RECORD_FILE
 
 
 WEIGHTS = ("model.safetensors", "model-*-of-*.safetensors")
@@ -31,7 +32,7 @@ PUBLISHED = (
     "processor_config.json",
     "README.md",
     "LICENSE*",
-    TRAINING_RECORD,
+    RECORD_FILE,
     "evaluation*.json",
     "*.png",
     "*.jpg",

@@ -16,6 +16,7 @@ import dataclasses
 import json
 import math
 import time
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -44,6 +45,7 @@ from hf_explain.training.batches import (
     prepare_stream,
 )
 from hf_explain.training.checkpoints import LOG_FILE, load_checkpoint, prepare_output_dir, save_checkpoint, trim_log
+from hf_explain.training.record import RECORD_FILE, TrainingRecord
 from hf_explain.training.runtime import (
     derive_seed,
     describe_machine,
@@ -53,9 +55,6 @@ from hf_explain.training.runtime import (
     summarize_losses,
 )
 from hf_explain.training.transforms import TrainingTransform
-
-
-RECORD_FILE = "training_record.json"
 
 
 def train(
@@ -97,12 +96,31 @@ def train(
         return _Run(model, train_dataset, eval_dataset, image_processor, args, description or {}, held).run()
 
 
+@dataclass(frozen=True)
+class _Images:
+    """A data set, which of its columns are read, and how."""
+
+    dataset: Any
+    image_column: str
+    label_column: str | None
+    labels: LabelReader
+    transform: TrainingTransform
+
+    @property
+    def columns(self) -> list[str]:
+        return [column for column in (self.image_column, self.label_column) if column is not None]
+
+    def batches(self, rows: Any) -> ImageBatches:
+        return ImageBatches(rows, self.image_column, self.transform, self.label_column, self.labels)
+
+
 class _Run:
     """One call of `train`; `held` gets the lock of its directory."""
 
     def __init__(self, model, train_dataset, eval_dataset, image_processor, args, description, held) -> None:
         self.args, self.output_dir, self.description = args, Path(args.output_dir), description
-        self.accelerator = accelerator = make_accelerator(args)
+        self.accelerator = make_accelerator(args)
+        self.model, self._had_forward = model, "forward" in model.__dict__
         self.image_processor = image_processor
         self.steps_done, self.elapsed, self.data_wait = 0, 0.0, 0.0
         self.last_checkpoint: Path | None = None
@@ -110,55 +128,73 @@ class _Run:
         self._sum_count = 0
 
         # What can be wrong with the input comes first: a run that cannot start leaves no directory behind.
-        need_label = args.target == "label"
-        image_column, label_column = resolve_columns(train_dataset, args.image_column, args.label_column, need_label)
-        labels = LabelReader(_feature(train_dataset, label_column), _classifier_config(model))
         transform = TrainingTransform(image_processor, args.augmentation, args.resize_size, args.seed)
+        images = self._images(train_dataset, transform)
+        self._plan(train_dataset)
+        optimizer = make_optimizer(model, args)
+        state = self._claim(held)
+        mine = state["processes"][self.accelerator.process_index] if state is not None else {}
+        self._open(images, mine.get("data"))
+        self.eval = None
+        if eval_dataset is not None:
+            self.eval = self._images(eval_dataset, TrainingTransform(image_processor, "none"))
+        self._prepare(optimizer, state)
+        self._sums, self._sum_count = dict(mine.get("sums", {})), mine.get("sum_count", 0)
+
+    def _images(self, dataset: Any, transform: TrainingTransform) -> _Images:
+        need_label = self.args.target == "label"
+        image, label = resolve_columns(dataset, self.args.image_column, self.args.label_column, need_label)
+        labels = LabelReader(_feature(dataset, label), _classifier_config(self.model))
+        return _Images(dataset, image, label, labels, transform)
+
+    def _plan(self, train_dataset: Any) -> None:
+        """How many steps make a run and an epoch, and what decides the weights they arrive at."""
+        args, num_processes = self.args, self.accelerator.num_processes
         self.stream = is_stream(train_dataset)
         self.num_examples = (
             args.num_examples or num_stream_examples(train_dataset) if self.stream else len(train_dataset)
         )
-        self.global_batch_size = (
-            args.per_device_batch_size * args.gradient_accumulation_steps * accelerator.num_processes
-        )
-        self.steps_per_epoch, self.total_steps = plan_steps(
-            args, self.num_examples, self.stream, accelerator.num_processes
-        )
-        self.path = describe_path(
-            args, self.num_examples, self.total_steps, accelerator.num_processes, str(accelerator.mixed_precision)
-        )
+        self.global_batch_size = args.per_device_batch_size * args.gradient_accumulation_steps * num_processes
+        self.steps_per_epoch, self.total_steps = plan_steps(args, self.num_examples, self.stream, num_processes)
+        precision = str(self.accelerator.mixed_precision)
+        self.path = describe_path(args, self.num_examples, self.total_steps, num_processes, precision)
         # Without a known epoch validation comes at the end only.
         self.eval_steps = args.eval_steps or self.steps_per_epoch or self.total_steps
-        optimizer = make_optimizer(model, args)
+
+    def _claim(self, held: contextlib.ExitStack) -> dict[str, Any] | None:
+        """Lock the directory; the state of the checkpoint to resume from, and the log cut to its step."""
+        args = self.args
 
         def claim() -> Path | None:
             held.enter_context(lock_directory(self.output_dir))
             return prepare_output_dir(self.output_dir, args.resume_from_checkpoint, args.overwrite_output_dir)
 
-        resume_path = on_main_process(accelerator, claim)
-        state, info = (None, {}) if resume_path is None else load_checkpoint(resume_path)
-        if state is not None:
+        resume_path, state = on_main_process(self.accelerator, claim), None
+        if resume_path is not None:
+            state, info = load_checkpoint(resume_path)
             check_same_path(resume_path, info, self.path, self.total_steps)
             self.steps_done, self.elapsed, self.last_checkpoint = info["step"], info["elapsed"], resume_path
-        on_main_process(accelerator, lambda: trim_log(self.output_dir, self.steps_done))
-        mine = state["processes"][accelerator.process_index] if state is not None else {}
+        on_main_process(self.accelerator, lambda: trim_log(self.output_dir, self.steps_done))
+        return state
 
-        columns = [column for column in (image_column, label_column) if column is not None]
+    def _open(self, images: _Images, position: dict[str, Any] | None) -> None:
+        """The training batches from the first step that is not done; `position` is a stream's."""
+        args, accelerator = self.args, self.accelerator
+        rows = None
         if self.stream:
             share = prepare_stream(
-                train_dataset, columns, args.seed, accelerator.process_index, accelerator.num_processes
+                images.dataset, images.columns, args.seed, accelerator.process_index, accelerator.num_processes
             )
-            rows = None
             self.sampler: Any = StreamBatchSampler(
                 share,
                 args.per_device_batch_size,
                 args.seed,
                 args.shuffle_buffer_size,
                 accelerator.process_index,
-                mine.get("data"),
+                position,
             )
         else:
-            rows = prepare_columns(train_dataset, columns)
+            rows = prepare_columns(images.dataset, images.columns)
             self.sampler = MapBatchSampler(
                 self.num_examples,
                 args.per_device_batch_size,
@@ -169,36 +205,27 @@ class _Run:
                 accelerator.process_index,
                 accelerator.num_processes,
             )
-        self.loader = self._load(ImageBatches(rows, image_column, transform, label_column, labels), self.sampler)
-        self.eval = None
-        if eval_dataset is not None:
-            eval_image, eval_label = resolve_columns(eval_dataset, args.image_column, args.label_column, need_label)
-            self.eval = (
-                eval_dataset,
-                eval_image,
-                eval_label,
-                LabelReader(_feature(eval_dataset, eval_label), _classifier_config(model)),
-                TrainingTransform(image_processor, "none"),
-            )
+        self.loader = self._load(images.batches(rows), self.sampler)
 
+    def _prepare(self, optimizer: torch.optim.Optimizer, state: dict[str, Any] | None) -> None:
+        """Model and optimiser on their device, as the checkpoint left them."""
+        model, accelerator = self.model, self.accelerator
         model.to(accelerator.device)
         if state is not None:
             try:
                 model.load_state_dict(state["model"])
             except RuntimeError as error:
                 raise ValueError(
-                    f"checkpoint {str(resume_path)!r} is of another head than this {type(model).__name__}: resume "
-                    "with the head and options it was written with, or start anew in another output_dir."
+                    f"checkpoint {str(self.last_checkpoint)!r} is of another head than this {type(model).__name__}: "
+                    "resume with the head and options it was written with, or start anew in another output_dir."
                 ) from error
         model.train()
-        self.model, self._had_forward = model, "forward" in model.__dict__
         self.optimizer = accelerator.prepare_optimizer(optimizer)
         self.wrapped = accelerator.prepare_model(model)
         if state is not None:
             self.optimizer.load_state_dict(state["optimizer"])
             if accelerator.scaler is not None and state.get("scaler"):
                 accelerator.scaler.load_state_dict(state["scaler"])
-            self._sums, self._sum_count = dict(mine.get("sums", {})), mine.get("sum_count", 0)
 
     def _load(self, batches: ImageBatches, sampler: Any) -> torch.utils.data.DataLoader:
         return make_loader(
@@ -359,18 +386,16 @@ class _Run:
         self.log_time, self.log_step = now, self.steps_done
 
     def _evaluate(self) -> None:
-        dataset, image_column, label_column, labels, transform = self.eval
-        accelerator, args = self.accelerator, self.args
-        columns = [column for column in (image_column, label_column) if column is not None]
+        images, accelerator, args = self.eval, self.accelerator, self.args
         rows, samples = eval_samples(
-            dataset,
-            columns,
+            images.dataset,
+            images.columns,
             args.per_device_batch_size,
             args.max_eval_samples,
             accelerator.process_index,
             accelerator.num_processes,
         )
-        loader = self._load(ImageBatches(rows, image_column, transform, label_column, labels), samples)
+        loader = self._load(images.batches(rows), samples)
         started = time.perf_counter()
         total = torch.zeros(2, dtype=torch.float64 if accelerator.device.type != "mps" else torch.float32)
         # Not through the distributed wrapper: the processes may have different numbers of batches.
@@ -446,7 +471,7 @@ class _Run:
 
         def save() -> dict[str, Any]:
             lines = [json.loads(line) for line in (self.output_dir / LOG_FILE).read_text().splitlines()]
-            record = self._record(lines)
+            record = self._record(lines).to_json()
             with write_directory(self.output_dir) as new:
                 self._save_model(new)
                 (new / RECORD_FILE).write_text(json.dumps(record, indent=2) + "\n")
@@ -454,27 +479,27 @@ class _Run:
 
         return on_main_process(self.accelerator, save)
 
-    def _record(self, lines: list[dict[str, Any]]) -> dict[str, Any]:
+    def _record(self, lines: list[dict[str, Any]]) -> TrainingRecord:
         settings = dataclasses.asdict(self.args)
         for private in ("output_dir", "resume_from_checkpoint", "overwrite_output_dir"):
             settings.pop(private)
-        return {
-            **self.description,
-            "model": type(self.model).__name__,
-            "arguments": settings,
-            "num_examples": self.num_examples,
-            "streaming": self.stream,
-            "seed": self.args.seed,
-            "steps": self.steps_done,
-            "epochs": self.steps_done / self.steps_per_epoch if self.steps_per_epoch else None,
-            "global_batch_size": self.global_batch_size,
-            "trainable_parameters": sum(p.numel() for p in self.model.parameters() if p.requires_grad),
-            "seconds": round(self.elapsed, 2),
-            "seconds_waiting_for_data": round(self.data_wait, 2),
+        return TrainingRecord(
+            description=self.description,
+            model=type(self.model).__name__,
+            arguments=settings,
+            num_examples=self.num_examples,
+            streaming=self.stream,
+            seed=self.args.seed,
+            steps=self.steps_done,
+            epochs=self.steps_done / self.steps_per_epoch if self.steps_per_epoch else None,
+            global_batch_size=self.global_batch_size,
+            trainable_parameters=sum(p.numel() for p in self.model.parameters() if p.requires_grad),
+            seconds=round(self.elapsed, 2),
+            seconds_waiting_for_data=round(self.data_wait, 2),
             **summarize_losses(lines),
-            "machine": describe_machine(self.accelerator),
-            "versions": package_versions(),
-        }
+            machine=describe_machine(self.accelerator),
+            versions=package_versions(),
+        )
 
     def _release(self) -> None:
         """Give the model back as it came: no wrapper, no patched forward, no gradients, ready to explain."""
