@@ -11,7 +11,10 @@ from typing import Any
 
 import numpy as np
 import torch
+from huggingface_hub.constants import ENDPOINT
 from PIL import ExifTags, Image, ImageOps, UnidentifiedImageError
+
+from hf_explain.io.urls import download
 
 
 # 2**27 pixels is a photograph of 13k by 10k, and under what Pillow itself refuses; a small file that unpacks to more
@@ -40,7 +43,7 @@ def load_rgb(source: Any, timeout: float | None = None) -> Image.Image:
             `{"bytes": ..., "path": ...}` of a `datasets` image column, a picture in any mode, or an array of shape
             `(height, width)`, `(height, width, channels)` or `(channels, height, width)` with 1, 3 or 4 channels:
             `bool`, floating in [0, 1], `uint16` in [0, 65535], or other integers in [0, 255].
-        timeout (`float`, *optional*): Seconds to wait for an http(s) URL.
+        timeout (`float`, *optional*): Seconds an http(s) URL may take altogether; 60 when not given.
 
     Returns:
         `PIL.Image.Image` in mode RGB; `source` itself, not a copy, where it is one already.
@@ -48,7 +51,8 @@ def load_rgb(source: Any, timeout: float | None = None) -> Image.Image:
     Raises:
         FileNotFoundError: If a path does not exist.
         ValueError: If the image cannot be decoded, is empty, has values outside its range or has more than 2**27
-            pixels; the message names it.
+            pixels, or a URL takes longer, sends more than 64 MiB or redirects to where it may not
+            ([`~hf_explain.io.urls.download`]); the message names it.
         TypeError: If `source` is none of the above.
     """
     image = open_image(source, timeout)
@@ -148,10 +152,12 @@ def _open(source: str | bytes | bytearray | dict | Image.Image, timeout: float |
         content = source["path"] if source.get("bytes") is None else source["bytes"]
         if content is None:
             raise ValueError("the cell has neither bytes nor a path")
-    elif isinstance(source, str) and source.startswith(("http://", "https://")):
-        content = _download(source, timeout)
     elif isinstance(source, str) and source.startswith("data:image/"):
         content = base64.b64decode(source.partition(",")[2])
+    if isinstance(content, str) and content.lower().startswith(("http://", "https://")):
+        # a data set's own file on the Hub is left to `datasets`, which signs in
+        if not (isinstance(source, dict) and content.startswith(f"{ENDPOINT}/")):
+            content = download(content, timeout)
     if isinstance(content, str) and _is_url(content):
         from datasets import Image as ImageFeature
 
@@ -160,15 +166,6 @@ def _open(source: str | bytes | bytearray | dict | Image.Image, timeout: float |
         return Image.open(content if isinstance(content, str) else io.BytesIO(content))
     except UnidentifiedImageError:  # whose own message is the address of the buffer
         raise ValueError("cannot identify image file: it is in no known image format") from None
-
-
-def _download(url: str, timeout: float | None) -> bytes:
-    from transformers.image_utils import httpx  # whichever of httpx and its successor Transformers uses
-
-    response = httpx.get(url, timeout=timeout, follow_redirects=True)
-    if response.is_error:
-        raise ValueError(f"the server answers {response.status_code} {response.reason_phrase}")
-    return response.content
 
 
 def _to_rgb(image: Image.Image) -> Image.Image:
