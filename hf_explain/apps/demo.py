@@ -5,13 +5,17 @@ Everything but [`build_app`] and [`launch`] works without Gradio, which the extr
 
 from __future__ import annotations
 
-import html
 import json
 import os
 import shutil
+import signal
 import tempfile
-from collections.abc import Sequence
+import threading
+import weakref
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, nullcontext
 from importlib import metadata, util
+from itertools import zip_longest
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +29,7 @@ from hf_explain.apps.demo_explainers import (
     download_files,
     example_files,
 )
+from hf_explain.apps.demo_guard import MAX_FILE_BYTES, NOT_YOURS, Guard, Uploads, harmless, home, number, plain
 from hf_explain.io.files import write_atomically
 from hf_explain.io.paths import exists_here, is_local_path
 from hf_explain.io.pictures import OPACITY
@@ -32,6 +37,7 @@ from hf_explain.publish.hub import check_repo_id
 
 
 _FORGET_SECONDS = 3600
+_LONGEST_QUERY = 200  # characters
 _KEPT_FOLDERS = 6  # more than events of one visitor can be on their way at once
 _CSS = """
 .gradio-container, .gradio-container main {width: 100% !important}
@@ -62,6 +68,10 @@ def launch(
     """
     Start the demo.
 
+    Visitors are strangers. A picture is an example or what its visitor has uploaded here, of at most 64 MB and 24
+    megapixels; no other file is opened and no URL fetched. What a visitor uploads and is shown is removed when its
+    page closes, and all of it when the server stops: at `close()`, at Ctrl-C, and with `block` at SIGTERM too.
+
     Args:
         models, classifier, device: As for [`Demo`].
         examples: As for [`example_files`].
@@ -80,20 +90,43 @@ def launch(
     if port is not None and not 1 <= port <= 65535:
         raise ValueError(f"`port` must lie in 1 to 65535, got {port}.")
     _need_gradio()
-    app = build_app(Demo(models, classifier, device), examples)
-    # without ssr_mode=False a Node server is started where there is one, and asks for more ports
-    app.launch(
-        share=share,
-        server_port=port,
-        prevent_thread_lock=not block,
-        show_error=False,  # what a visitor can mend is on the page; anything else may name places of this machine
-        footer_links=[],
-        max_file_size="64mb",
-        ssr_mode=False,
-        css=_CSS,
-        quiet=not block,
-    )
+    with _ended_by_sigterm() if block else nullcontext():
+        app = build_app(Demo(models, classifier, device), examples)
+        try:
+            # without ssr_mode=False a Node server is started where there is one, and asks for more ports
+            app.launch(
+                share=share,
+                server_port=port,
+                prevent_thread_lock=not block,
+                show_error=False,  # what a visitor can mend is on the page; the rest may name places of this machine
+                footer_links=[],
+                max_file_size=MAX_FILE_BYTES,
+                ssr_mode=False,
+                css=_CSS,
+                quiet=not block,
+                app_kwargs={"middleware": [app.guard]},
+            )
+        except BaseException:
+            app.close()
+            raise
     return app
+
+
+@contextmanager
+def _ended_by_sigterm() -> Iterator[None]:
+    """Let SIGTERM, which stops servers, end this process as an exception does, so that files are removed."""
+    if threading.current_thread() is not threading.main_thread():  # where no signal can be handled
+        yield
+        return
+
+    def end(number: int, frame) -> None:
+        raise SystemExit(128 + number)
+
+    previous = signal.signal(signal.SIGTERM, end)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, previous)
 
 
 def run(arguments: DemoCommand) -> None:
@@ -127,27 +160,56 @@ def build_app(demo: Demo, examples: Sequence[str | os.PathLike] | None = None):
     """
     _need_gradio()
     import gradio as gr
+    from starlette.middleware import Middleware
 
-    work = tempfile.TemporaryDirectory(prefix="hf-explain-demo-")
-    page = _Page(demo, gr, work.name)
+    os.makedirs(home(), exist_ok=True)
+    os.environ["GRADIO_TEMP_DIR"] = home()
+    work = tempfile.mkdtemp(prefix="app-", dir=home())
+    pictures = _copied(example_files(work, examples), work)
+    page = _Page(demo, gr, work, pictures)
+
+    class Blocks(gr.Blocks):
+        """Gradio's page, which a client's value reaches as what it is, and never as a file or a URL to look up."""
+
+        async def preprocess_data(self, block_fn, inputs, *args, **kwargs):
+            wanted = block_fn.inputs
+            pairs = zip_longest(wanted, inputs[: len(wanted)])
+            values = [harmless(value, isinstance(block, gr.Image)) for block, value in pairs]
+            try:
+                return await super().preprocess_data(block_fn, values, *args, **kwargs)
+            except Exception as error:
+                raise gr.Error("The page sent something that does not fit; load it again.") from error
+
+        def block_thread(self):
+            try:
+                super().block_thread()
+            finally:
+                self.close()
+
+        def close(self, verbose=False):
+            super().close(verbose)
+            page.uploads.clear()
+            shutil.rmtree(work, ignore_errors=True)
+
     percentiles = [explainer.name for explainer in demo.explainers.values() if explainer.takes_percentile]
     wanted = any(name in percentiles for name in demo.default)
     first = demo.explainers[percentiles[0]].pipe.head.config.percentile if percentiles else 95.0
-    with gr.Blocks(
+    with Blocks(
         title="Where did the classifier look?",
         analytics_enabled=False,
         delete_cache=(_FORGET_SECONDS, _FORGET_SECONDS),
         fill_width=True,
     ) as app:
         gr.Markdown("# Where did the classifier look?", elem_id="title")
-        message = gr.Markdown(visible=False, elem_id="message")
-        visit = gr.State(Visit(), time_to_live=_FORGET_SECONDS, delete_callback=_forget)
+        message = gr.Markdown(visible=False, elem_id="message", latex_delimiters=[])
+        visit = gr.State(Visit(), time_to_live=_FORGET_SECONDS, delete_callback=page.forget)
         with gr.Row():
             with gr.Column(scale=1, min_width=300):
                 image = gr.Image(
                     label="Picture", sources=["upload", "clipboard"], height=280, elem_id="picture", buttons=[]
                 )
-                gr.Examples([[path] for path in example_files(work.name, examples)], [image], label="Examples")
+                gr.Examples([[path] for path in pictures], [image], label="Examples", api_visibility="private")
+                image.keep_in_cache.update(pictures)  # or they are removed as if a visitor had sent them
                 chosen = gr.Dropdown(
                     list(demo.explainers),
                     value=demo.default,
@@ -171,7 +233,7 @@ def build_app(demo: Demo, examples: Sequence[str | os.PathLike] | None = None):
                 with gr.Row():
                     for place in range(MAX_COMPARED):
                         with gr.Column(min_width=220, visible=False) as column:
-                            title = gr.Markdown(elem_classes="panel-title")
+                            title = gr.Markdown(elem_classes="panel-title", latex_delimiters=[])
                             picture = gr.Image(
                                 format="png",
                                 interactive=False,
@@ -188,37 +250,79 @@ def build_app(demo: Demo, examples: Sequence[str | os.PathLike] | None = None):
                         panels += [column, title, picture, save_map, save_overlay]
         controls = [chosen, percentile, opacity]
         shown = [visit, message, classes, percentile, *panels]
+
+        def event(handler):
+            def handle(request, visit, *values):
+                return page.during(request.session_hash, visit, handler, *values)
+
+            handle.__annotations__["request"] = gr.Request  # how Gradio knows what to pass
+            return handle
+
+        def leave(request):
+            page.leave(request.session_hash)
+
+        leave.__annotations__["request"] = gr.Request
         # Values come as they are: Gradio would open the picture itself, and refuse a class that a search has since
         # taken off the list. One event at a time where the model runs, as there is one model.
         raw = {"preprocess": False, "api_visibility": "private"}
         model = {**raw, "concurrency_limit": 1, "concurrency_id": "model"}
         light = {**raw, "show_progress": "hidden", "trigger_mode": "always_last"}
-        image.change(page.new_image, [visit, image, *controls], [image, search, *shown], **model)
-        classes.input(page.choose, [visit, classes, *controls], shown, **model)
-        chosen.input(page.explain, [visit, *controls], shown, **model)
-        percentile.change(page.explain, [visit, *controls], shown, **{**light, **model})
-        opacity.change(page.draw, [visit, opacity], [visit, *panels], **light)
-        search.input(page.search, [visit, search, chosen], classes, **light)
-        search.submit(page.take_first, [visit, search, *controls], shown, **model)
-    app.work_directory = work  # lives, and is removed, with the app
+        image.change(event(page.new_image), [visit, image, *controls], [image, search, *shown], **model)
+        classes.input(event(page.choose), [visit, classes, *controls], shown, **model)
+        chosen.input(event(page.explain), [visit, *controls], shown, **model)
+        percentile.change(event(page.explain), [visit, *controls], shown, **{**light, **model})
+        opacity.change(event(page.draw), [visit, opacity], [visit, *panels], **light)
+        search.input(event(page.search), [visit, search, chosen], classes, **light)
+        search.submit(event(page.take_first), [visit, search, *controls], shown, **model)
+        app.unload(leave)
+    app.guard = Middleware(Guard, uploads=page.uploads)
     return app
 
 
 class _Page:
     """What the page does when something on it is touched."""
 
-    def __init__(self, demo: Demo, gr, directory: str):
+    def __init__(self, demo: Demo, gr, directory: str, examples: Sequence[str] = ()):
         self.demo, self.gr, self.directory = demo, gr, directory
+        self.uploads = Uploads(examples)
+        self._visits: weakref.WeakValueDictionary[str, Visit] = weakref.WeakValueDictionary()  # Gradio holds them
+
+    def during(self, session: str, visit: Visit | None, handler, *values):
+        """Handle an event of a visitor, so that nothing of it stays when it has left."""
+        visit = visit or Visit()
+        if self._visits.get(session) is not visit:
+            self._visits[session] = visit
+            weakref.finalize(visit, _remove, visit.folders, visit.uploads, self.uploads)
+        visit.away = False
+        try:
+            return handler(visit, *values)
+        finally:
+            if visit.away:  # since the event began
+                self.forget(visit)
+
+    def leave(self, session: str) -> None:
+        """A page is closed, or has lost its connection: it may come back, and finds its picture then, but no files."""
+        visit = self._visits.get(session)
+        if visit is not None:
+            visit.away = True
+            self.forget(visit)
+
+    def forget(self, visit: Visit | None) -> None:
+        if visit is not None:
+            _remove(visit.folders, visit.uploads, self.uploads)
 
     def new_image(self, visit: Visit | None, file: dict[str, Any] | None, chosen, percentile, alpha):
         visit = visit or Visit()
-        path = file["path"] if file else None
         visit.image, visit.target, visit.scores, visit.maps, visit.shown = None, None, {}, {}, []
         picture, problem = self.gr.update(), None
-        if path is None:  # also what taking away a damaged picture comes back as: its problem stays on the page
+        if file is None:  # also what taking away a damaged picture comes back as: its problem stays on the page
             problem, visit.problem = visit.problem, None
+            self.uploads.release(visit.uploads)
         else:
             try:
+                path = file["path"]
+                if not self.uploads.claim(path, visit.uploads):
+                    raise ValueError(NOT_YOURS)
                 visit.image, visit.problem = self.demo.open(path), None
             except (ValueError, TypeError, OSError) as error:
                 problem = visit.problem = str(error)
@@ -227,7 +331,8 @@ class _Page:
 
     def choose(self, visit: Visit | None, target: int | None, chosen, percentile, alpha):
         visit = visit or Visit()
-        visit.target = target if target in self.demo.id2label else visit.target
+        if isinstance(target, int) and target in self.demo.id2label:
+            visit.target = int(target)
         return self._show(visit, chosen, percentile, alpha)
 
     def explain(self, visit: Visit | None, chosen, percentile, alpha):
@@ -237,29 +342,34 @@ class _Page:
         visit = visit or Visit()
         return visit, *self._panels(visit, alpha)
 
-    def search(self, visit: Visit | None, query: str, chosen):
+    def search(self, visit: Visit | None, query: str | None, chosen):
+        query = _query(query)
         target = visit.target if visit else None
         choices = class_choices(self.demo.id2label, self._scores(visit, chosen), query, keep=target)
         return self.gr.update(choices=choices, value=target, visible=bool(choices))
 
-    def take_first(self, visit: Visit | None, query: str, chosen, percentile, alpha):
-        visit = visit or Visit()
+    def take_first(self, visit: Visit | None, query: str | None, chosen, percentile, alpha):
+        visit, query = visit or Visit(), _query(query)
         found = class_choices(self.demo.id2label, self._scores(visit, chosen), query)
-        if query.strip() and found:
+        if query and found:
             visit.target = found[0][1]
-        elif query.strip():
-            problem = f"No class is called {query.strip()!r}; search for a part of a name."
+        elif query:
+            problem = f"No class is called {query!r}; search for a part of a name."
             return self._show(visit, chosen, percentile, alpha, problem)
         return self._show(visit, chosen, percentile, alpha)
 
     def _scores(self, visit: Visit | None, chosen) -> list[float] | None:
-        if visit is None or visit.image is None or not 1 <= len(chosen) <= MAX_COMPARED:
+        if visit is None or visit.image is None:
             return None
-        return self.demo.scores(visit, self.demo.check(chosen)[0])
+        try:
+            return self.demo.scores(visit, self.demo.check(chosen)[0])
+        except ValueError:  # which the page says where it shows maps
+            return None
 
     def _show(self, visit: Visit, chosen, percentile, alpha, problem: str | None = None):
         gr, demo = self.gr, self.demo
         classes, slider = gr.update(), gr.update()
+        percentile = number(percentile, 0, 100, default=None)
         try:
             explainers = demo.check(chosen)
             slider = gr.update(visible=any(explainer.takes_percentile for explainer in explainers))
@@ -275,15 +385,15 @@ class _Page:
                 classes = gr.update(choices=[], value=None, visible=False)
         except (ValueError, TypeError, OSError) as error:
             visit.shown, problem = [], problem or str(error)
-        message = gr.update(value=problem or "", visible=problem is not None)
+        message = gr.update(value=plain(problem or ""), visible=problem is not None)
         return visit, message, classes, slider, *self._panels(visit, alpha)
 
-    def _panels(self, visit: Visit, alpha: float) -> list:
+    def _panels(self, visit: Visit, alpha: float | None) -> list:
         shown = visit.shown  # once: an event beside this one may replace it
         gr, updates = self.gr, [self.gr.update(visible=not shown)]
         home = tempfile.mkdtemp(dir=self.directory)
         visit.folders.append(home)
-        alpha = min(max(float(alpha), 0.0), 1.0)
+        alpha = number(alpha, 0, 1, default=OPACITY)
         for place in range(MAX_COMPARED):
             if place >= len(shown):
                 updates += [gr.update(visible=False), "", None, None, None]
@@ -292,16 +402,36 @@ class _Page:
             folder.mkdir()
             explained = shown[place]
             map_path, overlay_path = download_files(folder, explained.image, explained, alpha)
-            caption = f"**{html.escape(explained.explainer)}**: {html.escape(explained.caption)}"
+            caption = f"**{plain(explained.explainer)}**: {plain(explained.caption)}"
             updates += [gr.update(visible=True), caption, overlay_path, map_path, overlay_path]
-        _forget(visit, keep=_KEPT_FOLDERS)
+        _remove_folders(visit.folders, keep=_KEPT_FOLDERS)
         return updates
 
 
-def _forget(visit: Visit | None, keep: int = 0) -> None:
-    """Remove a visitor's files but for the latest: Gradio copies those once the event that wrote them has returned."""
-    while visit is not None and len(visit.folders) > keep:
-        shutil.rmtree(visit.folders.pop(0), ignore_errors=True)
+def _query(value: Any) -> str:
+    return value.strip()[:_LONGEST_QUERY] if isinstance(value, str) else ""
+
+
+def _copied(examples: Sequence[str], directory: str) -> list[str]:
+    """Examples in the demo's own folder, the only one that pictures are served from."""
+    paths = []
+    for path in map(Path, examples):
+        if path.parent != Path(directory):
+            path = Path(shutil.copyfile(path, Path(tempfile.mkdtemp(dir=directory), path.name)))
+        paths.append(str(path))
+    return paths
+
+
+def _remove(folders: list[str], own: set[str], uploads: Uploads) -> None:
+    """Remove a visitor's files: what was drawn, and what it sent."""
+    _remove_folders(folders)
+    uploads.release(own)
+
+
+def _remove_folders(folders: list[str], keep: int = 0) -> None:
+    """Remove all but the latest: the page asks for a picture once the event that wrote it has returned."""
+    while len(folders) > keep:
+        shutil.rmtree(folders.pop(0), ignore_errors=True)
 
 
 # --------------------------------------------------------------------------------------------------------------- Space
@@ -351,7 +481,7 @@ def write_space(directory: str | os.PathLike, model: str | Sequence[str], classi
         "app.py": f"from hf_explain.apps.demo import launch\n\n\nlaunch({arguments})\n",
         "requirements.txt": "hf-explain[demo]\n",
         "README.md": f"---\n{header}\n---\n\n# Where did the classifier look?\n\nUpload a picture, pick a class and "
-        f"compare explainers of {linked}. Made with hf-explain.\n",
+        f"compare explainers of {linked}. Pictures are removed when the page closes. Made with hf-explain.\n",
     }
     path = Path(directory)
     path.mkdir(parents=True, exist_ok=True)

@@ -6,6 +6,7 @@ import inspect
 import os
 import re
 import threading
+import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -27,8 +28,10 @@ from hf_explain.registry import DEFAULT_METHOD, AutoModelForSaliency, methods_fo
 
 MAX_COMPARED = 3
 TOP_K = 5
+MAX_PIXELS = 24 * 10**6  # a photograph of 6000 by 4000; one of 132 megapixels took 1.7 GB
 MAX_SIDE = 1600  # larger pictures are shrunk: the classifier sees far fewer pixels, and maps are drawn at this size
 _MATCHES = 12  # classes a search lists
+_FORMATS = ("PNG", "JPEG", "WEBP", "GIF", "BMP", "TIFF", "AVIF")  # Pillow's others are rare, and some start programs
 _REMEMBERED = 12  # maps kept per visitor, so that a slider or a second explainer does not compute the first again
 
 
@@ -72,6 +75,8 @@ class Visit:
     shown: list[Explained] = field(default_factory=list)
     folders: list[str] = field(default_factory=list)  # of what was drawn, the latest last
     problem: str | None = None  # with a picture that the page has yet to take away
+    uploads: set[str] = field(default_factory=set)  # files that are this visitor's
+    away: bool = False  # whether the page is closed
 
 
 # ------------------------------------------------------------------------------------------------------------- classes
@@ -173,9 +178,12 @@ class Demo:
         Open a picture, shrunk to 1,600 pixels on its longer side where it is larger.
 
         Raises:
+            ValueError: If a file is in no format of the web, or has more than 24 million pixels by its header.
             ValueError, FileNotFoundError, TypeError: As [`~hf_explain.io.images.load_rgb`]; the message names the file
                 without its directory, which is the server's business.
         """
+        if isinstance(source, (str, os.PathLike)) and os.path.isfile(source):
+            _check_header(source)
         try:
             image = load_rgb(source).copy()  # shrunk in place
         except (ValueError, OSError) as error:
@@ -191,14 +199,16 @@ class Demo:
         Raises:
             ValueError: If there are none, more than three, or one does not exist.
         """
-        chosen = list(dict.fromkeys(chosen or ()))
+        if not isinstance(chosen, (list, tuple)) or not all(isinstance(name, str) for name in chosen):
+            chosen = ()
+        chosen = list(dict.fromkeys(chosen))
         if not chosen:
             raise ValueError("No explainer is chosen; choose one, or two or three to compare them.")
         if len(chosen) > MAX_COMPARED:
             raise ValueError(f"{len(chosen)} explainers are chosen; at most {MAX_COMPARED} fit side by side.")
         for name in chosen:
             if name not in self.explainers:
-                raise ValueError(f"There is no explainer {name!r}; there are {', '.join(self.explainers)}.")
+                raise ValueError(f"There is no explainer {name[:100]!r}; there are {', '.join(self.explainers)}.")
         return [self.explainers[name] for name in chosen]
 
     def scores(self, visit: Visit, explainer: Choice) -> list[float]:
@@ -270,6 +280,7 @@ def download_files(
         after the class and the explainer.
     """
     stem = re.sub(r"[^a-z0-9+]+", "-", f"{short_label(explained.label)}-{explained.explainer}".casefold()).strip("-")
+    stem = stem[:100] or "class"  # file systems take 255 bytes
     map_path, overlay_path = Path(directory, f"{stem}-map.png"), Path(directory, f"{stem}-overlay.png")
     save_image(explained.saliency, map_path)
     save_image(overlay(image, explained.saliency, alpha=alpha), overlay_path)
@@ -310,6 +321,25 @@ def example_files(directory: str | os.PathLike, examples: Sequence[str | os.Path
 
 
 # ------------------------------------------------------------------------------------------------------------- loading
+
+
+def _check_header(path: str | os.PathLike) -> None:
+    """Refuse a picture before it is unpacked: a file of some kilobytes can hold gigabytes."""
+    name = Path(path).name
+    too_large = f"more than the limit of {MAX_PIXELS // 10**6} megapixels; make it smaller."
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", Image.DecompressionBombWarning)
+            Image.init()  # without which not all plugins are known
+            formats = [name for name in _FORMATS if name in Image.OPEN]
+            with Image.open(path, formats=formats) as picture:
+                width, height = picture.size
+    except Image.DecompressionBombError:
+        raise ValueError(f"The image {name!r} has {too_large}") from None
+    except Exception as error:  # decoders raise whatever they like
+        raise ValueError(f"The image {name!r} cannot be read: it must be one of {', '.join(_FORMATS)}.") from error
+    if width * height > MAX_PIXELS:
+        raise ValueError(f"The image {name!r} has {width}x{height} pixels, {too_large}")
 
 
 def as_names(models) -> list[str]:

@@ -284,6 +284,7 @@ def test_events_that_overtake_one_another_find_their_files(demo, tmp_path):
     photo().save(tmp_path / "photo.png")
     visit = Visit()
     chosen = ["tiny-lcam", "gradcam"]
+    page.uploads.sent([str(tmp_path / "photo.png")])
     page.new_image(visit, {"path": str(tmp_path / "photo.png")}, chosen, 95, 0.5)
     missing, both = [], Barrier(2)
 
