@@ -18,6 +18,7 @@ from conftest import GUEST_TOKEN, OWNER_TOKEN
 from hub_clients import push_classifier, push_quietly, tiny_classifier, tiny_head, tiny_image, tiny_processor
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from safetensors.torch import load_file, save_file
 from transformers import pipeline
 
 from hf_explain import AutoModelForSaliency, FrozenClassifier, LCamForSaliency
@@ -318,6 +319,68 @@ def test_numbers_that_no_classifier_has(saved):
             FrozenClassifier.from_pretrained(classifier)
     (classifier / "config.json").write_text(json.dumps({**described, "text_config": {"vocab_size": 256_000}}))
     assert FrozenClassifier.from_pretrained(classifier).num_labels == 3
+
+
+@pytest.mark.parametrize("nested", [False, True], ids=["preprocessor_config.json", "processor_config.json"])
+@pytest.mark.parametrize(
+    ("fields", "place"),
+    [
+        ({"size": {"shortest_edge": 60_000}}, "size.shortest_edge"),
+        ({"size": {"height": 32, "width": 10**7}}, "size.width"),
+        ({"crop_size": {"height": 10**7, "width": 32}, "do_center_crop": True}, "crop_size.height"),
+        ({"crop_pct": 1e-6, "image_processor_type": "ConvNextImageProcessor"}, "crop_pct"),
+    ],
+)
+def test_pictures_that_no_memory_holds(saved, fields, place, nested):
+    """Every door that loads an image processor: building it is quick, its first picture would not be."""
+    classifier, own = saved.parent / "classifier", saved.parent / "own"
+    tiny_head(classifier).save_pretrained(own, self_contained=True)
+    described = {**json.loads((classifier / "preprocessor_config.json").read_text()), **fields}
+    for directory in (classifier, own):
+        (directory / "preprocessor_config.json").unlink(missing_ok=True)
+        if nested:
+            (directory / "processor_config.json").write_text(json.dumps({"image_processor": described}))
+        else:
+            (directory / "preprocessor_config.json").write_text(json.dumps(described))
+    model = tiny_classifier()
+    model.config._name_or_path = str(classifier)
+    for load in (
+        lambda: FrozenClassifier.from_pretrained(classifier),
+        lambda: FrozenClassifier(model).image_processor,
+        lambda: AutoModelForSaliency.from_pretrained(saved),
+        lambda: AutoModelForSaliency.from_pretrained(own),
+    ):
+        with pytest.raises(
+            ValueError, match=rf"`preprocessor_config.json.{place}` is [\de.-]+, (more|less) than any image"
+        ):
+            load()
+
+
+@pytest.mark.parametrize(
+    "lost", [["classifier.1.weight"], ["classifier.1.bias", "resnet.embedder.embedder.convolution.weight"]]
+)
+def test_a_classifier_with_missing_tensors_is_refused(saved, lost):
+    """Transformers fills them with random numbers and goes on."""
+    classifier = saved.parent / "classifier"
+    tensors = load_file(classifier / "model.safetensors")
+    save_file(
+        {name: tensor for name, tensor in tensors.items() if name not in lost},
+        classifier / "model.safetensors",
+        {"format": "pt"},
+    )
+    for load in (
+        lambda: FrozenClassifier.from_pretrained(classifier),
+        lambda: AutoModelForSaliency.from_pretrained(saved),
+    ):
+        with pytest.raises(
+            ValueError, match=rf"classifier '.*classifier' lack {len(lost)} of its tensors \({', '.join(lost)}\)"
+        ):
+            load()
+
+
+def test_a_classifier_of_another_number_of_classes_is_the_users_business(saved):
+    found = FrozenClassifier.from_pretrained(saved.parent / "classifier", num_labels=7, ignore_mismatched_sizes=True)
+    assert found.num_labels == 7
 
 
 @pytest.mark.parametrize("part", CASES)

@@ -91,7 +91,7 @@ class FrozenClassifier(nn.Module):
         Raises:
             FileNotFoundError: If a local path does not exist or holds no `config.json`.
             OSError: If the Hub has no such model, or it cannot be reached, or a download was damaged.
-            ValueError: If the weights are there as a pickle only.
+            ValueError: If the weights are there as a pickle only, or lack tensors of the classifier.
         """
         name = os.fspath(model_name_or_path)
         local = os.path.isdir(name)
@@ -112,7 +112,17 @@ class FrozenClassifier(nn.Module):
             revision = pin_revision(name, revision, **hub_kwargs)
         with whole_downloads(name, revision, **hub_kwargs):
             check_config(name, revision, **hub_kwargs)
-            model = AutoModelForImageClassification.from_pretrained(name, revision=revision or "main", **kwargs)
+            loaded: Any = AutoModelForImageClassification.from_pretrained(
+                name, revision=revision or "main", **{**kwargs, "output_loading_info": True}
+            )
+        model, info = loaded
+        missing = sorted(info["missing_keys"])  # filled with random numbers, which explain nothing
+        if missing:
+            names = ", ".join(missing[:5]) + (", ..." if len(missing) > 5 else "")
+            raise ValueError(
+                f"The weights of the classifier {name!r} lack {len(missing)} of its tensors ({names}); it was saved "
+                "incompletely or as another kind of model: save or download it again, as an image classifier."
+            )
         classifier = cls(model, image_processor=image_processor)
         classifier.name_or_path = name
         if not local:

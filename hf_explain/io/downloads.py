@@ -145,26 +145,27 @@ def usable_files(name: str) -> Iterator[None]:
         ) from error
 
 
-def check_sizes(values, where: str = "config.json") -> None:
+def check_sizes(values, where: str = "config.json", limit: int = _MAX_SIZE) -> None:
     """
     Refuse numbers in a configuration that no classifier has: building from them would hang or fill the memory.
 
     Args:
         values (`dict`, `list` or a scalar): A configuration's content.
         where (`str`, *optional*): What the error names.
+        limit (`int`, *optional*): Of keys that have none of their own.
 
     Raises:
         ValueError: If a number is out of all proportion; the message names its place.
     """
-    waiting = [(where, values, _MAX_SIZE)]
+    waiting = [(where, values, limit)]
     while waiting:
-        place, value, limit = waiting.pop()
+        place, value, most = waiting.pop()
         if isinstance(value, dict):
-            waiting += [(f"{place}.{key}", item, _LIMITS.get(str(key), _MAX_SIZE)) for key, item in value.items()]
+            waiting += [(f"{place}.{key}", item, _LIMITS.get(str(key), limit)) for key, item in value.items()]
         elif isinstance(value, (list, tuple)):
-            waiting += [(f"{place}[{index}]", item, limit) for index, item in enumerate(value)]
-        elif isinstance(value, (int, float)) and not isinstance(value, bool) and not abs(value) <= limit:
-            raise ValueError(f"`{place}` is {value}, more than any image classifier has ({limit}).")
+            waiting += [(f"{place}[{index}]", item, most) for index, item in enumerate(value)]
+        elif isinstance(value, (int, float)) and not isinstance(value, bool) and not abs(value) <= most:
+            raise ValueError(f"`{place}` is {value}, more than any image classifier has ({most}).")
 
 
 def check_config(name: str, revision: str | None = None, **options) -> None:

@@ -14,6 +14,12 @@ from transformers.models.auto.image_processing_auto import AutoImageProcessor
 from transformers.utils import logging
 from transformers.utils.hub import cached_file
 
+from hf_explain.io.downloads import check_sizes
+
+
+# a picture of this side takes 200 MB as `pixel_values`
+_MAX_SIDE = 2**12
+_MIN_CROP = 0.1
 
 logger = logging.get_logger(__name__)
 
@@ -29,6 +35,9 @@ def load_image_processor(name: str, revision: str | None = None, **kwargs: Any) 
 
     Returns:
         The Transformers image processor, or `None` where none was saved.
+
+    Raises:
+        ValueError: If its sizes are out of all proportion.
     """
     try:
         found = cached_file(
@@ -50,7 +59,27 @@ def load_image_processor(name: str, revision: str | None = None, **kwargs: Any) 
         return None
     if found is None:
         return None
-    return AutoImageProcessor.from_pretrained(name, revision=revision or "main", **kwargs)
+    processor = AutoImageProcessor.from_pretrained(name, revision=revision or "main", **kwargs)
+    check_image_processor(processor)
+    return processor
+
+
+def check_image_processor(image_processor: Any) -> None:
+    """
+    Refuse an image processor that somebody else wrote and that makes pictures no memory holds.
+
+    Args:
+        image_processor: A Transformers image processor, just loaded.
+
+    Raises:
+        ValueError: If one of its sizes is out of all proportion; the message names its place.
+    """
+    values = image_processor.to_dict() if hasattr(image_processor, "to_dict") else {}
+    where = "preprocessor_config.json"
+    check_sizes(values, where, _MAX_SIDE)
+    crop_pct = values.get("crop_pct")  # pictures are resized to the crop's side by this
+    if isinstance(crop_pct, (int, float)) and not crop_pct >= _MIN_CROP:
+        raise ValueError(f"`{where}.crop_pct` is {crop_pct}, less than any image classifier has ({_MIN_CROP}).")
 
 
 def to_pixel_values(image_processor: Any, images: Sequence[Image.Image]) -> torch.Tensor:
