@@ -215,3 +215,23 @@ def test_json_files(tmp_path):
             read_json_file(file)
     with pytest.raises(FileNotFoundError):
         read_json_file(tmp_path / "nothing.json")
+
+
+def test_what_makes_a_directory_whole_is_moved_last(tmp_path, monkeypatch):
+    """Killed between two files, a directory that stays has no config.json, by which a head would be loaded."""
+    names = ["config.json", "model.safetensors", "preprocessor_config.json", "training_record.json", "z/zebra.txt"]
+    replace, moved = os.replace, []
+
+    def watched(source, target):
+        if Path(target).is_relative_to(tmp_path / "out"):
+            moved.append(Path(target).relative_to(tmp_path / "out").as_posix())
+        return replace(source, target)
+
+    (tmp_path / "out").mkdir()
+    monkeypatch.setattr(files.os, "replace", watched)
+    with write_directory(tmp_path / "out") as new:
+        (new / "z").mkdir()
+        for name in names:
+            (new / name).write_text(name)
+    assert sorted(moved) == names and moved[-2:] == ["config.json", "training_record.json"]
+    assert files_below(tmp_path / "out").keys() == {*names, "z"}

@@ -20,8 +20,13 @@ from hf_explain.apps.arguments import TrainCommand
 from hf_explain.apps.command_line import add_options, parse_assignments, read_options
 from hf_explain.io.datasets import load_image_dataset
 from hf_explain.io.files import LOCK_FILE
-from hf_explain.training.arguments import ExplainerTrainingArguments, learning_rate_at
-from hf_explain.training.checkpoints import list_checkpoints, load_checkpoint
+from hf_explain.training.arguments import (
+    ExplainerTrainingArguments,
+    check_same_path,
+    describe_path,
+    learning_rate_at,
+)
+from hf_explain.training.checkpoints import LOG_FILE, list_checkpoints, load_checkpoint, trim_log
 from hf_explain.training.loop import train
 from hf_explain.training.runtime import make_optimizer
 
@@ -356,6 +361,91 @@ def test_checkpoint_of_other_settings(tmp_path):
         run(tmp_path, head=Other(), max_steps=4, resume_from_checkpoint="last")
     with pytest.raises(ValueError, match="written with total_steps 4, this run has 8"):
         run(tmp_path, max_steps=8, resume_from_checkpoint="last")
+
+
+# every setting that decides where a run arrives, with a value that is not the one it was written with
+PATH = {
+    "per_device_batch_size": 5,
+    "gradient_accumulation_steps": 2,
+    "optimizer": "adamw",
+    "learning_rate": 0.1,
+    "momentum": 0.5,
+    "weight_decay": 0.1,
+    "lr_scheduler": "cosine",
+    "pct_start": 0.5,
+    "cycle_momentum": False,
+    "lr_decay": 0.5,
+    "max_grad_norm": 1.0,
+    "target": "label",
+    "augmentation": "flip",
+    "resize_size": 40,
+    "seed": 1,
+    "shuffle_buffer_size": 7,
+    "num_examples": 31,
+    "total_steps": 8,
+    "num_processes": 2,
+    "mixed_precision": "bf16",
+}
+
+
+@pytest.mark.parametrize("name", PATH)
+def test_every_setting_of_the_path_counts(name):
+    run = {"num_examples": 30, "total_steps": 4, "num_processes": 1, "mixed_precision": "no"}
+    settings = ExplainerTrainingArguments(output_dir="out")
+    now = describe_path(settings, *run.values())
+    assert now.keys() == PATH.keys()
+    info = {"path": now, "step": 4}
+    check_same_path(Path("checkpoint-4"), info, now, 4)
+    if name in run:
+        run[name] = PATH[name]
+    else:
+        settings = ExplainerTrainingArguments(output_dir="out", **{name: PATH[name]})
+    with pytest.raises(ValueError, match=rf"checkpoint-4' was written with {name} .*, this run has {PATH[name]!r}"):
+        check_same_path(Path("checkpoint-4"), info, describe_path(settings, *run.values()), 8)
+
+
+def test_resuming_with_another_augmentation(tmp_path):
+    run(tmp_path, max_steps=2, save_steps=1)
+    with pytest.raises(ValueError, match="written with augmentation 'crop', this run has 'none'"):
+        run(tmp_path, max_steps=2, augmentation="none", resume_from_checkpoint="last")
+
+
+def test_the_log_ends_at_the_checkpoint(tmp_path):
+    """Also where the killed run had logged more, and the line of the checkpoint's own step is kept."""
+    lines = [json.dumps({"step": step, "loss": 1.0}) + "\n" for step in range(1, 7)]
+    (tmp_path / LOG_FILE).write_text("".join(lines) + '{"step": 4, "lo')
+    trim_log(tmp_path, 4)
+    assert (tmp_path / LOG_FILE).read_text() == "".join(lines[:4])
+    trim_log(tmp_path, 0)
+    assert (tmp_path / LOG_FILE).read_text() == ""
+
+
+def test_time_before_resuming_counts(tmp_path):
+    run(tmp_path, max_steps=2, save_steps=1, lr_scheduler="constant")
+    state = tmp_path / "checkpoint-2/trainer_state.json"
+    info = json.loads(state.read_text())
+    assert 0 < info["elapsed"] < 600
+    state.write_text(json.dumps({**info, "elapsed": 5000.0}))
+    _, record = run(tmp_path, max_steps=4, save_steps=2, lr_scheduler="constant", resume_from_checkpoint="last")
+    assert 5000 < record["seconds"] < 5600
+    assert 5000 < json.loads((tmp_path / "checkpoint-4/trainer_state.json").read_text())["elapsed"] < 5600
+
+
+def test_micro_batches_draw_numbers_of_their_own(tmp_path):
+    class Draws(TinyHead):
+        def __init__(self):
+            super().__init__()
+            self.drawn = []
+
+        def forward(self, pixel_values, target=None, return_loss=False):
+            self.drawn.append(torch.rand(()).item())
+            return super().forward(pixel_values, target)
+
+    options = {"max_steps": 3, "save_steps": 1, "save_total_limit": 0, "gradient_accumulation_steps": 2}
+    head, _ = run(tmp_path, head=Draws(), **options)
+    assert len(head.drawn) == len(set(head.drawn)) == 6
+    again, _ = run(tmp_path, head=Draws(), resume_from_checkpoint=str(tmp_path / "checkpoint-1"), **options)
+    assert again.drawn == head.drawn[2:]
 
 
 @pytest.mark.parametrize(
