@@ -130,14 +130,14 @@ class _Run:
         # What can be wrong with the input comes first: a run that cannot start leaves no directory behind.
         transform = TrainingTransform(image_processor, args.augmentation, args.resize_size, args.seed)
         images = self._images(train_dataset, transform)
+        self.eval = None
+        if eval_dataset is not None:
+            self.eval = self._images(eval_dataset, TrainingTransform(image_processor, "none"))
         self._plan(train_dataset)
         optimizer = make_optimizer(model, args)
         state = self._claim(held)
         mine = state["processes"][self.accelerator.process_index] if state is not None else {}
         self._open(images, mine.get("data"))
-        self.eval = None
-        if eval_dataset is not None:
-            self.eval = self._images(eval_dataset, TrainingTransform(image_processor, "none"))
         self._prepare(optimizer, state)
         self._sums, self._sum_count = dict(mine.get("sums", {})), mine.get("sum_count", 0)
 

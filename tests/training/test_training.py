@@ -466,6 +466,12 @@ def test_bad_settings(tmp_path, options, message):
     assert not (tmp_path / "out").exists()
 
 
+def test_a_bad_validation_set_leaves_no_directory_behind(tmp_path):
+    with pytest.raises(ValueError, match="image_column was not given"):
+        run(tmp_path / "out", eval_dataset=[{"text": "no image"}], max_steps=1)
+    assert not (tmp_path / "out").exists()
+
+
 def test_streams_need_a_length(tmp_path):
     shards = parquet_shards(tmp_path / "shards")
     with pytest.raises(ValueError, match="stream of unknown length: pass max_steps, or num_examples"):
