@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+import os
 from collections.abc import Iterator
 from typing import Any
 
@@ -10,14 +11,15 @@ import numpy as np
 import torch
 from PIL import Image
 from torch.utils.data import Dataset
-from transformers import Pipeline
+from transformers import Pipeline, dynamic_module_utils, pipeline
 from transformers.pipelines import PIPELINE_REGISTRY
 
 from hf_explain.classifiers.frozen_classifier import FrozenClassifier
 from hf_explain.classifiers.targets import is_several
 from hf_explain.heads.modeling_explainer import ExplainerPreTrainedModel, check_output
 from hf_explain.io.datasets import leave_encoded
-from hf_explain.io.image_processor import to_picture, to_pixel_values
+from hf_explain.io.downloads import usable_files
+from hf_explain.io.image_processor import load_image_processor, to_picture, to_pixel_values
 from hf_explain.io.images import is_image_cell, load_rgb
 from hf_explain.methods.common import class_probabilities
 from hf_explain.registry import DEFAULT_METHOD, AutoModelForSaliency, resolve_method
@@ -63,6 +65,10 @@ class SaliencyPipeline(Pipeline):
             self.classifier = FrozenClassifier(self.model, image_processor=self.image_processor)
         if self.image_processor is None:
             self.image_processor = self.classifier.image_processor
+        if self.image_processor is None and self.classifier.name_or_path:
+            # Transformers passes over every error; what the Hub has of it lies in the cache by now
+            commit = getattr(self.classifier.config, "_commit_hash", None)
+            self.image_processor = load_image_processor(self.classifier.name_or_path, commit, local_files_only=True)
         if self.image_processor is None:
             raise ValueError(
                 f"{self.classifier.name_or_path or type(self.classifier.model).__name__!r} has no image processor "
@@ -274,6 +280,26 @@ class SaliencyPipeline(Pipeline):
         return logits.float().sigmoid() if problem == "multi_label_classification" else class_probabilities(logits)
 
 
+def load_pipeline(model: str | os.PathLike[str], **kwargs: Any) -> Any:
+    """
+    `pipeline("saliency")` as the commands load it: no code of a repository runs, and nobody is asked whether it may.
+
+    Args:
+        model (`str` or `os.PathLike`): Directory or Hub id of a head or a classifier.
+        kwargs: revision, device, pipeline_class.
+
+    Returns:
+        [`SaliencyPipeline`], or an instance of `pipeline_class`.
+
+    Raises:
+        OSError: If there is no such model.
+        ValueError: If its files cannot be used, or its own code would have to run.
+    """
+    name = os.fspath(model)
+    with usable_files(name):
+        return pipeline("saliency", model=name, trust_remote_code=False, **kwargs)
+
+
 class _Items(Dataset):
     """Images with their own targets, fetched one by one, so that a column of 50,000 is never in memory at once."""
 
@@ -318,6 +344,11 @@ def _check_options(function, name: str, options: dict[str, Any]) -> None:
                 f"{name!r} has no option {option!r}; its options are {', '.join(known) if known else 'none'}."
             )
 
+
+# `pipeline()` loads configurations and models before this package hears of them, and where nobody gave it
+# `trust_remote_code`, it asks on the terminal whether code of the repository may run. With no time for an answer it
+# refuses instead, and says what to pass.
+dynamic_module_utils.TIME_OUT_REMOTE_CODE = 0
 
 if "saliency" not in PIPELINE_REGISTRY.supported_tasks:
     PIPELINE_REGISTRY.register_pipeline("saliency", SaliencyPipeline, pt_model=(AutoModelForSaliency,), type="image")

@@ -120,7 +120,8 @@ class AutoModelForSaliency(_BaseAutoModelClass):
             ValueError: If the files are no head's, or the weights are there as a pickle only.
         """
         name = os.fspath(pretrained_model_name_or_path)
-        kwargs.setdefault("trust_remote_code", False)  # unset, Transformers stops and asks on the terminal
+        # for None, Transformers stops and asks on the terminal
+        kwargs["trust_remote_code"] = bool(kwargs.get("trust_remote_code"))
         options = {key: kwargs[key] for key in HUB_OPTIONS if kwargs.get(key) is not None}
         with hub_errors(name, f"loading the head {name!r}"):
             revision = pin_revision(name, kwargs.get("revision"), **options)

@@ -22,7 +22,7 @@ from hf_explain.io.labels import short_label
 from hf_explain.io.paths import base_name, public_name
 from hf_explain.io.pictures import OPACITY, overlay, save_image
 from hf_explain.io.processes import choose_device
-from hf_explain.pipeline import SaliencyPipeline
+from hf_explain.pipeline import SaliencyPipeline, load_pipeline
 from hf_explain.registry import DEFAULT_METHOD, AutoModelForSaliency, methods_for
 
 
@@ -352,7 +352,7 @@ def as_names(models) -> list[str]:
 
 def _load(name: str, classifier: str | os.PathLike | None, device: torch.device) -> SaliencyPipeline:
     if classifier is None:
-        return pipeline("saliency", model=name, device=device)
+        return load_pipeline(name, device=device)
     head = AutoModelForSaliency.from_pretrained(name, classifier=classifier)
     return pipeline("saliency", model=head, device=device)
 

@@ -5,8 +5,6 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from transformers import pipeline
-
 from hf_explain.apps.arguments import ErrorsCommand
 from hf_explain.apps.command_line import part_of
 from hf_explain.evaluation.arguments import ErrorStudyArguments
@@ -14,6 +12,7 @@ from hf_explain.evaluation.error_report import summary_lines, write_report
 from hf_explain.evaluation.error_study import study_errors
 from hf_explain.io.files import check_writable
 from hf_explain.io.processes import choose_device
+from hf_explain.pipeline import load_pipeline
 from hf_explain.registry import DEFAULT_METHOD, resolve_method
 
 
@@ -35,7 +34,7 @@ def run(arguments: ErrorsCommand) -> dict[str, Any]:
         resolve_method(arguments.method)
     data = arguments.load()
     device = choose_device(arguments.device)
-    pipe = pipeline("saliency", model=arguments.model, revision=arguments.revision, device=device)
+    pipe = load_pipeline(arguments.model, revision=arguments.revision, device=device)
     method = arguments.method or (DEFAULT_METHOD if pipe.head is None else None)
     for name in arguments.method_options:
         if name != method:

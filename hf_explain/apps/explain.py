@@ -6,13 +6,13 @@ import sys
 from pathlib import Path
 
 from tqdm.auto import tqdm
-from transformers import pipeline
 
 from hf_explain.apps.arguments import ExplainCommand
 from hf_explain.apps.command_line import parse_value
 from hf_explain.io.images import load_rgb
 from hf_explain.io.pictures import overlay, saliency_grid, save_image
 from hf_explain.io.processes import choose_device
+from hf_explain.pipeline import load_pipeline
 
 
 def run(arguments: ExplainCommand) -> None:
@@ -34,9 +34,7 @@ def run(arguments: ExplainCommand) -> None:
         output.mkdir(parents=True, exist_ok=True)
     elif output.is_dir():
         output = output / f"{Path(images[0]).stem}.png"
-    pipe = pipeline(
-        "saliency", model=arguments.model, revision=arguments.revision, device=choose_device(arguments.device)
-    )
+    pipe = load_pipeline(arguments.model, revision=arguments.revision, device=choose_device(arguments.device))
     results = pipe(
         ({"image": source} for source in images),
         target=[_class(word) for word in arguments.target] or None,

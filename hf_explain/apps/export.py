@@ -26,7 +26,6 @@ import torch
 from accelerate import Accelerator
 from accelerate.utils import InitProcessGroupKwargs
 from tqdm.auto import tqdm
-from transformers import pipeline
 
 from hf_explain.apps.arguments import ExportArguments, ExportCommand
 from hf_explain.apps.command_line import part_of
@@ -49,7 +48,7 @@ from hf_explain.io.files import (
 )
 from hf_explain.io.paths import public_name
 from hf_explain.io.processes import check_launched, on_main_process, package_versions, wants_cpu
-from hf_explain.pipeline import SaliencyPipeline
+from hf_explain.pipeline import SaliencyPipeline, load_pipeline
 from hf_explain.registry import DEFAULT_METHOD, resolve_method
 
 
@@ -154,9 +153,7 @@ class _ExportPipeline(SaliencyPipeline):
 
 
 def _load_pipeline(args: ExportArguments, device: torch.device) -> _ExportPipeline:
-    return pipeline(
-        "saliency", model=args.model, revision=args.revision, device=device, pipeline_class=_ExportPipeline
-    )
+    return load_pipeline(args.model, revision=args.revision, device=device, pipeline_class=_ExportPipeline)
 
 
 def _features(pipe: _ExportPipeline, source: ExportSource) -> datasets.Features:

@@ -91,6 +91,7 @@ class FrozenClassifier(nn.Module):
         Raises:
             FileNotFoundError: If a local path does not exist or holds no `config.json`.
             OSError: If the Hub has no such model, or it cannot be reached, or a download was damaged.
+            UntrustedCodeError: If the repository's own code would have to run, without `trust_remote_code=True`.
             ValueError: If the weights are there as a pickle only, or lack tensors of the classifier.
         """
         name = os.fspath(model_name_or_path)
@@ -107,7 +108,8 @@ class FrozenClassifier(nn.Module):
         names = ("cache_dir", "token", "local_files_only", "subfolder")
         hub_kwargs = {key: kwargs[key] for key in names if key in kwargs}
         kwargs["use_safetensors"] = True  # a pickle can run code
-        kwargs.setdefault("trust_remote_code", False)  # unset, Transformers stops and asks on the terminal
+        # for None, Transformers stops and asks on the terminal
+        trusted = kwargs["trust_remote_code"] = bool(kwargs.get("trust_remote_code"))
         with hub_errors(name, f"loading the classifier {name!r}"):
             revision = pin_revision(name, revision, **hub_kwargs)
         with whole_downloads(name, revision, **hub_kwargs):
@@ -128,12 +130,15 @@ class FrozenClassifier(nn.Module):
         if not local:
             classifier.revision = revision
         if image_processor is None:
-            classifier.image_processor = load_image_processor(name, revision=classifier.revision, **hub_kwargs)
+            classifier.image_processor = load_image_processor(
+                name, revision=classifier.revision, trust_remote_code=trusted, **hub_kwargs
+            )
         return classifier
 
     @classmethod
     def from_config(cls, config: Any, **kwargs: Any) -> FrozenClassifier:
         """A classifier with the structure of `config` and random weights, for a self-contained head to fill."""
+        kwargs["trust_remote_code"] = bool(kwargs.get("trust_remote_code"))  # as above
         return cls(AutoModelForImageClassification.from_config(config, **kwargs))
 
     # ------------------------------------------------------------------ frozen, always

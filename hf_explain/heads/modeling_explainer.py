@@ -414,7 +414,9 @@ class ExplainerPreTrainedModel(PreTrainedModel):
             )
         if model.config.self_contained:
             model.backbone.requires_grad_(False)  # the meta device forgets what __init__ froze
-            model.backbone.image_processor = load_image_processor(name, kwargs["revision"], **hub_options)
+            model.backbone.image_processor = load_image_processor(
+                name, kwargs["revision"], trust_remote_code=shared.get("trust_remote_code"), **hub_options
+            )
             if classifier is None and attn_implementation is not None:
                 model.set_attn_implementation(attn_implementation)
         if classifier is not None or not model.config.self_contained:

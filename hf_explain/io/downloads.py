@@ -32,6 +32,7 @@ logger = logging.get_logger(__name__)
 PICKLES = ("*.bin", "*.pt", "*.pth", "*.pkl", "*.pickle", "*.ckpt", "*.joblib")
 TOKEN = re.compile(rb"\b(hf|api_org)_[A-Za-z0-9]{16,}")
 HUB_OPTIONS = ("cache_dir", "token", "local_files_only", "subfolder")
+_UNTRUSTED = re.compile(r"'[^'\n]*' brings code of its own[^\n]*")
 _WEIGHTS = "model.safetensors"
 # how the Hub tags files: SHA-256 of large ones, git's SHA-1 of small ones
 _HUB_TAG = re.compile("[0-9a-f]{40}|[0-9a-f]{64}")
@@ -117,6 +118,37 @@ def whole_downloads(name: str, revision: str | None = None, **options) -> Iterat
         raise FileNotFoundError(f"{name!r} has no weights: there is no model.safetensors in it.") from error
 
 
+class UntrustedCodeError(ValueError):
+    """A repository wants to run code of its own, and nobody said that it may."""
+
+
+@contextlib.contextmanager
+def no_code_of_its_own(name: str) -> Iterator[None]:
+    """
+    Around loading: Transformers' refusal to run a repository's code, in one sentence.
+
+    Args:
+        name (`str`): Directory or Hub id the error names.
+
+    Raises:
+        UntrustedCodeError: In the place of Transformers' `ValueError`.
+    """
+    try:
+        yield
+    except UntrustedCodeError:
+        raise  # names a repository that this one needs
+    except ValueError as error:
+        if "`trust_remote_code=True`" not in str(error):
+            raise
+        said = _UNTRUSTED.search(str(error))  # Transformers' pipeline quotes the errors of what it tried
+        raise UntrustedCodeError(
+            said[0]
+            if said
+            else f"{name!r} brings code of its own, which would run on this machine, and that is "
+            "refused; read the code, and if you trust it, load the model in Python with `trust_remote_code=True`."
+        ) from None
+
+
 @contextlib.contextmanager
 def usable_files(name: str) -> Iterator[None]:
     """
@@ -127,10 +159,12 @@ def usable_files(name: str) -> Iterator[None]:
         name (`str`): Directory or Hub id the error names.
 
     Raises:
+        UntrustedCodeError: If the repository's own code would have to run.
         ValueError: In the place of errors that say nothing to a user (`KeyError`, `AttributeError`, ...).
     """
     try:
-        yield
+        with no_code_of_its_own(name):
+            yield
     except (OSError, ValueError, TypeError, ImportError):
         raise
     except SafetensorError as error:

@@ -14,7 +14,7 @@ from transformers.models.auto.image_processing_auto import AutoImageProcessor
 from transformers.utils import logging
 from transformers.utils.hub import cached_file
 
-from hf_explain.io.downloads import check_sizes
+from hf_explain.io.downloads import check_sizes, no_code_of_its_own
 
 
 # a picture of this side takes 200 MB as `pixel_values`
@@ -24,19 +24,23 @@ _MIN_CROP = 0.1
 logger = logging.get_logger(__name__)
 
 
-def load_image_processor(name: str, revision: str | None = None, **kwargs: Any) -> Any:
+def load_image_processor(
+    name: str, revision: str | None = None, *, trust_remote_code: bool | None = None, **kwargs: Any
+) -> Any:
     """
     The image processor saved beside a classifier or a head.
 
     Args:
         name (`str`): Directory or Hub id.
         revision (`str`, *optional*): Branch, tag or commit on the Hub.
+        trust_remote_code (`bool`, *optional*): Whether code of the repository may run; nobody is asked.
         kwargs: cache_dir, token, local_files_only, subfolder.
 
     Returns:
         The Transformers image processor, or `None` where none was saved.
 
     Raises:
+        UntrustedCodeError: If it is code of the repository, which may not run.
         ValueError: If its sizes are out of all proportion.
     """
     try:
@@ -59,7 +63,10 @@ def load_image_processor(name: str, revision: str | None = None, **kwargs: Any) 
         return None
     if found is None:
         return None
-    processor = AutoImageProcessor.from_pretrained(name, revision=revision or "main", **kwargs)
+    with no_code_of_its_own(name):
+        processor = AutoImageProcessor.from_pretrained(
+            name, revision=revision or "main", trust_remote_code=bool(trust_remote_code), **kwargs
+        )
     check_image_processor(processor)
     return processor
 
