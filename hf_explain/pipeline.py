@@ -21,6 +21,7 @@ from hf_explain.io.datasets import leave_encoded
 from hf_explain.io.downloads import usable_files
 from hf_explain.io.image_processor import load_image_processor, to_picture, to_pixel_values
 from hf_explain.io.images import is_image_cell, load_rgb
+from hf_explain.io.paths import check_source
 from hf_explain.methods.common import class_probabilities
 from hf_explain.registry import DEFAULT_METHOD, AutoModelForSaliency, resolve_method
 from hf_explain.tensors.maps import CropGeometry, uncrop
@@ -52,6 +53,11 @@ class SaliencyPipeline(Pipeline):
     _load_tokenizer = False
 
     def __init__(self, *args, **kwargs):
+        if not args and kwargs.get("model") is None:
+            raise ValueError(
+                "`model` is missing: give a trained head or an image classifier, as in "
+                "pipeline('saliency', model='microsoft/resnet-50')."
+            )
         super().__init__(*args, **kwargs)
         if isinstance(self.model, ExplainerPreTrainedModel):
             self.head: ExplainerPreTrainedModel | None = self.model
@@ -280,22 +286,27 @@ class SaliencyPipeline(Pipeline):
         return logits.float().sigmoid() if problem == "multi_label_classification" else class_probabilities(logits)
 
 
-def load_pipeline(model: str | os.PathLike[str], **kwargs: Any) -> Any:
+def load_pipeline(model: str | os.PathLike[str] | ExplainerPreTrainedModel, **kwargs: Any) -> Any:
     """
     `pipeline("saliency")` as the commands load it: no code of a repository runs, and nobody is asked whether it may.
 
     Args:
-        model (`str` or `os.PathLike`): Directory or Hub id of a head or a classifier.
+        model (`str`, `os.PathLike` or [`ExplainerPreTrainedModel`]): Directory or Hub id of a head or a classifier, or
+            a head.
         kwargs: revision, device, pipeline_class.
 
     Returns:
         [`SaliencyPipeline`], or an instance of `pipeline_class`.
 
     Raises:
-        OSError: If there is no such model.
+        FileNotFoundError: If there is no such directory, or no such model on the Hub.
+        OSError: If the Hub cannot be reached.
         ValueError: If its files cannot be used, or its own code would have to run.
     """
+    if isinstance(model, ExplainerPreTrainedModel):
+        return pipeline("saliency", model=model, **kwargs)
     name = os.fspath(model)
+    check_source(name)
     with usable_files(name):
         return pipeline("saliency", model=name, trust_remote_code=False, **kwargs)
 
@@ -351,4 +362,10 @@ def _check_options(function, name: str, options: dict[str, Any]) -> None:
 dynamic_module_utils.TIME_OUT_REMOTE_CODE = 0
 
 if "saliency" not in PIPELINE_REGISTRY.supported_tasks:
-    PIPELINE_REGISTRY.register_pipeline("saliency", SaliencyPipeline, pt_model=(AutoModelForSaliency,), type="image")
+    PIPELINE_REGISTRY.register_pipeline(
+        "saliency",
+        SaliencyPipeline,
+        pt_model=(AutoModelForSaliency,),
+        default={"model": (None, None)},  # no classifier is everybody's: the pipeline itself asks for one
+        type="image",
+    )

@@ -12,10 +12,11 @@ from PIL import Image
 from testing_common import FAMILIES, LABELS, save_classifier, tiny_model, tiny_processor
 from transformers import pipeline
 
-from hf_explain import LCamForSaliency, SaliencyPipeline
-from hf_explain.evaluation.explainer import PassCounter
+from hf_explain import AutoModelForSaliency, FrozenClassifier, LCamForSaliency, SaliencyPipeline
+from hf_explain.evaluation.explainer import PassCounter, resolve_explainer
 from hf_explain.heads.scan import ScanForSaliency
 from hf_explain.heads.ttame import TTameForSaliency
+from hf_explain.pipeline import load_pipeline
 from hf_explain.registry import METHODS
 
 
@@ -111,6 +112,26 @@ def test_classifier_without_a_processor_is_one_sentence(tmp_path):
         ValueError, match=r"has no image processor beside it .*pass pipeline\(\.\.\., image_processor="
     ):
         pipeline("saliency", model=str(tmp_path))
+
+
+@pytest.mark.parametrize(
+    "load",
+    [
+        FrozenClassifier.from_pretrained,
+        AutoModelForSaliency.from_pretrained,
+        LCamForSaliency.from_pretrained,
+        load_pipeline,
+        resolve_explainer,
+    ],
+)
+def test_a_missing_directory_is_no_hub_id(load):
+    with pytest.raises(FileNotFoundError, match="directory '/nope/dir' does not exist; give an existing directory"):
+        load("/nope/dir")
+
+
+def test_no_model_is_one_sentence():
+    with pytest.raises(ValueError, match="^`model` is missing: give a trained head or an image classifier"):
+        pipeline("saliency")
 
 
 # -------------------------------------------------------------------------------------------------------------- images

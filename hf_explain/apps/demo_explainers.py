@@ -14,7 +14,6 @@ from typing import Any
 
 import torch
 from PIL import Image
-from transformers import pipeline
 
 from hf_explain.apps.quickstart.data import draw
 from hf_explain.io.images import load_rgb
@@ -354,7 +353,7 @@ def _load(name: str, classifier: str | os.PathLike | None, device: torch.device)
     if classifier is None:
         return load_pipeline(name, device=device)
     head = AutoModelForSaliency.from_pretrained(name, classifier=classifier)
-    return pipeline("saliency", model=head, device=device)
+    return load_pipeline(head, device=device)
 
 
 def _identity(classifier) -> tuple:

@@ -17,7 +17,7 @@ from hf_explain.classifiers.fingerprint import fingerprint
 from hf_explain.classifiers.frozen_classifier import ClassifierFeatures, FrozenClassifier
 from hf_explain.heads.modeling_explainer import ExplainerPreTrainedModel
 from hf_explain.io.downloads import usable_files
-from hf_explain.io.paths import public_name
+from hf_explain.io.paths import check_source, public_name
 from hf_explain.registry import DEFAULT_METHOD, resolve_method
 from hf_explain.tensors.outputs import SaliencyOutput
 
@@ -108,6 +108,7 @@ def resolve_explainer(
     head, processor, options = None, None, dict(method_options or {})
     if isinstance(model_or_pipeline, (str, os.PathLike)):
         name = os.fspath(model_or_pipeline)
+        check_source(name)
         with usable_files(name):
             model_or_pipeline = pipeline("saliency", model=name, device=device, trust_remote_code=False)
     if isinstance(model_or_pipeline, Pipeline):

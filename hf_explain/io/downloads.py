@@ -25,6 +25,7 @@ from transformers.utils import logging
 from transformers.utils.hub import cached_file, extract_commit_hash
 
 from hf_explain.io.files import read_json_file
+from hf_explain.io.paths import check_source
 
 
 logger = logging.get_logger(__name__)
@@ -71,6 +72,7 @@ def pin_revision(name: str, revision: str | None = None, **options) -> str | Non
     Raises:
         OSError: If the repository or revision does not exist or cannot be reached.
     """
+    check_source(name)
     if os.path.isdir(name):
         return revision
     found = cached_file(name, "config.json", revision=revision or "main", **options)

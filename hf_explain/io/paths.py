@@ -47,6 +47,20 @@ def is_hub_id(name: str) -> bool:
     return True
 
 
+def check_source(name: str) -> None:
+    """
+    Refuse what is neither a directory here nor can be an id on the Hub, before anything asks the Hub for it.
+
+    Args:
+        name (`str`): Of a head or a classifier.
+
+    Raises:
+        FileNotFoundError: If it can be neither.
+    """
+    if not os.path.isdir(name) and not is_hub_id(name):
+        raise FileNotFoundError(f"The directory {name!r} does not exist; give an existing directory or a Hub id.")
+
+
 def exists_here(name: str | os.PathLike) -> bool:
     """Whether this machine has a file or a directory of that name, which then is meant rather than an id."""
     return bool(name) and Path(name).expanduser().exists()
