@@ -1,18 +1,23 @@
 """One classifier explained by several threads at once, as a web service does: the maps of one thread, each time."""
 
+import contextlib
+import copy
 import functools
 import sys
 import threading
+from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import pytest
 import torch
 from PIL import Image
-from testing_common import random_pixels, tiny_model, tiny_processor
+from testing_common import random_pixels, tiny_classifier, tiny_model, tiny_processor
 from torch import nn
 from transformers import pipeline
 
 from hf_explain.classifiers.frozen_classifier import FrozenClassifier
+from hf_explain.classifiers.thread_hooks import thread_hooks
+from hf_explain.evaluation.explainer import PassCounter, evaluating
 from hf_explain.registry import HEADS, METHODS, methods_for
 
 
@@ -149,12 +154,64 @@ def test_layers_read_through_hooks_in_threads():
     check(*jobs_on_hooks())
 
 
+def in_another_thread(function):
+    """What `function` gives in a thread of its own."""
+    with ThreadPoolExecutor(1) as pool:
+        return pool.submit(function).result()
+
+
+def test_passes_are_counted_for_the_thread_that_counts():
+    classifier, pixel_values = tiny_classifier("resnet"), random_pixels("resnet", 3)
+    with PassCounter(classifier) as counter:
+        features = classifier.features(pixel_values)
+        classifier.forward_from_features(features)
+
+        def elsewhere():
+            classifier(pixel_values)
+            with PassCounter(classifier) as own:
+                classifier(pixel_values=pixel_values)
+            # a copy is no longer the classifier that is counted
+            copy.deepcopy(classifier)(pixel_values)
+            return own.full, own.tail
+
+        assert in_another_thread(elsewhere) == (3, 0)
+        copy.deepcopy(classifier)(pixel_values)
+        classifier(pixel_values)
+    classifier(pixel_values)
+    assert (counter.full, counter.tail) == (6, 3)
+
+
+def test_a_head_in_training_is_evaluated_until_the_last_thread_is_done():
+    head = HEADS["lcam"].model.from_classifier(tiny_classifier("resnet")).train()
+    with contextlib.ExitStack() as outer:
+        outer.enter_context(evaluating(head))
+
+        def elsewhere():
+            with evaluating(head):
+                outer.close()  # the other one is done first
+                return head.training
+
+        assert in_another_thread(elsewhere) is False
+    assert head.training
+
+
+def test_hooks_of_a_thread_act_in_no_other_and_not_in_copies():
+    classifier, pixel_values = tiny_classifier("vit"), random_pixels("vit")
+    block = classifier.model.vit.layers[0]
+    expected = classifier(pixel_values)
+    with thread_hooks([(block, lambda module, inputs, output: torch.zeros_like(output))]):
+        assert not torch.equal(classifier(pixel_values), expected)
+        assert torch.equal(in_another_thread(lambda: classifier(pixel_values)), expected)
+        duplicate = copy.deepcopy(classifier)
+    assert torch.equal(classifier(pixel_values), expected) and torch.equal(duplicate(pixel_values), expected)
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("family", ["resnet", "convnext", "vit", "deit", "deit-teacher"])
 def test_every_method_and_head_in_threads_for_long(family, tmp_path):
-    check(*jobs_on(family, tmp_path), rounds=10)
+    check(*jobs_on(family, tmp_path), rounds=4)
 
 
 @pytest.mark.slow
 def test_layers_read_through_hooks_in_threads_for_long():
-    check(*jobs_on_hooks(), rounds=20)
+    check(*jobs_on_hooks(), rounds=8)

@@ -18,6 +18,7 @@ from transformers import AutoModelForImageClassification
 from hf_explain.classifiers.architectures import ARCHITECTURES, Architecture
 from hf_explain.classifiers.features import ClassifierFeatures, LayerFeatures, resolve_layer
 from hf_explain.classifiers.hooked_layers import HookedLayers, logits_of, pair
+from hf_explain.classifiers.passes import watched
 from hf_explain.classifiers.targets import Target, resolve_target
 from hf_explain.classifiers.thread_hooks import thread_hooks
 from hf_explain.io.downloads import check_config, hub_errors, pin_revision, whole_downloads
@@ -268,6 +269,7 @@ class FrozenClassifier(nn.Module):
 
     # ------------------------------------------------------------------ forward
 
+    @watched
     def forward(self, pixel_values: torch.Tensor) -> torch.Tensor:
         """
         The classifier's logits.
@@ -282,6 +284,7 @@ class FrozenClassifier(nn.Module):
         self._check_pixels(pixel_values)
         return logits_of(self.model(pixel_values.to(self.dtype), **self._input_options(pixel_values)))
 
+    @watched
     def features(self, pixel_values: torch.Tensor, layers: Sequence[str | int] | None = None) -> ClassifierFeatures:
         """
         One pass that keeps the outputs of some layers, and the logits.
@@ -310,6 +313,7 @@ class FrozenClassifier(nn.Module):
                 kept[name] = self._to_features(name, state, pixel_values)
         return ClassifierFeatures(self._tail(state), kept, names)
 
+    @watched
     def forward_to_features(self, pixel_values: torch.Tensor, layer: str | int) -> LayerFeatures:
         """
         The output of one layer; for the table's architectures nothing after it is run.
@@ -330,6 +334,7 @@ class FrozenClassifier(nn.Module):
             state = self._run_block(index, state)
         return self._to_features(layer, state, pixel_values)
 
+    @watched
     def forward_from_features(
         self, features: LayerFeatures | ClassifierFeatures, normed: LayerFeatures | None = None
     ) -> torch.Tensor:
@@ -422,6 +427,7 @@ class FrozenClassifier(nn.Module):
             )
         return [getattr(block, self._stages.attention) for block in self._blocks]
 
+    @watched
     def attentions(self, pixel_values: torch.Tensor) -> tuple[torch.Tensor, tuple[torch.Tensor, ...]]:
         """
         Logits and the attention weights of every block, part of the graph where gradients are on.

@@ -13,7 +13,7 @@ import torch
 from tqdm.auto import tqdm
 
 from hf_explain.evaluation.arguments import ErrorStudyArguments, EvaluationArguments
-from hf_explain.evaluation.explainer import Explainer, resolve_explainer
+from hf_explain.evaluation.explainer import Explainer, evaluating, resolve_explainer
 from hf_explain.evaluation.inputs import Example, ExampleReader
 from hf_explain.heads.modeling_explainer import check_output
 from hf_explain.io.processes import package_versions
@@ -230,18 +230,13 @@ def maps_of_both(
     """
     head = explainer.head
     if head is not None:
-        training = head.training
-        head.eval()
-        try:
-            with torch.no_grad():
-                features = head.forward_features(pixel_values)
-                output = check_output(head.forward_head(features))
-                wrong = output.target != labels
-                true = output.saliency
-                if bool(wrong.any()):
-                    true = check_output(head.forward_head(features, labels)).saliency
-        finally:
-            head.train(training)
+        with evaluating(head), torch.no_grad():
+            features = head.forward_features(pixel_values)
+            output = check_output(head.forward_head(features))
+            wrong = output.target != labels
+            true = output.saliency
+            if bool(wrong.any()):
+                true = check_output(head.forward_head(features, labels)).saliency
         return output.saliency, true[wrong], output.logits, wrong
     output = explainer.explain(pixel_values, None, ids)
     wrong = output.target != labels

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import copy
 import inspect
 import os
-from collections.abc import Callable, Mapping
+import threading
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -15,6 +17,7 @@ from transformers import Pipeline, pipeline
 
 from hf_explain.classifiers.fingerprint import fingerprint
 from hf_explain.classifiers.frozen_classifier import ClassifierFeatures, FrozenClassifier
+from hf_explain.classifiers.passes import watch_passes
 from hf_explain.heads.modeling_explainer import ExplainerPreTrainedModel
 from hf_explain.io.downloads import usable_files
 from hf_explain.io.paths import check_source, public_name
@@ -63,13 +66,8 @@ class Explainer:
             ids = {"image_ids": image_ids} if "image_ids" in inspect.signature(self.method).parameters else {}
             return self.method(self.classifier, pixel_values, target, **ids, **self.options)
         assert self.head is not None  # it has one of the two
-        training = self.head.training
-        self.head.eval()
-        try:
-            with torch.no_grad():
-                return self.head(pixel_values, target)
-        finally:
-            self.head.train(training)
+        with evaluating(self.head), torch.no_grad():
+            return self.head(pixel_values, target)
 
     def copy(self) -> Explainer:
         """The same explainer on a copy of its classifier, weights and all."""
@@ -170,40 +168,57 @@ def resolve_explainer(
     return Explainer(classifier, processor, identity, method=function, options=options)
 
 
+@contextlib.contextmanager
+def evaluating(head: ExplainerPreTrainedModel) -> Iterator[None]:
+    """The head in eval mode, and as it was when the last thread that asked for it is done."""
+    with _MODES_LOCK:
+        mode = _MODES.setdefault(id(head), _Mode(head.training))
+        mode.users += 1
+        head.eval()
+    try:
+        yield
+    finally:
+        with _MODES_LOCK:
+            mode.users -= 1
+            if mode.users == 0:
+                del _MODES[id(head)]
+                head.train(mode.training)
+
+
+@dataclass
+class _Mode:
+    training: bool
+    users: int = 0
+
+
+_MODES: dict[int, _Mode] = {}  # of heads in use, by id
+_MODES_LOCK = threading.Lock()
+
+
 class PassCounter:
     """
-    Counts the images that go through a classifier while it is open.
+    Counts the images that the calling thread sends through a classifier while it is open.
 
     Attributes:
         full (`int`): Images that entered as pixels, however far they went.
         tail (`int`): Images that entered as features of a layer.
     """
 
-    _FULL, _TAIL = ("forward", "features", "forward_to_features", "attentions"), "forward_from_features"
-
     def __init__(self, classifier: FrozenClassifier):
-        self.classifier, self.full, self.tail, self._depth = classifier, 0, 0, 0
+        self.classifier, self.full, self.tail = classifier, 0, 0
+        self._watch = contextlib.ExitStack()
 
     def __enter__(self) -> PassCounter:
-        for name in (*self._FULL, self._TAIL):
-            setattr(self.classifier, name, self._counted(name, getattr(self.classifier, name)))
+        self._watch.enter_context(watch_passes(self._count))
         return self
 
     def __exit__(self, *error) -> None:
-        for name in (*self._FULL, self._TAIL):
-            delattr(self.classifier, name)  # the class's own method shows again
+        self._watch.close()
 
-    def _counted(self, name: str, function):
-        def counted(inputs, *args, **kwargs):
-            if self._depth == 0:
-                if name != self._TAIL:
-                    self.full += len(inputs)
-                else:
-                    self.tail += len(inputs.logits if isinstance(inputs, ClassifierFeatures) else inputs.feature_map)
-            self._depth += 1  # a pass that another one is made of is no second one
-            try:
-                return function(inputs, *args, **kwargs)
-            finally:
-                self._depth -= 1
-
-        return counted
+    def _count(self, classifier: FrozenClassifier, name: str, inputs: Any) -> None:
+        if classifier is not self.classifier:
+            return
+        if name != "forward_from_features":
+            self.full += len(inputs)
+        else:
+            self.tail += len(inputs.logits if isinstance(inputs, ClassifierFeatures) else inputs.feature_map)
