@@ -230,7 +230,7 @@ def hostile_pictures(secret, url, folder):
 
 
 def test_no_picture_but_one_s_own(client, canary, tmp_path):
-    """58 ways to ask for another's: one answer, to the letter, whether there is such a file or not."""
+    """More than 50 ways to ask for another's: one answer, to the letter, whether there is such a file or not."""
     secret = str(tmp_path / "passport.png")
     Path(secret).write_bytes(png((37, 53), "gold"))
     answers, pictures = {}, hostile_pictures(secret, canary.url, str(tmp_path))
