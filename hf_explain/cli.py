@@ -7,6 +7,7 @@ import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 from importlib import import_module
+from typing import Any
 
 from hf_explain import __version__, register
 from hf_explain.apps import arguments as options
@@ -147,7 +148,7 @@ def _run(command: Command, found: argparse.Namespace, notes: Sequence[str], name
     for note in notes:
         print(f"{name}: {note}" if name != "error" else note, file=sys.stderr)
     try:
-        asked = read_options(command.options, found)
+        asked: Any = read_options(command.options, found)
         register()
         module, _, function = command.function.partition(":")
         getattr(import_module(module), function)(asked)

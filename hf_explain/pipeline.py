@@ -25,6 +25,7 @@ from hf_explain.io.paths import check_source
 from hf_explain.methods.common import class_probabilities
 from hf_explain.registry import DEFAULT_METHOD, AutoModelForSaliency, resolve_method
 from hf_explain.tensors.maps import CropGeometry, uncrop
+from hf_explain.tensors.outputs import SaliencyOutput
 from hf_explain.tensors.scalars import check_choice, check_count
 
 
@@ -47,10 +48,10 @@ class SaliencyPipeline(Pipeline):
     ```
     """
 
-    _load_processor = False
-    _load_image_processor = None  # a missing one becomes None; then the classifier's own is used
-    _load_feature_extractor = False
-    _load_tokenizer = False
+    _load_image_processor = None  # a missing one becomes `None`; then the classifier's own is used
+    _load_processor = False  # type: ignore[assignment]  # `None` in the base class, where it means "if there is one"
+    _load_feature_extractor = False  # type: ignore[assignment]  # likewise
+    _load_tokenizer = False  # type: ignore[assignment]  # likewise
 
     def __init__(self, *args, **kwargs):
         if not args and kwargs.get("model") is None:
@@ -60,12 +61,12 @@ class SaliencyPipeline(Pipeline):
             )
         super().__init__(*args, **kwargs)
         if isinstance(self.model, ExplainerPreTrainedModel):
-            self.head: ExplainerPreTrainedModel | None = self.model
-            self.classifier: FrozenClassifier = self.model.backbone
-            if self.classifier is None:
+            if self.model.backbone is None:
                 raise ValueError(
                     "The head has no classifier; load it with from_pretrained or call attach(classifier)."
                 )
+            self.head: ExplainerPreTrainedModel | None = self.model
+            self.classifier: FrozenClassifier = self.model.backbone
         else:
             self.head = None
             self.classifier = FrozenClassifier(self.model, image_processor=self.image_processor)
@@ -92,7 +93,8 @@ class SaliencyPipeline(Pipeline):
         timeout: float | None = None,
         **options,
     ):
-        preprocess, forward = {}, {}
+        preprocess: dict[str, Any] = {}
+        forward: dict[str, Any] = {}
         if target is not None:
             preprocess["target"] = target
         if timeout is not None:
@@ -107,7 +109,7 @@ class SaliencyPipeline(Pipeline):
         forward.update(options)
         return preprocess, forward, {}
 
-    def __call__(self, inputs, target=None, **kwargs):
+    def __call__(self, inputs, target=None, **kwargs):  # type: ignore[override]  # names its own parameters
         """
         Explain one image or many.
 
@@ -166,7 +168,9 @@ class SaliencyPipeline(Pipeline):
 
     # ------------------------------------------------------------------ one image in
 
-    def preprocess(self, inputs, target=None, timeout=None, on_error="raise") -> dict[str, Any]:
+    def preprocess(  # type: ignore[override]  # names its own parameters
+        self, inputs, target=None, timeout=None, on_error="raise"
+    ) -> dict[str, Any]:
         if isinstance(inputs, dict) and not is_image_cell(inputs):
             if "image" not in inputs:
                 raise ValueError(f"An input dictionary needs the key 'image', got the keys {sorted(inputs)}.")
@@ -197,18 +201,20 @@ class SaliencyPipeline(Pipeline):
 
     # ------------------------------------------------------------------ a batch through
 
-    def _forward(self, model_inputs: dict[str, Any], method: str | None = None, top_k: int = 1, **options):
+    def _forward(  # type: ignore[override]  # names its own parameters
+        self, model_inputs: dict[str, Any], method: str | None = None, top_k: int = 1, **options
+    ) -> dict[str, Any]:
         pixel_values, asked = model_inputs["pixel_values"], model_inputs["target"]
         asked = asked if isinstance(asked, list) else [asked]  # an image by itself comes without a list
-        if method is None and self.head is None:
-            method = DEFAULT_METHOD
-        explain = self.head.forward_head if method is None else resolve_method(method)
-        _check_options(explain, method or type(self.head).__name__, options)
+        head = self.head if method is None else None
+        name = type(head).__name__ if head is not None else method or DEFAULT_METHOD
+        explain: Any = resolve_method(name) if head is None else head.forward_head  # each with options of its own
+        _check_options(explain, name, options)
         own = [targets is None for targets in asked]
-        features = self.head.forward_features(pixel_values) if method is None else None
-        if method is not None and top_k == 1 and all(own):
+        features = None if head is None else head.forward_features(pixel_values)
+        if head is None and top_k == 1 and all(own):
             # the method's own pass finds the top classes
-            outputs = [explain(self.classifier, pixel_values, None, **options)]
+            outputs: list[SaliencyOutput] = [explain(self.classifier, pixel_values, None, **options)]
             classes, rounds = outputs[0].target[:, None].tolist(), [list(range(len(asked)))]
         else:
             classes = asked
@@ -223,12 +229,12 @@ class SaliencyPipeline(Pipeline):
             for place, rows in enumerate(rounds):
                 targets = torch.tensor([classes[row][place] for row in rows], device=pixel_values.device)
                 everyone = len(rows) == len(classes)
-                if features is not None:
-                    chosen = features if everyone else self.head.select_features(features, rows)
-                    outputs.append(check_output(explain(chosen, targets, **options)))
+                if head is not None and features is not None:
+                    seen = features if everyone else head.select_features(features, rows)
+                    outputs.append(check_output(explain(seen, targets, **options)))
                 else:
-                    chosen = pixel_values if everyone else pixel_values[rows]
-                    outputs.append(explain(self.classifier, chosen, targets, **options))
+                    images = pixel_values if everyone else pixel_values[rows]
+                    outputs.append(explain(self.classifier, images, targets, **options))
 
         # from round by round to image by image
         places = [row for rows in rounds for row in rows]
@@ -240,15 +246,17 @@ class SaliencyPipeline(Pipeline):
             "original_size": model_inputs["original_size"],
             "error": model_inputs["error"],
         }
-        for name in ("saliency", "reconstruction", "explanation", "explanation_score"):
-            if getattr(outputs[0], name) is not None:
-                whole = torch.cat([getattr(output, name) for output in outputs])
-                result[name] = list(whole[order].split(counts))
+        for field in ("saliency", "reconstruction", "explanation", "explanation_score"):
+            if getattr(outputs[0], field) is not None:
+                whole = torch.cat([getattr(output, field) for output in outputs])
+                result[field] = list(whole[order].split(counts))
         return result
 
     # ------------------------------------------------------------------ one image out
 
-    def postprocess(self, model_outputs: dict[str, Any]) -> list[dict[str, Any]]:
+    def postprocess(  # type: ignore[override]  # takes no parameters
+        self, model_outputs: dict[str, Any]
+    ) -> list[dict[str, Any]]:
         if model_outputs["error"]:
             return [{"error": model_outputs["error"]}]
         geometry = CropGeometry.from_processor(self.image_processor, tuple(model_outputs["original_size"][0].tolist()))
@@ -286,7 +294,7 @@ class SaliencyPipeline(Pipeline):
         return logits.float().sigmoid() if problem == "multi_label_classification" else class_probabilities(logits)
 
 
-def load_pipeline(model: str | os.PathLike[str] | ExplainerPreTrainedModel, **kwargs: Any) -> Any:
+def load_pipeline(model: str | os.PathLike[str] | ExplainerPreTrainedModel, **kwargs: Any) -> SaliencyPipeline:
     """
     `pipeline("saliency")` as the commands load it: no code of a repository runs, and nobody is asked whether it may.
 
@@ -304,11 +312,13 @@ def load_pipeline(model: str | os.PathLike[str] | ExplainerPreTrainedModel, **kw
         ValueError: If its files cannot be used, or its own code would have to run.
     """
     if isinstance(model, ExplainerPreTrainedModel):
-        return pipeline("saliency", model=model, **kwargs)
+        return pipeline("saliency", model=model, **kwargs)  # type: ignore[call-overload]  # for Transformers' own tasks
     name = os.fspath(model)
     check_source(name)
     with usable_files(name):
-        return pipeline("saliency", model=name, trust_remote_code=False, **kwargs)
+        return pipeline(  # type: ignore[call-overload]  # for Transformers' own tasks
+            "saliency", model=name, trust_remote_code=False, **kwargs
+        )
 
 
 class _Items(Dataset):

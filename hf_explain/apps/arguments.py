@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import InitVar, dataclass
+from pathlib import Path
 from typing import Any
 
 from hf_explain.evaluation.arguments import ComparisonArguments, ErrorStudyArguments, EvaluationArguments
@@ -123,7 +124,7 @@ class EvaluateCommand(ComparisonArguments, DatasetArguments):
         commas=True,
         metavar="NAME[=DIR],...",
     )
-    output_dir: str = option(help="folder of the results; a killed run continues there", short="-o")
+    output_dir: Path = option(help="folder of the results; a killed run continues there", short="-o")
 
     def __post_init__(self) -> None:
         super().__post_init__()

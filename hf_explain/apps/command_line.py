@@ -232,7 +232,8 @@ def current_words(words: Sequence[str]) -> tuple[list[str], list[str]]:
 
 def part_of(settings: Any, kind: type[Settings]) -> Settings:
     """The fields of `settings` that `kind` has, as one: what a command has beyond them stays behind."""
-    return kind(**{entry.name: getattr(settings, entry.name) for entry in dataclasses.fields(kind)})  # type: ignore[arg-type]
+    fields = dataclasses.fields(kind)  # type: ignore[arg-type]  # every `Settings` is a dataclass
+    return kind(**{entry.name: getattr(settings, entry.name) for entry in fields})
 
 
 # -------------------------------------------------------------------------------------------------------------- pieces

@@ -46,7 +46,7 @@ def run(arguments: ErrorsCommand) -> dict[str, Any]:
         data,
         part_of(arguments, ErrorStudyArguments),
         method=method,
-        method_options=arguments.method_options.get(method),
+        method_options=arguments.method_options.get(method) if method else None,
         image_column=arguments.image_column,
         label_column=arguments.label_column,
         mask_column=arguments.mask_column,

@@ -22,7 +22,6 @@ import datasets
 import PIL.Image
 import pyarrow as pa
 import pyarrow.parquet as pq
-import torch
 from accelerate import Accelerator
 from accelerate.utils import InitProcessGroupKwargs
 from tqdm.auto import tqdm
@@ -111,7 +110,9 @@ def export_saliency(output_dir: str | os.PathLike, args: ExportArguments) -> dic
     check_launched(accelerator)
     with accelerator.local_main_process_first():
         source = ExportSource.load(args)
-        pipe = _load_pipeline(args, accelerator.device)
+        pipe = load_pipeline(
+            args.model, revision=args.revision, device=accelerator.device, pipeline_class=_ExportPipeline
+        )
     read_label = None
     if source.label_column is not None:
         read_label = LabelReader(source.features.get(source.label_column), pipe.classifier.config)
@@ -141,7 +142,9 @@ def export_saliency(output_dir: str | os.PathLike, args: ExportArguments) -> dic
 class _ExportPipeline(SaliencyPipeline):
     """The pipeline, giving class indices and encoded maps."""
 
-    def postprocess(self, model_outputs):
+    def postprocess(  # type: ignore[override]  # takes no parameters
+        self, model_outputs: dict[str, Any]
+    ) -> list[dict[str, Any]]:
         results = super().postprocess(model_outputs)
         if "error" in results[0]:
             return results
@@ -152,11 +155,7 @@ class _ExportPipeline(SaliencyPipeline):
         ]
 
 
-def _load_pipeline(args: ExportArguments, device: torch.device) -> _ExportPipeline:
-    return load_pipeline(args.model, revision=args.revision, device=device, pipeline_class=_ExportPipeline)
-
-
-def _features(pipe: _ExportPipeline, source: ExportSource) -> datasets.Features:
+def _features(pipe: SaliencyPipeline, source: ExportSource) -> datasets.Features:
     names = [str(pipe.classifier.id2label[index]) for index in range(pipe.classifier.num_labels)]
     # ImageNet has two cranes; a ClassLabel wants each name once
     names = [f"{name} ({index})" if names.count(name) > 1 else name for index, name in enumerate(names)]
@@ -178,7 +177,7 @@ def _png(image: PIL.Image.Image) -> bytes:
 
 
 def _explain(
-    pipe: _ExportPipeline,
+    pipe: SaliencyPipeline,
     chunk: ExportChunk,
     source: ExportSource,
     args: ExportArguments,
@@ -217,7 +216,7 @@ def _explain(
 # -------------------------------------------------------------------------------------------------------- the files
 
 
-def _prepare(output_dir: Path, args: ExportArguments, source: ExportSource, pipe: _ExportPipeline) -> set[str]:
+def _prepare(output_dir: Path, args: ExportArguments, source: ExportSource, pipe: SaliencyPipeline) -> set[str]:
     """Make the directory this export's, or see that it is; the names of the shards that are there."""
     settings = _settings(args, source, pipe)
     if output_dir.is_dir() and any(path.name != LOCK_FILE for path in output_dir.iterdir()):
@@ -251,7 +250,7 @@ def _prepare(output_dir: Path, args: ExportArguments, source: ExportSource, pipe
     return {path.name for path in (output_dir / "data").glob("*.parquet")}
 
 
-def _settings(args: ExportArguments, source: ExportSource, pipe: _ExportPipeline) -> dict[str, Any]:
+def _settings(args: ExportArguments, source: ExportSource, pipe: SaliencyPipeline) -> dict[str, Any]:
     """What decides which maps are written; batch_size, num_workers and on_error may change from run to run."""
     weights = fingerprint(pipe.classifier.model)
     if pipe.head is not None:

@@ -111,8 +111,7 @@ class ExportSource:
             if first is None:
                 return
             if index % world_size == rank and self._name(index) not in done:
-                part = itertools.chain([first], part)
-                yield ExportChunk(self._name(index), index * size, part)
+                yield ExportChunk(self._name(index), index * size, itertools.chain([first], part))
             for _ in part:
                 pass
 

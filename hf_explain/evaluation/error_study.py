@@ -124,7 +124,7 @@ def study_errors(
     return _summarize(seen, arguments, explainer, reader, seed, dict(dataset_info or {}))
 
 
-def _check_labels(data, label_column: str, classifier) -> None:
+def _check_labels(data, label_column: str | None, classifier) -> None:
     names = getattr((getattr(data, "features", None) or {}).get(label_column), "names", None)
     if names and len(names) != classifier.num_labels:
         raise ValueError(
@@ -180,7 +180,7 @@ def _look(batch: list[Example], explainer: Explainer, arguments: ErrorStudyArgum
         border=border_shares(region),
     )
     if batch[0].mask is not None:
-        masks = torch.stack([example.mask for example in batch]).to(classifier.device) != 0
+        masks = torch.stack([example.mask for example in batch if example.mask is not None]).to(classifier.device) != 0
         visible = masks.flatten(1).any(1)
         # the region can be larger than the object, or smaller: 1 is as much as can lie on it
         room = torch.minimum(region.flatten(1).sum(1), masks.flatten(1).sum(1)).clamp(min=1)

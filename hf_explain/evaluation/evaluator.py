@@ -252,7 +252,7 @@ class SaliencyEvaluator:
         if batch[0].label is not None:
             labels = torch.tensor([example.label for example in batch], device=classifier.device)
         if batch[0].mask is not None:
-            masks = torch.stack([example.mask for example in batch]).to(classifier.device)
+            masks = torch.stack([example.mask for example in batch if example.mask is not None]).to(classifier.device)
         with _cost(cost["explain"], classifier):
             target = labels if task.arguments.target == "label" else None
             output = task.explainer.explain(pixel_values, target, ids)

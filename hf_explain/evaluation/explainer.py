@@ -108,7 +108,9 @@ def resolve_explainer(
         name = os.fspath(model_or_pipeline)
         check_source(name)
         with usable_files(name):
-            model_or_pipeline = pipeline("saliency", model=name, device=device, trust_remote_code=False)
+            model_or_pipeline = pipeline(  # type: ignore[call-overload]  # for Transformers' own tasks
+                "saliency", model=name, device=device, trust_remote_code=False
+            )
     if isinstance(model_or_pipeline, Pipeline):
         # by what it offers, not by its class: pipelines lie above this file
         classifier = getattr(model_or_pipeline, "classifier", None)
@@ -116,7 +118,7 @@ def resolve_explainer(
             raise TypeError(
                 f"`model_or_pipeline` is a {type(model_or_pipeline).__name__}; give one of pipeline('saliency', ...)."
             )
-        head, processor = model_or_pipeline.head, model_or_pipeline.image_processor
+        head, processor = getattr(model_or_pipeline, "head", None), model_or_pipeline.image_processor
         preset = {name: value for name, value in model_or_pipeline._forward_params.items() if name != "top_k"}
         own_method = preset.pop("method", None)
         if method is None or method == own_method:

@@ -76,7 +76,7 @@ class ExampleReader:
         self._labels = LabelReader(features.get(self.label_column), explainer.classifier.config)
         self._processor = explainer.image_processor
         self.total = None if self.streaming else min(len(data), max_examples or len(data))
-        self.limit = max_examples if self.streaming else self.total
+        self.limit = max_examples
         self.identity = {
             "split": str(getattr(data, "split", None) or "") or None,
             "num_rows": None if self.streaming else len(data),
@@ -99,7 +99,7 @@ class ExampleReader:
         Yields:
             `tuple[int, list[tuple[int, dict]]]`: its number, and `(index, row)` of its rows.
         """
-        if not self.streaming:
+        if self.total is not None:
             for shard in range(-(-self.total // shard_size)):
                 if wanted(shard):
                     stop = min((shard + 1) * shard_size, self.total)

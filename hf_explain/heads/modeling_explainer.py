@@ -514,7 +514,8 @@ class ExplainerPreTrainedModel(PreTrainedModel):
         if push_to_hub:
             self.push_to_hub(hub.pop("repo_id", target.name), **hub)
 
-    def push_to_hub(self, repo_id: str, *args: Any, **kwargs: Any) -> Any:  # type: ignore[override]  # see below
+    # Transformers' decorator hides `self` from a type checker
+    def push_to_hub(self, repo_id: str, *args: Any, **kwargs: Any) -> Any:  # type: ignore[override]  # `self` is hidden
         """
         Upload the head as Transformers does; [`~hf_explain.publish.hub.push_explainer`] also checks, lists and writes
         a card.
@@ -536,8 +537,7 @@ class ExplainerPreTrainedModel(PreTrainedModel):
         try:
             if local:
                 self.config.backbone = None  # its weights go along; where they came from is nobody's business
-            # Transformers decorates the method in a way that hides `self` from a type checker
-            return super().push_to_hub(repo_id, *args, **kwargs)  # type: ignore[arg-type]
+            return super().push_to_hub(repo_id, *args, **kwargs)  # type: ignore[arg-type]  # `self` is hidden
         finally:
             self.config.backbone = backbone
 
@@ -555,7 +555,7 @@ def check_output(output: SaliencyOutput) -> SaliencyOutput:
     # one number to wait for, and none where a compiler would have to break the graph for it
     if not torch.compiler.is_compiling():
         logits, maps = output.logits, output.saliency_logits
-        assert logits is not None and maps is not None
+        assert maps is not None  # every head gives them
         if not bool(torch.isfinite(maps).all() & torch.isfinite(logits).all().to(maps.device)):
             check_finite(logits, "logits that are")
             check_finite(maps, "a map that is")

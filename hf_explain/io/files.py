@@ -29,7 +29,7 @@ _HELD: set[int] = set()  # open lock files of this process
 _LAST = ("config.json", "training_record.json")
 
 
-def write_atomically(path: Path, content: bytes) -> None:
+def write_atomically(path: Path, content: bytes | memoryview) -> None:
     """Write a file so that, whatever happens, its name shows either the old content or the new one."""
     temporary = path.with_name(path.name + ".tmp")
     try:

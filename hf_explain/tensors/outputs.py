@@ -34,10 +34,11 @@ class SaliencyOutput(ModelOutput):
             The weighted terms `loss` is the sum of, detached scalars, for logging.
     """
 
+    # `ModelOutput` wants a default of `None` for every field but the first, also for those that are always given
     loss: torch.Tensor | None = None
-    saliency: torch.Tensor | None = None
-    logits: torch.Tensor | None = None
-    target: torch.Tensor | None = None
+    saliency: torch.Tensor = None  # type: ignore[assignment]  # always given
+    logits: torch.Tensor = None  # type: ignore[assignment]  # always given
+    target: torch.Tensor = None  # type: ignore[assignment]  # always given
     saliency_logits: torch.Tensor | None = None
     reconstruction: torch.Tensor | None = None
     explanation: torch.Tensor | None = None

@@ -168,14 +168,16 @@ def plan_steps(
             f"{args.per_device_batch_size} x gradient_accumulation_steps {args.gradient_accumulation_steps} x "
             f"{num_processes} processes): lower per_device_batch_size."
         )
-    if per_epoch is None and args.max_steps is None:
+    if per_epoch is not None:
+        per_epoch = max(per_epoch, 1)
+        return per_epoch, args.max_steps or args.num_train_epochs * per_epoch
+    if args.max_steps is None:
         raise ValueError("the dataset is a stream of unknown length: pass max_steps, or num_examples.")
-    if per_epoch is None and args.lr_scheduler == "exponential":
+    if args.lr_scheduler == "exponential":
         raise ValueError(
             "lr_scheduler 'exponential' decays per epoch and the stream's length is unknown: pass num_examples."
         )
-    per_epoch = None if per_epoch is None else max(per_epoch, 1)
-    return per_epoch, args.max_steps or args.num_train_epochs * per_epoch
+    return None, args.max_steps
 
 
 def describe_path(
@@ -244,6 +246,7 @@ def learning_rate_at(args: ExplainerTrainingArguments, step: int, total: int, pe
         momentum = anneal(*ends[1], fraction) if args.cycle_momentum else None
         return anneal(*ends[0], fraction), momentum
     if args.lr_scheduler == "exponential":
+        assert per_epoch is not None  # `plan_steps` refuses the schedule without it
         return peak * args.lr_decay ** (step // per_epoch), None
     if args.lr_scheduler == "cosine":
         return anneal(peak, 0.0, step / total), None

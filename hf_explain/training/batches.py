@@ -121,12 +121,13 @@ class ImageBatches(torch.utils.data.Dataset):
 
     def __getitems__(self, samples: list[tuple[tuple[int, ...], dict | None]]) -> dict[str, Any]:
         keys = [key for key, _ in samples]
-        if samples[0][1] is not None:
-            rows = [row for _, row in samples]
-        elif hasattr(self.dataset, "__getitems__"):
-            rows = self.dataset.__getitems__([key[-1] for key in keys])
-        else:
-            rows = [self.dataset[key[-1]] for key in keys]
+        rows = [row for _, row in samples if row is not None]
+        if not rows:
+            places = [key[-1] for key in keys]
+            if hasattr(self.dataset, "__getitems__"):
+                rows = self.dataset.__getitems__(places)
+            else:
+                rows = [self.dataset[place] for place in places]
         images, labels = [], []
         for key, row in zip(keys, rows, strict=True):
             try:
@@ -176,7 +177,7 @@ class MapBatchSampler:
         self.steps_per_epoch = num_examples // (batch_size * gradient_accumulation_steps * num_processes)
 
     def __iter__(self) -> Iterator[list[tuple[tuple[int, int], None]]]:
-        order, order_epoch = None, -1
+        order, order_epoch = np.empty(0, dtype=np.int64), -1
         for step in range(self.first_step, self.last_step):
             epoch, step_in_epoch = divmod(step, self.steps_per_epoch)
             if epoch != order_epoch:

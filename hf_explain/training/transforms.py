@@ -88,10 +88,10 @@ class TrainingTransform:
     def _random_crop(self, image: PILImage.Image, generator: np.random.Generator) -> np.ndarray:
         height, width = self.image_size
         scale = self.resize_size / min(image.size)
-        resized = tuple(max(self.resize_size, round(side * scale)) for side in image.size)
-        if resized != image.size:
+        wide, tall = (max(self.resize_size, round(side * scale)) for side in image.size)
+        if (wide, tall) != image.size:
             resample = getattr(self.image_processor, "resample", None)
-            image = image.resize(resized, PILImage.BILINEAR if resample is None else int(resample))
+            image = image.resize((wide, tall), PILImage.Resampling.BILINEAR if resample is None else int(resample))
         left = int(generator.integers(0, image.size[0] - width + 1))
         top = int(generator.integers(0, image.size[1] - height + 1))
         image = image.crop((left, top, left + width, top + height))

@@ -87,7 +87,7 @@ def train_classifier(
         data, batch_size=batch_size, shuffle=True, generator=torch.Generator().manual_seed(seed)
     )
     # Channels last: a third faster on CPUs. The weights are laid out as usual again when saved.
-    model = model.to(memory_format=torch.channels_last)
+    model = model.to(memory_format=torch.channels_last)  # type: ignore[call-arg]  # a decorator hides `self`
     decayed = [parameter for parameter in model.parameters() if parameter.ndim > 1]
     others = [parameter for parameter in model.parameters() if parameter.ndim <= 1]
     optimizer = torch.optim.AdamW([{"params": decayed, "weight_decay": 0.05}, {"params": others, "weight_decay": 0.0}])

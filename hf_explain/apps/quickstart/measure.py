@@ -32,8 +32,8 @@ def explain(pipe, dataset) -> dict[str, dict[str, Any]]:
     return explained
 
 
-def measure(pipe, dataset, explained, seed: int) -> tuple[dict[str, Any], dict[str, dict[str, torch.Tensor]]]:
-    """The numbers of `results.json`, and the mean perturbation curves."""
+def measure(pipe, dataset, explained, seed: int) -> tuple[dict[str, Any], dict[str, Any]]:
+    """The numbers of `results.json`; the mean perturbation curves, beside `fractions`, where they are measured."""
     names = dataset.features["label"].names
     predicted = torch.tensor([names.index(label) for label in explained[HEAD]["label"]])
     labels, has_cue = torch.tensor(dataset["label"][:]), torch.tensor(dataset["has_cue"][:])
@@ -42,7 +42,9 @@ def measure(pipe, dataset, explained, seed: int) -> tuple[dict[str, Any], dict[s
     pixel_values = load_pixels(dataset, pipe.image_processor).to(classifier.device)
     statistics = {"image_mean": classifier.image_mean, "image_std": classifier.image_std}
     plain = ~has_cue  # where the object is all there is to see
-    rows, curves, protocol = {}, {}, {}
+    rows: dict[str, dict[str, Any]] = {}
+    curves: dict[str, dict[str, torch.Tensor]] = {}
+    protocol: dict[str, Any] = {}
     for name, entry in explained.items():
         saliency = entry["saliency"]
         with torch.inference_mode():

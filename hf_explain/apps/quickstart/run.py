@@ -15,7 +15,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from transformers import pipeline
 
 from hf_explain.apps.arguments import QuickstartCommand
 from hf_explain.apps.quickstart.classifier import train_classifier
@@ -26,13 +25,14 @@ from hf_explain.heads.lcam import LCamForSaliency
 from hf_explain.io.charts import bar_chart, plot_curves
 from hf_explain.io.files import read_json_file, write_atomically, write_json_file
 from hf_explain.io.pictures import overlay, saliency_grid, save_image
+from hf_explain.pipeline import load_pipeline
 from hf_explain.training.loop import ExplainerTrainingArguments, train
 
 
 MADE_BY = "hf-explain quickstart"
 # Under the published loss alone an empty map is a good answer for whichever class the classifier gives to a black
 # image: nothing kept, class kept. The removal term closes that door, as the object must then be what is removed.
-HEAD_CONFIG = {"variant": "img", "removal_weight": 1.0}
+HEAD_CONFIG: dict[str, Any] = {"variant": "img", "removal_weight": 1.0}
 _PICTURES = ("saliency.png", "bias.png", "auc_d.png", "overlap.png", "removed_first.png", "removed_last.png")
 
 
@@ -89,7 +89,8 @@ def run_quickstart(
         with clock("head"):
             head_record = _train_head(work, data["train"], head_epochs, seed, disable_tqdm)
         with clock("explain"):
-            pipe = pipeline("saliency", model=str(work / "head"))
+            pipe = load_pipeline(str(work / "head"))
+            assert pipe.head is not None  # the directory holds one
             explained = explain(pipe, data["validation"])
         with clock("measure"):
             results, curves = measure(pipe, data["validation"], explained, seed)
