@@ -285,8 +285,8 @@ class SaliencyPipeline(Pipeline):
 
     def scores(self, logits: torch.Tensor) -> torch.Tensor:
         """
-        What results give as scores of one image's logits, of shape `(num_labels,)`: probabilities, or the outputs of a
-        regression as they are, by the rules of Transformers' `pipeline("image-classification")`.
+        The scores that results give for one image's logits, of shape `(num_labels,)`: probabilities, or the outputs of
+        a regression as they are, by the rules of Transformers' `pipeline("image-classification")`.
         """
         problem = getattr(self.classifier.config, "problem_type", None)
         if problem == "regression":

@@ -117,7 +117,7 @@ class AutoModelForSaliency(_BaseAutoModelClass):
 
         Raises:
             OSError: If the Hub has no such head, it cannot be reached, or a download was damaged.
-            ValueError: If the files are no head's, or the weights are there as a pickle only.
+            ValueError: If the files are not those of a head, or the weights exist only as a pickle.
         """
         name = os.fspath(pretrained_model_name_or_path)
         # for None, Transformers stops and asks on the terminal
@@ -143,7 +143,7 @@ def register_head(head: Head) -> None:
         head ([`Head`]): The head's entry.
 
     Raises:
-        TypeError: If its model is no head's.
+        TypeError: If its model is not a head.
         ValueError: If its `model_type` is taken by another head or by Transformers.
 
     Example:

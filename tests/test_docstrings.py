@@ -81,7 +81,7 @@ def test_formula_and_example(function):
 def test_example_runs(value):
     for package in OPTIONAL.get(value.__name__, ()):
         pytest.importorskip(package)
-    text = re.sub(r"^```.*$", "", inspect.getdoc(value), flags=re.M)  # a fence is no output
+    text = re.sub(r"^```.*$", "", inspect.getdoc(value), flags=re.M)  # a fence is not output
     test = doctest.DocTestParser().get_doctest(text, {}, value.__name__, value.__module__, 0)
     report = []
     doctest.DocTestRunner(verbose=False).run(test, out=report.append)

@@ -30,7 +30,7 @@ def room(file):
 
 
 def file_of(module, name=None):
-    """The file that `from module import name` reads, or None where it is no module of the package."""
+    """The file that `from module import name` reads, or `None` where it is not a module of the package."""
     parts = module.split(".")[1:]
     tries = [[*parts, name]] if name else []
     for try_parts in (*tries, parts):

@@ -394,7 +394,10 @@ def test_the_map_lies_where_the_classifier_looked(family, tmp_path, monkeypatch)
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"target": "tensh"}, "`target` 'tensh' is no label of this classifier; the nearest are 'tench, Tinca tinca'"),
+        (
+            {"target": "tensh"},
+            "`target` 'tensh' is not a label of this classifier; the nearest are 'tench, Tinca tinca'",
+        ),
         ({"target": 5}, "`target` 5 is out of range: the classifier has 5 classes, 0 to 4."),
         ({"target": []}, "`target` is an empty list"),
         ({"target": 1.5}, "`target` must be a class index"),

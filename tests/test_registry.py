@@ -128,7 +128,7 @@ def test_code_that_cannot_be_copied_flat(outside, tmp_path, monkeypatch, line, m
         remote_code_files({"model_type": "outside"}, "self-contained")
     for own in (outside.OutsideForSaliency, outside.OutsideForSaliency.config_class):
         monkeypatch.setattr(own, "__module__", "__main__")
-    with pytest.raises(ValueError, match="in '__main__', which is no file to copy: define it in a module"):
+    with pytest.raises(ValueError, match="in '__main__', which is not a file to copy: define it in a module"):
         remote_code_files({"model_type": "outside"}, "self-contained")
 
 

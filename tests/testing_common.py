@@ -517,7 +517,7 @@ class ExplainerTesterMixin:
 
     def test_self_contained_round_trip(self, family, saved, caplog):
         head, directory, classifier = saved(family, self_contained=True)
-        assert head.config.self_contained is False  # saving is no change of the head
+        assert head.config.self_contained is False  # saving does not change the head
         shutil.rmtree(classifier)
         tensors = safetensors.torch.load_file(directory / "model.safetensors")
         assert any(name.startswith("backbone.") for name in tensors)
@@ -722,7 +722,7 @@ class ExplainerTesterMixin:
             (5, ValueError, "`target` 5 is out of range: the classifier has 5 classes, 0 to 4"),
             (-1, ValueError, "`target` -1 is out of range"),
             (torch.tensor([0, 9]), ValueError, "`target` 9 is out of range"),
-            ("tenhc", ValueError, "`target` 'tenhc' is no label of this classifier; the nearest are 'tench"),
+            ("tenhc", ValueError, "`target` 'tenhc' is not a label of this classifier; the nearest are 'tench"),
             ([1, 2, 3], ValueError, "`target` has 3 entries for 2 images"),
             ([1.5, 2], TypeError, "`target` must be a class index or a label name, got 1.5"),
             (torch.tensor(1.5), TypeError, "`target` must hold class indices"),
@@ -730,7 +730,7 @@ class ExplainerTesterMixin:
             (True, TypeError, "`target` must be a class index"),
             (1.0, TypeError, "`target` must be a class index"),
             (np.array(1.0), TypeError, "`target` must be a class index"),
-            (np.array("dgo"), ValueError, "`target` 'dgo' is no label of this classifier; the nearest are"),
+            (np.array("dgo"), ValueError, "`target` 'dgo' is not a label of this classifier; the nearest are"),
         ):
             with pytest.raises(error, match=message):
                 head(pixel_values, target=target)

@@ -150,7 +150,7 @@ class ErrorsCommand(ErrorStudyArguments, DatasetArguments):
     image_column: str | None = option(None, "column of the images; found by its type unless given")
     label_column: str | None = option(None, "column of the labels, likewise")
     mask_column: str | None = option(None, "column of the object's masks; without it the border is looked at")
-    max_examples: int | None = option(None, "only the first so many images", minimum=1)
+    max_examples: int | None = option(None, "use only this many images, the first ones", minimum=1)
     seed: int = option(EvaluationArguments.seed, "seed of everything random", minimum=0)
     batch_size: int = option(EvaluationArguments.batch_size, "images per pass", minimum=1)
     device: str | None = option(None, _DEVICE)
@@ -181,12 +181,12 @@ class ExportArguments(DatasetArguments):
     top_k: int = option(1, "classes to explain per image, one row each, for target=prediction", minimum=1)
     batch_size: int = option(EvaluationArguments.batch_size, "images per forward pass and process", minimum=1)
     shard_size: int = option(500, "images per parquet file; an interruption loses at most one per process", minimum=1)
-    max_examples: int | None = option(None, "only the first so many images", minimum=1)
+    max_examples: int | None = option(None, "use only this many images, the first ones", minimum=1)
     on_error: str = option("raise", "what to do about an image that cannot be read", choices=ON_ERROR)
     num_workers: int = option(0, "processes that decode images, per process; not for streaming", minimum=0)
     device: str | None = option(None, "cpu, or the accelerator: that is taken where there is one")
     progress: bool = option(True, "progress bar")
-    # what device="cpu" and progress=False were called once
+    # earlier names of device="cpu" and progress=False
     use_cpu: InitVar[bool | None] = None
     disable_tqdm: InitVar[bool | None] = None
 

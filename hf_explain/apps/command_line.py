@@ -18,7 +18,7 @@ from typing import Any, TypeVar
 
 Settings = TypeVar("Settings")
 
-# What options were called once, in any command: still read, for good, and said so in a line
+# Earlier names of options, in any command: they are read for good, with a note
 OLD_NAMES: dict[str, tuple[str, ...]] = {
     "--disable_tqdm": ("--no_progress",),
     "--no_disable_tqdm": ("--progress",),
@@ -36,8 +36,8 @@ _OPTION = re.compile(r"(--[A-Za-z][\w-]*)(=.*)?", re.DOTALL)
 
 def parse_value(text: str) -> Any:
     """
-    What a word on the command line stands for: what it is in JSON, or else (in Python's spelling) a truth value or
-    `None`, or else itself.
+    What a word on the command line stands for: a JSON value; else `True`, `False` or `None` in Python's spelling; else
+    the word itself.
 
     Example:
 
@@ -65,17 +65,17 @@ def parse_assignments(
     words: Iterable[str], argument: str, form: str = "NAME=VALUE", example: str = "variant=img"
 ) -> dict[str, Any]:
     """
-    Assignments as a dictionary, of dictionaries where the names have two parts.
+    Assignments as a dictionary; names with two parts give a dictionary of dictionaries.
 
     Args:
         words (list of `str`): As they were typed.
         argument (`str`): Name of the option, for the error.
-        form (`str`, *optional*, defaults to `"NAME=VALUE"`): What an assignment looks like; as many dots in it, as
-            many in every name.
+        form (`str`, *optional*, defaults to `"NAME=VALUE"`): What an assignment looks like; every name has as many
+            dots as it.
         example (`str`, *optional*): For the error.
 
     Raises:
-        ValueError: If a word is none.
+        ValueError: If a word does not have this form.
 
     Example:
 
@@ -123,12 +123,12 @@ def add_options(parser: argparse.ArgumentParser, kind: type) -> None:
     Give a parser one option for each field of a dataclass that has a `help`, in a group for every class it is made of.
 
     Read of a field's metadata, besides `help` and `choices`: `flag` (the option's name where it is not the field's),
-    `short` (`"-o"`), `positional`, `metavar`, `several` (a list's option takes several words; all lists' may be
+    `short` (`"-o"`), `positional`, `metavar`, `several` (one option takes several words; the option of any list may be
     repeated), `commas` (a list is one word with commas in it), and of a dictionary `form` and `example`, as for
     [`parse_assignments`]. A class names its group by `options_title`.
 
     Args:
-        parser (`argparse.ArgumentParser`): Gets the options. Of what is not given nothing is in its namespace: the
+        parser (`argparse.ArgumentParser`): Gets the options. What is not given is not in its namespace: the
             defaults are the dataclass's.
         kind (`type`): A dataclass.
     """
@@ -165,7 +165,7 @@ def read_options(kind: type[Settings], namespace: argparse.Namespace) -> Setting
     The dataclass, with what a parser with [`add_options`] found.
 
     Raises:
-        ValueError: If a value is none of its option, or none that works, as the dataclass finds.
+        ValueError: If a value cannot be read, or the dataclass refuses it.
     """
     given: dict[str, Any] = {}
     for entry, hint in _options(kind):
@@ -214,7 +214,7 @@ def current_words(words: Sequence[str]) -> tuple[list[str], list[str]]:
     found: list[str] = []
     notes: list[str] = []
     for place, word in enumerate(words):
-        if word == "--":  # what follows is no option
+        if word == "--":  # what follows is not an option
             return [*found, *words[place:]], notes
         match = _OPTION.fullmatch(word)
         if match is None:
@@ -226,12 +226,12 @@ def current_words(words: Sequence[str]) -> tuple[list[str], list[str]]:
             found.append(name + value)
         else:
             found += [*today[:-1], today[-1] + value] if today else []
-            notes.append(f"{match[1]} is called {' '.join(today)} now." if today else f"{match[1]} says nothing now.")
+            notes.append(f"{match[1]} is called {' '.join(today)} now." if today else f"{match[1]} has no effect now.")
     return found, notes
 
 
 def part_of(settings: Any, kind: type[Settings]) -> Settings:
-    """The fields of `settings` that `kind` has, as one: what a command has beyond them stays behind."""
+    """A `kind` with the values of its fields in `settings`; other fields of `settings` are ignored."""
     fields = dataclasses.fields(kind)  # type: ignore[arg-type]  # every `Settings` is a dataclass
     return kind(**{entry.name: getattr(settings, entry.name) for entry in fields})
 
@@ -248,7 +248,7 @@ def _options(kind: type) -> list[tuple[dataclasses.Field, Any]]:
 
 
 def _home(kind: type, name: str) -> type:
-    """The class that a field is of, or that redefines it."""
+    """The class that defines a field, or the last one to redefine it."""
     return next(one for one in kind.__mro__ if name in inspect.get_annotations(one))
 
 

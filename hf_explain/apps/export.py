@@ -187,7 +187,7 @@ def _explain(
     identities = []
 
     def identify(row: dict, number: int) -> int | None:
-        """Note whose result is next, and say which class it is about."""
+        """Note whose result comes next, and return the class to explain."""
         identities.append((number, source.image_id(row, number)))
         if read_label is None:
             return None
@@ -217,7 +217,7 @@ def _explain(
 
 
 def _prepare(output_dir: Path, args: ExportArguments, source: ExportSource, pipe: SaliencyPipeline) -> set[str]:
-    """Make the directory this export's, or see that it is; the names of the shards that are there."""
+    """Claim the directory for this export, or check that it is its own; returns the names of the finished shards."""
     settings = _settings(args, source, pipe)
     if output_dir.is_dir() and any(path.name != LOCK_FILE for path in output_dir.iterdir()):
         try:
@@ -294,7 +294,7 @@ def _write_shard(
     on_error: str,
     update: Callable[[int], Any],
 ) -> None:
-    """Compute a shard and write it whole or not at all; of a process that is killed nothing has its name."""
+    """Compute a shard and write it whole or not at all: a killed process leaves no file of that name."""
     schema, sink = features.arrow_schema, io.BytesIO()
     rows, skipped, num_images = [], [], 0
     with pq.ParquetWriter(sink, schema) as writer:

@@ -141,7 +141,7 @@ def id_feature(column: str, features: dict[str, Any]) -> datasets.Value:
 
 
 def encoded_image(cell: Any) -> Any:
-    """The file's bytes of an image cell; what is no file stays as it is."""
+    """The file's bytes of an image cell; other values stay as they are."""
     if not isinstance(cell, dict):
         return cell
     if cell.get("bytes") is not None:

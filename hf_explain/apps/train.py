@@ -35,7 +35,7 @@ def run(arguments: TrainCommand) -> dict[str, Any]:
     head_class = resolve_head(arguments.head)
     fields = dict(arguments.head_options)
     if "preset" in fields:
-        raise ValueError(f"head_option preset={fields['preset']} is no field of a head: write --preset instead.")
+        raise ValueError(f"head_option preset={fields['preset']} is not a field of a head: write --preset instead.")
     train_dataset, eval_dataset = arguments.load(), None
     if arguments.eval_dataset is not None:
         eval_dataset = arguments.load(arguments.eval_dataset, arguments.eval_split or "validation")

@@ -189,7 +189,7 @@ class HookedLayers:
         if layout is None:
             raise ValueError(
                 f"Layer {name!r} gives {tensor.shape[1]} tokens for an image of {tuple(pixel_values.shape[-2:])} "
-                "pixels, which is no grid of patches; choose a layer with a spatial output."
+                "pixels, which is not a grid of patches; choose a layer with a spatial output."
             )
         return LayerFeatures(name, tokens_to_grid(tensor, layout[0], prefix), tensor[:, :prefix], pixel_values)
 

@@ -101,5 +101,5 @@ def _label_index(name: str, id2label: dict[int, str]) -> int:
     matches = difflib.get_close_matches(wanted, parts, n=6, cutoff=0.4)
     near = list(dict.fromkeys(parts[match] for match in matches))[:3] or labels[:3]
     raise ValueError(
-        f"`target` {name!r} is no label of this classifier; the nearest are {', '.join(map(repr, near))}."
+        f"`target` {name!r} is not a label of this classifier; the nearest are {', '.join(map(repr, near))}."
     )

@@ -19,7 +19,7 @@ class EvaluationArguments:
 
     Args:
         metrics (list of `str`, *optional*, defaults to `["auc_d", "average_drop"]`): Names of `hf_explain.metrics`, in
-            a list or with commas between them, or what `evaluate.load` made of them.
+            a list or with commas between them, or modules returned by `evaluate.load`.
         presets (`dict[str, str]`, *optional*): Preset by metric.
         metric_options (`dict[str, dict]`, *optional*): Settings by metric that replace the preset's.
         target (`str`, *optional*, defaults to `"prediction"`): The class explained: the classifier's top-1 or, with
@@ -53,13 +53,13 @@ class EvaluationArguments:
     image_column: str | None = option(None, "column of the images; found by its type unless given")
     label_column: str | None = option(None, "column of the labels, likewise")
     mask_column: str | None = option(None, "column of the object's masks, for the metric pointing")
-    max_examples: int | None = option(None, "only the first so many images", minimum=1)
+    max_examples: int | None = option(None, "use only this many images, the first ones", minimum=1)
     seed: int = option(0, "seed of everything random")
     batch_size: int = option(8, "images per pass", minimum=1)
     shard_size: int = option(64, "images per partial result", minimum=1)
     device: Any = option(None, "torch device; the accelerator where there is one, or else the CPU")
     output_dir: Path | None = option(None, "folder of the results; a killed run continues there", short="-o")
-    dataset_info: Mapping[str, Any] = option({})  # no option: what was given of the data set says it
+    dataset_info: Mapping[str, Any] = option({})  # not an option: the data set's own options say it
     progress: bool = option(True, "progress bars")
 
     def __post_init__(self) -> None:
@@ -128,10 +128,10 @@ class ErrorStudyArguments:
         same_region (`float`, *optional*, defaults to 0.5): Regions with at least this share in common are the same.
         different_regions (`float`, *optional*, defaults to 0.2): Regions with at most this share in common differ.
         min_images (`int`, *optional*, defaults to 10): Classes with fewer images are not tested for a bias.
-        min_excess (`float`, *optional*, defaults to 0.25): A class is called biased if, on average over its images, at
-            least so much more of the region lies off the object (at a place of the border) than for the other classes,
-        significance (`float`, *optional*, defaults to 0.05): and if the p-value of that, corrected for all classes and
-            places, is at most this.
+        min_excess (`float`, *optional*, defaults to 0.25): The share of a biased class' region that lies off the
+            object (at a place of the border), on average over its images, exceeds the other classes' by at least this.
+        significance (`float`, *optional*, defaults to 0.05): The p-value of that excess, corrected for all classes
+            and places, is at most this for a biased class.
         permutations (`int`, *optional*, defaults to 2000): Reassignments of the permutation test.
 
     Raises:

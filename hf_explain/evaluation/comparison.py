@@ -36,7 +36,7 @@ def parse_explainers(text: str | Sequence[str]) -> dict[str, str | None]:
         text (`str` or a list of `str`): Training-free methods by name, and heads as `NAME=DIRECTORY_OR_HUB_ID`.
 
     Raises:
-        ValueError: If a name is no method and no head was given for it, or one occurs twice.
+        ValueError: If a name is not a method and no head is given for it, or a name occurs twice.
     """
     entries = text.split(",") if isinstance(text, str) else list(text)
     found: dict[str, str | None] = {}
@@ -45,17 +45,17 @@ def parse_explainers(text: str | Sequence[str]) -> dict[str, str | None]:
         if equals and (not source or not name or "/" in name or name in (".", "..")):
             raise ValueError(f"explainer {entry!r} is not NAME=DIRECTORY; write for example lcam=heads/lcam.")
         if equals and name in METHODS:
-            raise ValueError(f"explainer {entry!r} has the name of a training-free method; call the head otherwise.")
+            raise ValueError(f"explainer {entry!r} has the name of a training-free method; rename the head.")
         if not equals and name not in METHODS:
             raise ValueError(
-                f"explainer {name!r} is no training-free method ({', '.join(METHODS)}); a trained head is given as "
+                f"explainer {name!r} is not a training-free method ({', '.join(METHODS)}); a trained head is given as "
                 "NAME=DIRECTORY."
             )
         if name in found:
             raise ValueError(f"explainer {name!r} is given twice.")
         found[name] = source or None
     if not found:
-        raise ValueError("`explainers` names none; give for example lcam=heads/lcam,gradcam.")
+        raise ValueError("`explainers` is empty; give for example lcam=heads/lcam,gradcam.")
     return found
 
 
@@ -92,11 +92,11 @@ def compare(
         data: As for [`SaliencyEvaluator.compute`].
         explainers (`dict`, `str` or a list of `str`): Name to head (or its directory), or to `None` for the
             training-free method of that name; or as for [`parse_explainers`].
-        metrics (`str` or a list, *optional*): Metrics by name, or modules that `evaluate.load` made, one's own too.
-            `win_rate` compares each explainer with `gradcam` (with `random` where there is none), on the average drop
+        metrics (`str` or a list, *optional*): Metrics by name, or modules returned by `evaluate.load`.
+            `win_rate` compares each explainer with `gradcam` (or `random`, if that is missing), on the average drop
             (or the first metric).
         output_dir (`str` or `os.PathLike`): Gets `table.md`, `results.json`, `results.csv`, charts and pictures.
-        max_examples (`int`, *optional*): Only the first so many images.
+        max_examples (`int`, *optional*): Use only this many images, the first ones.
         slow (list of `str`, *optional*): Explainers measured on `slow_examples` images only; those of `SLOW_METHODS`
             where not given.
         slow_examples (`int`, *optional*): See `slow`; all images where not given.
@@ -106,7 +106,7 @@ def compare(
         sanity_examples (`int`, *optional*, defaults to 32): Images of the sanity checks.
         pictures (`int`, *optional*, defaults to 4): Best and worst images shown; 0 for none.
         command (list of `str`, *optional*): What a person typed, for the table.
-        seed (`int`, *optional*, defaults to 0): Of everything random.
+        seed (`int`, *optional*, defaults to 0): Seed of everything random.
         device (*optional*): Where the classifier is put; the accelerator where there is one, or else the CPU.
         revision (`str`, *optional*): Of a classifier given by its Hub id.
         report (`Callable`, *optional*): Gets the table and progress, line by line.
@@ -171,7 +171,7 @@ def run_comparison(
         raise ValueError("`metrics` needs at least one that measures maps, such as auc_d.")
     for argument in ("slow", "method_options"):
         if unknown := [name for name in getattr(arguments, argument) or () if name not in explainers]:
-            raise ValueError(f"`{argument}` names {unknown[0]!r}, which is no explainer: {', '.join(explainers)}.")
+            raise ValueError(f"`{argument}` names {unknown[0]!r}, which is not an explainer: {', '.join(explainers)}.")
     folder = arguments.folder
     rank, world, own_device = launched_processes()
     main = rank == 0
@@ -196,7 +196,7 @@ def run_comparison(
 
 
 def _describe_metrics(metrics: Sequence[Any]) -> dict[str, tuple[Number, ...]]:
-    """What the metrics say of their numbers, by name; of those of this package before one is loaded."""
+    """The metrics' descriptions of their numbers, by name; this package's need not be loaded for it."""
     numbers: dict[str, tuple[Number, ...]] = {}
     for one in metrics:
         name = one if isinstance(one, str) else check_metric(one).metric_name
@@ -213,12 +213,12 @@ def _measure(
     report: Callable[[str], None],
 ) -> MeasuredComparison:
     """Every explainer measured, or the reason why one could not be."""
-    known = fingerprint(classifier.model)  # once: every explainer is of this very classifier
+    known = fingerprint(classifier.model)  # once: all explainers share this classifier
     evaluations: dict[str, EvaluationResult] = {}
     failed: dict[str, FailedExplainer] = {}
     columns: dict[str, dict[str, list]] = {}
     built: dict[str, Explainer] = {}
-    # the controls first: what keeps them from being measured is no fault of an explainer
+    # the controls first: where they cannot be measured, no explainer can
     for name in sorted(explainers, key=lambda name: name not in CONTROLS):
         try:
             explainer = _resolve(name, explainers[name], classifier, arguments, known)
@@ -256,7 +256,7 @@ def _resolve(name: str, source, classifier: FrozenClassifier, arguments: Compari
     if source is None:
         return resolve_explainer(classifier, name, options, arguments.seed, classifier_fingerprint=known)
     if isinstance(source, (str, os.PathLike)):
-        # onto this very classifier: a head of another one says so instead of being compared
+        # attached to this classifier: a head of another one is an error
         source = AutoModelForSaliency.from_pretrained(source, classifier=classifier)
     own = source.backbone is classifier
     source = source.to(classifier.device)

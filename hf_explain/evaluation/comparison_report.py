@@ -31,7 +31,7 @@ from hf_explain.tensors.maps import resize_maps
 @dataclass
 class MeasuredComparison:
     """
-    A comparison with what its pictures are made of.
+    A comparison, with what its pictures are drawn from.
 
     Args:
         comparison ([`Comparison`]): The numbers.
@@ -186,7 +186,7 @@ def _write_curves(folder: Path, comparison: Comparison, metric: str, key: str) -
 
 
 def _write_pictures(folder: Path, data, measured: MeasuredComparison, count: int, image_column: str | None) -> None:
-    """The images whose maps serve best and worst by the first metric, in the mean over those that are no controls."""
+    """The images with the best and worst maps by the first metric, on average over the explainers except controls."""
     columns, built = measured.columns, measured.explainers
     metric, (judged, *_) = next(iter(measured.comparison.numbers.items()))
     key, sign = f"{metric}/{judged.key}", 1 if judged.higher_is_better else -1

@@ -84,9 +84,9 @@ def study_errors(
         image_column, label_column (`str`, *optional*): Columns; found by their types where not given.
         mask_column (`str`, *optional*): Masks of the object, as large as the image.
         batch_size (`int`, *optional*, defaults to 8): Images per pass.
-        max_examples (`int`, *optional*): Only the first so many images.
-        seed (`int`, *optional*, defaults to 0): Of everything random.
-        device (*optional*): Where a model given by name is put.
+        max_examples (`int`, *optional*): Use only this many images, the first ones.
+        seed (`int`, *optional*, defaults to 0): Seed of everything random.
+        device (*optional*): Device of a model that is given by name.
         dataset_info (`dict`, *optional*): Name, split, revision and the like, for the result.
         progress (`bool`, *optional*, defaults to `True`): Shows a bar.
 
@@ -95,7 +95,7 @@ def study_errors(
 
     Raises:
         TypeError: If an argument is of the wrong kind.
-        ValueError: If a column is missing, a label is none of the classifier's, or an image cannot be used.
+        ValueError: If a column is missing, a label is not one of the classifier's, or an image cannot be used.
     """
     arguments = arguments or ErrorStudyArguments()
     check_count(batch_size, "batch_size")
@@ -103,8 +103,8 @@ def study_errors(
     classifier = explainer.classifier
     if getattr(classifier.config, "problem_type", None) == "multi_label_classification" or classifier.num_labels < 2:
         raise ValueError(
-            "`model_or_pipeline` is no classifier with one answer out of several per image; errors are defined for "
-            "those alone."
+            "`model_or_pipeline` is not a classifier with one answer out of several per image; errors are defined for "
+            "those only."
         )
     reader = ExampleReader(
         data, explainer, image_column, label_column, mask_column, need_labels=True, max_examples=max_examples
@@ -182,7 +182,7 @@ def _look(batch: list[Example], explainer: Explainer, arguments: ErrorStudyArgum
     if batch[0].mask is not None:
         masks = torch.stack([example.mask for example in batch if example.mask is not None]).to(classifier.device) != 0
         visible = masks.flatten(1).any(1)
-        # the region can be larger than the object, or smaller: 1 is as much as can lie on it
+        # a region can be larger or smaller than the object: the share is of what can lie on it
         room = torch.minimum(region.flatten(1).sum(1), masks.flatten(1).sum(1)).clamp(min=1)
         energy = torch.zeros(len(batch), device=classifier.device)
         if bool(visible.any()):
@@ -197,7 +197,7 @@ def _look(batch: list[Example], explainer: Explainer, arguments: ErrorStudyArgum
     region, true_region = region[wrong], top_region(true, arguments.region_percent)
     overlap = region_overlap(region, true_region)
     both = has_map[wrong] & true_region.flatten(1).any(1)
-    # the same on average if the two regions were drawn at random
+    # the overlap to expect of random regions of these sizes
     sizes = region.flatten(1).float().mean(1), true_region.flatten(1).float().mean(1)
     chance = 2 * sizes[0] * sizes[1] / (sizes[0] + sizes[1]).clamp(min=1e-12)
     grids = torch.stack([grid[wrong.cpu()], resize_maps(true_region.float(), _GRID).cpu().double()])
@@ -215,8 +215,8 @@ def maps_of_both(
     """
     Maps of the classifier's own answer for every image, and of the true class where the two differ.
 
-    A trained head gives both from one pass of the classifier; a training-free method is asked again for the mistakes
-    alone.
+    A trained head gives both from one pass of the classifier; a training-free method runs again, on the mistakes
+    only.
 
     Args:
         explainer ([`Explainer`]): What explains.
@@ -413,12 +413,12 @@ def _class_biases(
 def _judge(
     excess: GroupExcess, index: int, places: tuple[str, ...], arguments: ErrorStudyArguments
 ) -> tuple[dict[str, Any], int]:
-    """What is said of one class, and the place it is said about."""
+    """The entry of one class, and the index of the place it describes."""
     count = int(excess.count[index])
     tested = arguments.min_images <= count < int(excess.count.sum())
     difference = excess.mean[index] - excess.others[index]
     biased = (difference >= arguments.min_excess) & (excess.p_value[index] <= arguments.significance) & tested
-    # of several places the one that tells the class best from the others: a corner also fills two edges
+    # of several places the one that separates the class best: a corner also fills two edges
     candidates = biased if bool(biased.any()) else torch.ones_like(biased)
     place = int(excess.statistic[index].where(candidates, -torch.inf).argmax())
     entry = {

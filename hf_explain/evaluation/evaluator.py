@@ -28,7 +28,7 @@ from hf_explain.metrics import path as metric_path
 
 SETTINGS_FILE = "settings.json"
 RESULT_FILE = "result.json"
-_FORMAT = 1  # of the shard files; a change of what they hold must not be mixed with older ones
+_FORMAT = 1  # of the shard files; raised when their content changes, so that old and new ones are never mixed
 
 
 class SaliencyEvaluator:
@@ -89,7 +89,7 @@ class SaliencyEvaluator:
                 `torch.nn.Module`): What explains.
             data: `datasets` data set, map-style or streaming, or a sequence of dictionaries.
             metric (`str`, metric or a list of them, *optional*, defaults to `"auc_d"`): Names of `hf_explain.metrics`,
-                or what `evaluate.load` made of them.
+                or modules returned by `evaluate.load`.
             image_column, label_column (`str`, *optional*): Columns; found by their types where not given.
             mask_column (`str`, *optional*): Masks of the object, as large as the image, for `pointing`.
             target (`str`, *optional*, defaults to `"prediction"`): The class explained: the classifier's top-1 or,
@@ -99,9 +99,9 @@ class SaliencyEvaluator:
             presets (`dict[str, str]`, *optional*): Preset by metric.
             metric_options (`dict[str, dict]`, *optional*): Settings by metric that replace the preset's.
             batch_size (`int`, *optional*, defaults to 8): Images per pass.
-            max_examples (`int`, *optional*): Only the first so many images.
-            seed (`int`, *optional*, defaults to 0): Of everything random.
-            device (*optional*): Where a model given by name is put.
+            max_examples (`int`, *optional*): Use only this many images, the first ones.
+            seed (`int`, *optional*, defaults to 0): Seed of everything random.
+            device (*optional*): Device of a model that is given by name.
             output_dir (`str` or `os.PathLike`, *optional*): Folder for partial results: a run that was killed
                 continues there with the same call.
             shard_size (`int`, *optional*, defaults to 64): Images per partial result.
@@ -154,12 +154,12 @@ class SaliencyEvaluator:
         self, explainer: Explainer, data, metrics: Mapping[str, LoadedMetric], arguments: EvaluationArguments
     ) -> tuple[EvaluationResult, dict[str, list]]:
         """
-        [`SaliencyEvaluator.compute`] of an explainer that is at hand, with its settings in one object.
+        [`SaliencyEvaluator.compute`] for an [`Explainer`], with the settings in one object.
 
         Args:
             explainer ([`Explainer`]): What explains.
             data: As for [`SaliencyEvaluator.compute`].
-            metrics (`dict[str, LoadedMetric]`): What `load_metrics` made of the same settings.
+            metrics (`dict[str, LoadedMetric]`): What `load_metrics` returns for the same settings.
             arguments ([`EvaluationArguments`]): The settings.
 
         Returns:
@@ -181,10 +181,10 @@ class SaliencyEvaluator:
     # ------------------------------------------------------------------------------------------------------ measuring
 
     def _measure_shards(self, task: _Task, rank: int, world: int) -> list[dict[str, Any]]:
-        """The records of all shards, those of an earlier run and of the other processes among them."""
+        """The records of all shards, including those of an earlier run and of the other processes."""
         reader, folder, shard_size = task.reader, task.arguments.output_dir, task.arguments.shard_size
         if folder is None and reader.total is not None:
-            # nothing to resume: then the split may follow the processes
+            # nothing to resume, so every process may get an equal share
             shard_size = max(1, min(shard_size, -(-reader.total // world)))
         bar = tqdm(
             total=reader.total if world == 1 else None,
@@ -215,7 +215,7 @@ class SaliencyEvaluator:
                 failure = error  # the others wait below: they must learn of it
         if world > 1:
             records = _gather(records, failure, rank, folder)
-        # by number: a process may have seen partial results that another one had just written
+        # by number: a process may also have read partial results that another one has just written
         return list({**finished, **{record["shard"]: record for record in records}}.values())
 
     def _measure_shard(self, task: _Task, rows: list, bar: tqdm) -> dict[str, Any]:
@@ -295,7 +295,7 @@ class LoadedMetric:
 
 @dataclass
 class _Task:
-    """An explainer, its images, and what is measured how."""
+    """An explainer, its images, the metrics and the settings."""
 
     explainer: Explainer
     reader: ExampleReader
@@ -353,7 +353,7 @@ def check_metric(metric: evaluate.EvaluationModule) -> evaluate.EvaluationModule
 
 
 def _read(data, explainer: Explainer, metrics: Mapping[str, LoadedMetric], arguments) -> ExampleReader:
-    """The images, with their labels where something asks for them."""
+    """The images, with their labels where the target or a metric needs them."""
     stated = [{**one.module.presets[one.module.config_name], **one.options} for one in metrics.values()]
     need_labels = arguments.target == "label" or arguments.label_column is not None
     need_labels = need_labels or any(settings.get("score") == "accuracy" for settings in stated)
@@ -386,7 +386,7 @@ def _settings(task: _Task) -> dict[str, Any]:
 
 
 def _gather(records: list[dict[str, Any]], failure: Exception | None, rank: int, folder: Path | None) -> list:
-    """The records of all processes, or the error of one of them on all."""
+    """The records of all processes; an error of one is raised on all."""
     failures = gather_object([None if failure is None else f"{type(failure).__name__}: {failure}"])
     if any(failures) and rank == 0:
         _give_back(folder)
@@ -485,12 +485,12 @@ def _synchronize(device: torch.device) -> None:
 
 
 def _jsonable(value):
-    """As JSON gives it back, so that settings read from a file compare equal."""
+    """The value after a round trip through JSON, so that settings read from a file compare equal."""
     return json.loads(json.dumps(value, default=str))
 
 
 def _claim(folder: Path, settings: dict[str, Any], held: contextlib.ExitStack) -> None:
-    """Make `folder` this evaluation's, or see that it already is; no other run works there until `held` is closed."""
+    """Claim `folder` for this evaluation, or check that it is its own; locked for other runs until `held` closes."""
     held.enter_context(lock_directory(folder))
     check_writable(folder)
     file = folder / SETTINGS_FILE
@@ -513,7 +513,7 @@ def _claim(folder: Path, settings: dict[str, Any], held: contextlib.ExitStack) -
 
 
 def _give_back(folder: Path | None) -> None:
-    """After an error: a folder that nothing was measured into is nobody's, and free for the corrected call."""
+    """After an error: release a folder without partial results, so that the corrected call can use it."""
     if folder is not None and not any(folder.glob("shard-*.json")):
         (folder / SETTINGS_FILE).unlink(missing_ok=True)
 

@@ -33,9 +33,9 @@ class Explainer:
     Args:
         classifier ([`FrozenClassifier`]): What is explained.
         image_processor: Makes `pixel_values` of images.
-        identity (`dict`): Names, options and checksums that tell it from every other one, as JSON has them.
-        head ([`ExplainerPreTrainedModel`], *optional*): The head, where it is one.
-        method (`Callable`, *optional*): The training-free method, where it is one.
+        identity (`dict`): Names, options and checksums that identify it, as JSON values.
+        head ([`ExplainerPreTrainedModel`], *optional*): The head, if it is one.
+        method (`Callable`, *optional*): The training-free method, if it is one.
         options (`dict`, *optional*): Options of the method.
     """
 
@@ -84,16 +84,16 @@ def resolve_explainer(
     classifier_fingerprint: str | None = None,
 ) -> Explainer:
     """
-    Whatever explains images, behind one call.
+    Make an [`Explainer`] of whatever explains images.
 
     Args:
         model_or_pipeline (`str`, `os.PathLike`, [`SaliencyPipeline`], [`ExplainerPreTrainedModel`],
-            [`FrozenClassifier`] or `torch.nn.Module`): Directory or Hub id of a head or of a classifier, or the thing
+            [`FrozenClassifier`] or `torch.nn.Module`): Directory or Hub id of a head or of a classifier, or the object
             itself.
         method (`str`, *optional*): A training-free method, instead of the head or of the default method.
         method_options (`dict`, *optional*): Options of the method.
-        seed (`int`, *optional*, defaults to 0): Of a method that draws random numbers, unless its options have one.
-        device (*optional*): Where a model given by name is put; that of the model where not given.
+        seed (`int`, *optional*, defaults to 0): Of a random method whose options have no seed of their own.
+        device (*optional*): Device of a model that is given by name.
         classifier_fingerprint (`str`, *optional*): The classifier's, where it is known already.
 
     Returns:
@@ -112,7 +112,7 @@ def resolve_explainer(
                 "saliency", model=name, device=device, trust_remote_code=False
             )
     if isinstance(model_or_pipeline, Pipeline):
-        # by what it offers, not by its class: pipelines lie above this file
+        # told by its attributes: the class is defined in a module above this one
         classifier = getattr(model_or_pipeline, "classifier", None)
         if not isinstance(classifier, FrozenClassifier):
             raise TypeError(

@@ -30,7 +30,7 @@ class MetricResult:
         protocol (`dict`): How it was measured.
         num_images (`int`, *optional*): Images measured.
         seconds_per_image, forward_passes_per_image (`float`, *optional*): What measuring cost.
-        other (`dict`): Whatever else a metric of one's own says.
+        other (`dict`): Whatever else a custom metric returns.
     """
 
     numbers: dict[str, float]
@@ -107,7 +107,7 @@ class ExplainerResult:
 
     Args:
         metrics (`dict[str, MetricResult]`): By name.
-        explainer (`dict`): Names, options and checksums that tell it from every other one.
+        explainer (`dict`): Names, options and checksums that identify it.
         num_images (`int`, *optional*): Images explained.
         seconds_per_image, forward_passes_per_image, tail_passes_per_image (`float`, *optional*): What explaining alone
             cost; a tail pass enters the classifier at an inner layer.
@@ -256,7 +256,7 @@ class Comparison:
         What `to_json` wrote, in this version or an earlier one.
 
         Raises:
-            ValueError: If it is no comparison, or a later version's.
+            ValueError: If it is not a comparison, or was written by a later version.
         """
         if not isinstance(value.get("explainers"), Mapping):
             raise ValueError("it has no `explainers`; give the results.json of an evaluation.")
@@ -303,12 +303,12 @@ def read_evaluation(value: Mapping[str, Any]) -> Comparison:
 
 
 def _recorded(value: Any, *names: str) -> dict[str, Any]:
-    """Fields of an object, without those that nobody knows."""
+    """Fields of an object, without those that are `None`."""
     return {name: found for name in names if (found := getattr(value, name)) is not None}
 
 
 def _from_recorded(kind: type, value: Mapping[str, Any], **made: Any) -> Any:
-    """An object of its fields in `value`, but for those that are `made` already; other keys are left alone."""
+    """An object from its fields in `value` and those `made` by the caller; other keys are ignored."""
     return kind(
         **{one.name: value[one.name] for one in fields(kind) if one.name in value and one.name not in made}, **made
     )

@@ -25,7 +25,7 @@ THRESHOLDS = {
     "max_gain_kept_random_weights": 0.5,
     "max_similarity_random_label": 0.9,
 }
-_SIDE = 28  # maps are compared at this resolution at most: pixel noise of gradients is no structure
+_SIDE = 28  # maps are compared at this resolution at most: the pixel noise of gradients is not structure
 
 
 def check_sanity(
@@ -56,17 +56,17 @@ def check_sanity(
     Args:
         model_or_pipeline, method, method_options: As for [`SaliencyEvaluator.compute`]. It is not changed.
         data: Data set, map-style or streaming.
-        image_column (`str`, *optional*): Its images.
-        max_examples (`int`, *optional*, defaults to 32): Images.
+        image_column (`str`, *optional*): Column of the images.
+        max_examples (`int`, *optional*, defaults to 32): Images used.
         batch_size (`int`, *optional*, defaults to 8): Images per pass.
-        seed (`int`, *optional*, defaults to 0): Of the weights, the labels and the random maps.
+        seed (`int`, *optional*, defaults to 0): Seed of the weights, the labels and the random maps.
 
     Returns:
         `dict`: `passed` (`bool`), `verdict` (one line), `checks` (name to `passed` and numbers), `cascade` (list of
             the number of tensors redrawn, similarity, AUC-D and gain kept), `thresholds`, `num_images`.
 
     Raises:
-        ValueError: If the classifier has one class alone, or as for [`SaliencyEvaluator.compute`].
+        ValueError: If the classifier has only one class, or as for [`SaliencyEvaluator.compute`].
     """
     explainer = resolve_explainer(model_or_pipeline, method, method_options, seed)
     found = check_explainer(
@@ -79,7 +79,7 @@ def check_explainer(
     explainer: Explainer, data, *, image_column: str | None, max_examples: int, batch_size: int, seed: int
 ) -> SanityResult:
     """
-    [`check_sanity`] of an explainer that is at hand.
+    [`check_sanity`] for an [`Explainer`].
 
     Args:
         explainer ([`Explainer`]): What explains. It is not changed.
@@ -147,7 +147,7 @@ class _Images:
         rows = [entry for _, rows in reader.shards(max_examples, lambda shard: True) for entry in rows]
         examples = [reader.read(index, row) for index, row in rows]
         if self.classifier.num_labels < 2:
-            raise ValueError("the sanity checks explain another class, but the classifier has one class alone.")
+            raise ValueError("the sanity checks explain another class, but the classifier has only one class.")
         self.ids = torch.tensor([example.index for example in examples]).split(batch_size)
         self.pixel_values, self.logits = [], []
         for start in range(0, len(examples), batch_size):
@@ -243,9 +243,9 @@ def _ranks(maps: torch.Tensor) -> torch.Tensor:
 
 
 def _judge(checks) -> dict[str, Any]:
-    """Says in each of the `checks` whether it is passed, and gives the verdict on all of them."""
+    """Adds `passed` to each of the `checks`, and returns the verdict on all of them."""
     weights, label, random_map = (checks[name] for name in ("random_weights", "random_label", "random_map"))
-    # an opposite map is no less the map of before
+    # an inverted map is as similar as an equal one
     weights["passed"] = abs(weights["similarity"]) <= THRESHOLDS["max_similarity_random_weights"] and (
         weights["gain_kept"] is None or weights["gain_kept"] <= THRESHOLDS["max_gain_kept_random_weights"]
     )

@@ -430,7 +430,7 @@ class ExplainerPreTrainedModel(PreTrainedModel):
                 with usable_files(name):
                     model.attach(found, verify_fingerprint=verify_fingerprint)
             except ValueError:
-                if found.revision is not None:  # a damaged download is no other classifier
+                if found.revision is not None:  # a damaged download is not another classifier
                     check_downloads(found.name_or_path, found.revision, **hub_options)
                 raise
         model.eval()
@@ -536,7 +536,7 @@ class ExplainerPreTrainedModel(PreTrainedModel):
             )
         try:
             if local:
-                self.config.backbone = None  # its weights go along; where they came from is nobody's business
+                self.config.backbone = None  # its weights go along; where they came from stays private
             return super().push_to_hub(repo_id, *args, **kwargs)  # type: ignore[arg-type]  # `self` is hidden
         finally:
             self.config.backbone = backbone

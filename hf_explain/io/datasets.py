@@ -189,7 +189,7 @@ def gives_rows_as_stored(dataset: Any) -> bool:
 
 def leave_encoded(dataset: Any, columns: Sequence[str]) -> Any:
     """
-    A data set whose images are files still, for `load_rgb` to decode: elsewhere, or where a bad one can be named.
+    A data set whose images are left encoded, for `load_rgb` to decode later, where an error can name the image.
 
     Args:
         dataset: Anything; it comes back as it is unless its rows come as they are stored.

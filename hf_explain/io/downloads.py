@@ -77,7 +77,7 @@ def pin_revision(name: str, revision: str | None = None, **options) -> str | Non
         return revision
     found = cached_file(name, "config.json", revision=revision or "main", **options)
     if found is None:
-        raise FileNotFoundError(f"{name!r} has no config.json on the Hub, so it is no Transformers model.")
+        raise FileNotFoundError(f"{name!r} has no config.json on the Hub, so it is not a Transformers model.")
     return extract_commit_hash(found, None) or revision
 
 
@@ -170,7 +170,7 @@ def usable_files(name: str) -> Iterator[None]:
     except (OSError, ValueError, TypeError, ImportError):
         raise
     except SafetensorError as error:
-        raise ValueError(f"The weights of {name!r} are no valid safetensors file: {error}.") from error
+        raise ValueError(f"The weights of {name!r} are not a valid safetensors file: {error}.") from error
     except RecursionError as error:
         raise ValueError(f"The config.json of {name!r} is nested too deeply to be one.") from error
     except Exception as error:
@@ -248,7 +248,7 @@ def check_downloads(name: str, revision: str | None = None, **options) -> None:
     index = _cached(name, revision, subfolder, cache_dir, f"{_WEIGHTS}.index.json")
     files = ["config.json", _WEIGHTS]
     if index is not None:
-        with contextlib.suppress(ValueError, AttributeError, TypeError):  # an index that is none is refused on loading
+        with contextlib.suppress(ValueError, AttributeError, TypeError):  # a damaged index is refused on loading
             files += sorted(set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values()))
     cached = {file: _cached(name, revision, subfolder, cache_dir, file) for file in files}
     doubtful = {file: path.resolve() for file, path in cached.items() if path is not None and not _is_tagged(path)}

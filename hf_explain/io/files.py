@@ -95,7 +95,7 @@ def _writing_to(directory: Path) -> Iterator[None]:
 @contextlib.contextmanager
 def lock_directory(directory: Path) -> Iterator[None]:
     """
-    Keep `directory` to one run at a time: two would overwrite each other's files.
+    Reserve `directory` for one run at a time: two would overwrite each other's files.
 
     The system gives a lock back when its process ends, however it ends; the lock's file goes with it unless the
     process was killed. Where there are no locks (Windows, some network file systems) nothing is locked.
@@ -241,7 +241,7 @@ def _missing_ancestor(directory: Path) -> Path | None:
 
 
 def _share_permissions(directory: Path) -> None:
-    """Safetensors writes for its owner alone; every file gets what the umask gave the directory."""
+    """Safetensors writes files that only their owner can read; give every file the permissions of the directory."""
     mode = stat.S_IMODE(directory.stat().st_mode) & 0o666
     for path in directory.rglob("*"):
         if path.is_file():

@@ -13,7 +13,7 @@ from PIL import Image
 
 def page(title: str, body: str) -> str:
     """
-    A page of the house: readable on a phone, light or dark as its reader likes it, without scripts.
+    A page in the package's style: readable on a phone, light or dark by the reader's setting, without scripts.
 
     Args:
         title (`str`): Of the browser's window; text.
@@ -26,7 +26,7 @@ def page(title: str, body: str) -> str:
 
 
 def picture_source(picture: bytes | Image.Image) -> str:
-    """The `src` of an `img` that holds a picture: a PNG file's bytes, or a picture to make one of."""
+    """The `src` of an `img` that holds a picture: a PNG file's bytes, or a picture to encode."""
     if isinstance(picture, Image.Image):
         buffer = io.BytesIO()
         picture.save(buffer, format="PNG", optimize=True)

@@ -66,7 +66,7 @@ def load_rgb(source: Any, timeout: float | None = None) -> Image.Image:
 
 def open_image(source: Any, timeout: float | None = None) -> Image.Image:
     """
-    Open an image upright, in the mode it has: for masks, whose values are no colours.
+    Open an image upright, in the mode it has: for masks, whose values are not colours.
 
     Args:
         source, timeout: As of [`load_rgb`].

@@ -22,7 +22,7 @@ _PATH = re.compile(r"[/\\~]|\.{1,2}([/\\]|$)|[A-Za-z]:[/\\]|file:")
 
 def is_local_path(text: str) -> bool:
     r"""
-    Whether a text is a path of some machine, this one or another, by the text alone. A Hub id, a URL, a word is none.
+    Whether a text looks like a path, on this machine or another one. Hub ids, URLs and plain words do not.
 
     Example:
 

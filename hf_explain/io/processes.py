@@ -31,7 +31,7 @@ def choose_device(device: str | int | torch.device | None = None) -> torch.devic
     The device that was asked for, or the accelerator of this machine where there is one, or else the CPU.
 
     Raises:
-        ValueError: If it is none, or this machine has none of its kind.
+        ValueError: If it is not a device, or this machine does not have it.
     """
     accelerator = torch.accelerator.current_accelerator(check_available=True)
     if device is None:
@@ -39,7 +39,7 @@ def choose_device(device: str | int | torch.device | None = None) -> torch.devic
     try:
         chosen = torch.device(device)
     except RuntimeError as error:
-        raise ValueError(f"`device` {device!r} is no device: write for example cpu, cuda or cuda:1.") from error
+        raise ValueError(f"`device` {device!r} is not a device: write for example cpu, cuda or cuda:1.") from error
     own = accelerator is not None and chosen.type == accelerator.type
     if chosen.type != "cpu" and not (own and (chosen.index or 0) < torch.accelerator.device_count()):
         found = f"{torch.accelerator.device_count()} of kind {accelerator.type}" if accelerator else "none but the CPU"

@@ -148,7 +148,7 @@ def fgvis(
         ValueError: If an option is out of range, the layer or the target does not exist, the classifier has fewer
             than two classes or no activation to defend, or a gradient is not finite (the message names the image and
             the iteration).
-        TypeError: If an option is no number, or `pixel_values` is not floating point.
+        TypeError: If an option is not a number, or `pixel_values` is not floating point.
 
     Example:
 

@@ -61,7 +61,7 @@ class ColumnMetric(evaluate.Metric, ABC):
         preset = config_name or "default"
         if preset not in self.presets:
             raise ValueError(
-                f"`config_name` {preset!r} is no preset of {self.metric_name}; it has: {', '.join(self.presets)}."
+                f"`config_name` {preset!r} is not a preset of {self.metric_name}; it has: {', '.join(self.presets)}."
             )
         self._measured: list[dict[str, Any]] = []
         super().__init__(config_name=preset, **kwargs)

@@ -22,7 +22,7 @@ from hf_explain.registry import CONTROLS, DEFAULT_METHOD, HEADS
 
 EVALUATION = "evaluation.json"
 
-# What a head is shown beside: maps that know nothing of the image, and the method everybody has
+# What a card shows beside a head: maps that know nothing of the image, and the default method
 REFERENCES = (*CONTROLS, DEFAULT_METHOD)
 
 
@@ -50,7 +50,7 @@ class Measurement:
 
 def read_json(source: str | os.PathLike | Mapping, argument: str) -> dict[str, Any]:
     """
-    A JSON object from a file or as it is.
+    A JSON object, read from a file or given as a dictionary.
 
     Raises:
         FileNotFoundError: If the file does not exist.
@@ -100,7 +100,7 @@ def read_config(model_or_dir: str | os.PathLike[str] | PreTrainedModel) -> dict[
 
 def read_evaluation_file(source: str | os.PathLike | Mapping | Comparison, argument: str) -> Comparison:
     """
-    An evaluation from a file or as it is.
+    An evaluation, read from a file or given as it is.
 
     Raises:
         FileNotFoundError: If the file does not exist.
@@ -113,7 +113,7 @@ def read_evaluation_file(source: str | os.PathLike | Mapping | Comparison, argum
         return read_evaluation(value)
     except ValueError as error:
         named = f" {Path(source).name!r}" if isinstance(source, (str, os.PathLike)) else ""
-        raise ValueError(f"`{argument}`{named} is no evaluation: {error}") from error
+        raise ValueError(f"`{argument}`{named} is not an evaluation: {error}") from error
 
 
 def read_measurements(comparison: Comparison, result: ExplainerResult) -> list[Measurement]:
@@ -156,11 +156,11 @@ def find_own_result(
     Args:
         comparison ([`Comparison`]): The evaluation.
         name (`str`, *optional*): The head's name in an evaluation that compares several.
-        model_type (`str`): The head's, which tells where an evaluation has no fingerprints.
+        model_type (`str`): The head's; it decides where an evaluation has no fingerprints.
         weights (`dict[str, torch.Tensor]`, *optional*): The head's.
 
     Raises:
-        ValueError: If the head cannot be told, or the evaluation measured other weights.
+        ValueError: If it is not clear which part is the head's, or the evaluation measured other weights.
     """
     measured = comparison.measured
     listed = ", ".join(measured) or "none"

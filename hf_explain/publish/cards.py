@@ -1,4 +1,4 @@
-"""Model cards of trained heads, filled from what was recorded. What is not known is left out, and said so."""
+"""Model cards of trained heads, filled from what was recorded. What is not known is left out, and the card says so."""
 
 from __future__ import annotations
 
@@ -59,7 +59,7 @@ def build_model_card(
 
     Args:
         model_or_dir ([`ExplainerPreTrainedModel`], `str` or `os.PathLike`): A head, or the directory it was saved to;
-            a `training_record.json` and an `evaluation.json` in there are read where none is given.
+            a `training_record.json` and an `evaluation.json` in that directory are read unless given.
         repo_id (`str`, *optional*): Where it will be on the Hub; the directory's name stands in the snippet if not.
         training_record (`str`, `os.PathLike` or `dict`, *optional*): Written by training.
         evaluation (`str`, `os.PathLike`, `dict` or [`Comparison`], *optional*): `results.json` of an evaluation, or
@@ -193,7 +193,7 @@ def _name_and_evaluation(
         try:
             return find_own_result(evaluation, None, config["model_type"], weights).name, evaluation
         except ValueError:
-            continue  # measured other heads; that none measured this one is an error below
+            continue  # this one measured other heads; the error below is for when all did
     raise ValueError(
         f"None of `evaluations` ({', '.join(evaluations)}) measured the head in {os.fspath(directory)!r}; evaluate "
         "it, or leave it out."
@@ -237,7 +237,7 @@ def _classifier(config: Mapping[str, Any], training: TrainingRecord | None, unkn
 
 
 def _is_shared(name: str) -> bool:
-    """Whether others know a data set by this name: `name` alone may as well be a directory without its path."""
+    """Whether others can find a data set by this name: a bare `name` may be a directory without its path."""
     return "/" in name and is_hub_id(name)
 
 
@@ -313,7 +313,7 @@ def _trained(
     data_terms: str | None,
     unknown: list[str],
 ) -> dict[str, Any]:
-    """What is known of the training, and of the terms of what came out of it."""
+    """What is known of the training, and the licence and terms of its result."""
     dataset = dataset or _data_name(_told(training, "dataset"), "training data", unknown)
     license = license or _told(training, "license")
     if license is None:
@@ -346,7 +346,7 @@ class _Tested:
     sanity: SanityResult | None = None
 
     def on_the_card(self) -> dict[str, Any]:
-        """As the template wants it."""
+        """As the template expects it."""
         verdict = (self.sanity.verdict if self.sanity else None) or ""
         return {
             "results": [_row(one, self.references) for one in self.measurements],

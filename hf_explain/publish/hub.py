@@ -23,7 +23,7 @@ from hf_explain.training.record import RECORD_FILE
 
 
 WEIGHTS = ("model.safetensors", "model-*-of-*.safetensors")
-# What a head's repository is made of; anything else in the directory stays at home, and is listed.
+# What a head's repository is made of; anything else in the directory is listed, and not uploaded.
 PUBLISHED = (
     "config.json",
     *WEIGHTS,
@@ -55,7 +55,7 @@ class PushedFile:
 @dataclass
 class PushPlan:
     """
-    What a push uploads, and after it, where it went.
+    What a push uploads and, afterwards, where it went.
 
     Args:
         repo_id (`str`): The repository.
@@ -194,7 +194,7 @@ def plan_explainer(
         files.append(PushedFile("README.md", str(card).encode(), "model card, written now"))
     elif card_fields:
         raise ValueError(
-            f"{path.name!r} has a README.md, so {', '.join(sorted(card_fields))} would be ignored; remove one of both."
+            f"{path.name!r} has a README.md, so {', '.join(sorted(card_fields))} would be ignored; remove one."
         )
     files += [PushedFile(name, text.encode(), "code") for name, text in remote_code_files(config, code).items()]
     check_contents(files, path)
@@ -228,7 +228,7 @@ def push_metric(
     check_repo_id(repo_id)
     known = sorted(entry.name for entry in METRICS.iterdir() if (entry / f"{entry.name}.py").is_file())
     if name not in known:
-        raise ValueError(f"`name` {name!r} is no metric of this package; it has {', '.join(known) or 'none'}.")
+        raise ValueError(f"`name` {name!r} is not a metric of this package; it has {', '.join(known) or 'none'}.")
     if repo_id.split("/")[-1] != name:
         raise ValueError(f"`repo_id` {repo_id!r} must end in /{name}: evaluate.load looks for {name}.py in it.")
     entries = sorted(
@@ -281,7 +281,7 @@ def check_repo_id(repo_id: str) -> None:
         ValueError: If it is not `user/name`.
     """
     if "/" not in repo_id or not is_hub_id(repo_id):
-        raise ValueError(f"`repo_id` {repo_id!r} is no repository on the Hub; write user/name.")
+        raise ValueError(f"`repo_id` {repo_id!r} is not a repository on the Hub; write user/name.")
 
 
 def check_contents(files: list[PushedFile], directory: Path) -> None:
@@ -343,7 +343,7 @@ def _check_weights(path: Path) -> None:
 
 def _config_with_code(config: dict[str, Any], code: str | None) -> dict[str, Any]:
     config = {key: value for key, value in config.items() if key not in ("auto_map", "custom_pipelines")}
-    # A self-contained head brings its classifier; the directory that once came from is nobody's business.
+    # A self-contained head brings its classifier; the local directory it came from stays private.
     if config.get("self_contained") and config.get("backbone") and not is_hub_id(config["backbone"]):
         config["backbone"] = None
     if code is not None:

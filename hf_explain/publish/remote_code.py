@@ -104,7 +104,7 @@ def _shortest_home(own: type) -> str:
 
 
 def _source_file(module: str) -> Path | None:
-    found = None if module == "__main__" else importlib.util.find_spec(module)  # a script or a notebook is no module
+    found = None if module == "__main__" else importlib.util.find_spec(module)  # a script, a notebook
     return Path(found.origin) if found is not None and found.has_location and found.origin else None
 
 
@@ -112,7 +112,7 @@ def _rewrite(module: str, packages: set[str]) -> tuple[str, list[str]]:
     """A module's source with its imports from the packages made relative, and the modules they come from."""
     file = _source_file(module)
     if file is None:
-        raise ValueError(f"The head's code is in {module!r}, which is no file to copy: define it in a module.")
+        raise ValueError(f"The head's code is in {module!r}, which is not a file to copy: define it in a module.")
     source = file.read_text(encoding="utf-8")
     lines = source.splitlines(keepends=True)
     imported = []

@@ -26,7 +26,7 @@ def option(
 
     Args:
         default (*optional*): Its default; a list or dictionary is copied for every object. Without one it is required.
-        help (`str`, *optional*): What it is, for `--help`; a field without is no option of a command line.
+        help (`str`, *optional*): What it is, for `--help`; a field without `help` is not an option of a command line.
         choices (`tuple[str, ...]`, *optional*): The values that work.
         minimum (`int`, *optional*): The least value of a whole number.
         interval (`str`, *optional*): Where a number must lie, as for [`~hf_explain.tensors.scalars.check_number`].

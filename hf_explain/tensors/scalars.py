@@ -29,7 +29,7 @@ def check_count(value: Count, name: str, minimum: int = 1, optional: bool = Fals
         `int`: `value` as Python's own integer.
 
     Raises:
-        ValueError: If it is no whole number, or is below `minimum`.
+        ValueError: If it is not a whole number, or is below `minimum`.
 
     Example:
 
@@ -73,7 +73,7 @@ def check_number(value: Number, name: str, interval: str, meaning: str = "", opt
         `float`: `value` as Python's own number.
 
     Raises:
-        TypeError: If it is no number.
+        TypeError: If it is not a number.
         ValueError: If it is NaN or outside the interval.
 
     Example:

@@ -86,14 +86,14 @@ class ExplainerTrainingArguments:
     save_steps: int | None = option(500, "steps between checkpoints; 0 for none", minimum=0)
     save_total_limit: int | None = option(2, "checkpoints kept; 0 for all", minimum=0)
     eval_steps: int | None = option(None, "steps between validations; one epoch unless given", minimum=1)
-    max_eval_samples: int | None = option(None, "validate on the first so many images", minimum=1)
+    max_eval_samples: int | None = option(None, "validate on this many images, the first ones", minimum=1)
     report_to: list[str] = option([], "Accelerate trackers, e.g. tensorboard wandb", several=True)
     project_name: str = option("hf_explain", "project name for trackers")
     resume_from_checkpoint: str | None = option(None, "checkpoint directory, or 'last'")
     overwrite_output_dir: bool = option(False, "delete the checkpoints of an earlier run in output_dir")
     device: str | None = option(None, "cpu, or the accelerator: that is taken where there is one")
     progress: bool = option(True, "progress bars")
-    # what device="cpu" and progress=False were called once
+    # earlier names of device="cpu" and progress=False
     use_cpu: InitVar[bool | None] = None
     disable_tqdm: InitVar[bool | None] = None
 
@@ -194,7 +194,7 @@ def describe_path(
 
 def check_same_path(checkpoint: Path, info: dict[str, Any], now: dict[str, Any], total_steps: int) -> None:
     r"""
-    Refuse a checkpoint from which a run with these settings could not have come.
+    Refuse a checkpoint that a run with these settings could not have written.
 
     Args:
         checkpoint (`Path`): Named in the error.

@@ -321,7 +321,7 @@ class StreamBatchSampler:
 def make_loader(
     batches: ImageBatches, sampler: Any, num_workers: int, pin_memory: bool, seed: int
 ) -> torch.utils.data.DataLoader:
-    """The `DataLoader` that hands each of the sampler's batches to a worker and its result on as it is."""
+    """The `DataLoader` that gives each of the sampler's batches to a worker and returns the result unchanged."""
     return torch.utils.data.DataLoader(
         batches,
         batch_sampler=sampler,

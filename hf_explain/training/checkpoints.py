@@ -1,5 +1,5 @@
 """
-Checkpoints of a training run: written whole or not at all, read with a clear word when they cannot be.
+Checkpoints of a training run: written whole or not at all, and a clear error where one cannot be read.
 
 A checkpoint directory holds what `save_pretrained` writes (so it loads like any trained head), `training_state.pt`
 (weights, optimiser, position in the data) and `trainer_state.json` (step, settings, checksum).

@@ -1,5 +1,5 @@
 """
-What a run stands on: processes, precision, the optimiser, deterministic kernels, seeds, versions.
+What a run is built on: processes, precision, the optimiser, deterministic kernels, seeds, versions.
 """
 
 from __future__ import annotations

@@ -42,7 +42,7 @@ def test_explain_several_into_a_folder(classifier_dir, images, tmp_path):
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        (["--target", "tensh"], "`target` 'tensh' is no label of this classifier"),
+        (["--target", "tensh"], "`target` 'tensh' is not a label of this classifier"),
         (["--method", "nothing"], "`method` 'nothing' does not exist"),
         (["--top_k", "0"], "`top_k` must be a whole number"),
     ],

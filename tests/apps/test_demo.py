@@ -366,7 +366,7 @@ def test_space(tmp_path, monkeypatch):
 
 @pytest.mark.parametrize("name", ["./head", "/head", "a b/c", "justaname"])
 def test_a_space_needs_hub_ids(tmp_path, name):
-    with pytest.raises(ValueError, match="is a directory of this machine|is no repository on the Hub"):
+    with pytest.raises(ValueError, match="is a directory of this machine|is not a repository on the Hub"):
         write_space(tmp_path / "space", name)
     assert not (tmp_path / "space").exists()
 

@@ -255,7 +255,7 @@ def test_foreign_folders_and_files_are_refused_and_left_alone(tmp_path):
     (tmp_path / "mine").mkdir()
     (tmp_path / "mine" / "results.json").write_text('{"made_by": "me"}')
     (tmp_path / "file").write_text("text")
-    with pytest.raises(FileExistsError, match="mine' holds something that is no quickstart's; name a new folder"):
+    with pytest.raises(FileExistsError, match="mine' holds something other than a quickstart; name a new folder"):
         run_quickstart(tmp_path / "mine", **TINY)
     with pytest.raises(FileExistsError, match="file' is not a folder"):
         run_quickstart(tmp_path / "file", **TINY)

@@ -42,7 +42,7 @@ from hf_explain.tensors.maps import grid_to_tokens
 
 
 TRANSFORMERS = ("vit", "deit", "deit-teacher")
-# sizes that are no multiple of the patch, smaller and larger than the native one, not square
+# sizes that are not a multiple of the patch, smaller and larger than the native one, not square
 SIZES = {"transformer": ((32, 32), (48, 40), (24, 64), (35, 50)), "cnn": ((64, 64), (96, 64), (61, 90))}
 
 
@@ -375,7 +375,7 @@ def test_targets():
         found = classifier.resolve_target(target, 2, logits)
         assert found.tolist() == expected and found.dtype == torch.long, target
     for target, message in (
-        ("tehnch", "'tehnch' is no label of this classifier; the nearest are 'tench, Tinca tinca'"),
+        ("tehnch", "'tehnch' is not a label of this classifier; the nearest are 'tench, Tinca tinca'"),
         ("tigre cat", "the nearest are 'tiger cat'"),
         ("zzzz", "the nearest are 'tench, Tinca tinca', 'cat', 'tiger cat'"),
         (5, "`target` 5 is out of range: the classifier has 5 classes, 0 to 4"),

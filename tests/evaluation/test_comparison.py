@@ -167,7 +167,7 @@ def test_a_metric_of_ones_own_is_compared(directories, tmp_path):
 def test_names_of_explainers():
     assert parse_explainers("lcam=a/b, gradcam,") == {"lcam": "a/b", "gradcam": None}
     for text, message in (
-        ("gradcamm", "explainer 'gradcamm' is no training-free method .gradcam, .* given as NAME=DIRECTORY"),
+        ("gradcamm", "explainer 'gradcamm' is not a training-free method .gradcam, .* given as NAME=DIRECTORY"),
         ("lcam=", "explainer 'lcam=' is not NAME=DIRECTORY"),
         ("../x=head", "is not NAME=DIRECTORY"),
         ("rise=head", "has the name of a training-free method"),
@@ -182,7 +182,10 @@ def test_bad_arguments_are_one_sentence_before_anything_is_measured(directories,
     for more, message in (
         (["--explainers", "gradcam", "--metrics", "auc"], "Unknown metric 'auc'"),
         (["--explainers", "gradcam", "--metrics", "win_rate"], "`metrics` needs at least one that measures maps"),
-        (["--explainers", "gradcam", "--slow", "rise"], "`slow` names 'rise', which is no explainer: gradcam, random"),
+        (
+            ["--explainers", "gradcam", "--slow", "rise"],
+            "`slow` names 'rise', which is not an explainer: gradcam, random",
+        ),
         (["--explainers", "gradcam", "--method_option", "rise.n=1"], "`method_options` names 'rise'"),
         (["--explainers", "gradcam", "--method_option", "rise"], "method_option 'rise' is not METHOD.OPTION=VALUE"),
         (["--explainers", "gradcam", "--preset", "auc_d"], "preset 'auc_d' is not METRIC=PRESET"),

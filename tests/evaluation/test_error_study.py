@@ -415,7 +415,7 @@ def test_data_that_cannot_be_used_is_one_sentence(classifier_dir):
         study_errors(classifier_dir, labelled(3, [0, 1, 2]).select([]), progress=False)
     classifier = FrozenClassifier.from_pretrained(classifier_dir)
     classifier.config.problem_type = "multi_label_classification"
-    with pytest.raises(ValueError, match="is no classifier with one answer out of several per image"):
+    with pytest.raises(ValueError, match="is not a classifier with one answer out of several per image"):
         study_errors(classifier, labelled(3, [0, 1, 2]), progress=False)
 
 

@@ -330,7 +330,7 @@ def test_bad_input_is_one_sentence(classifier, data, tmp_path):
         ({"metric": ["auc_d", "auc_d"]}, ValueError, "`metric` names 'auc_d' twice"),
         ({"metric": "win_rate"}, ValueError, "'win_rate' compares two explainers"),
         ({"metric": [3]}, TypeError, "`metric` must be names or modules"),
-        ({"presets": {"auc_d": "cheffer"}}, ValueError, "'cheffer' is no preset of auc_d"),
+        ({"presets": {"auc_d": "cheffer"}}, ValueError, "'cheffer' is not a preset of auc_d"),
         ({"presets": {"road": "road"}}, ValueError, "`presets` names 'road', which is not among the metrics: auc_d"),
         ({"metric_options": {"auc_d": {"stepz": 3}}}, TypeError, "auc_d has no option `stepz`"),
         ({"metric_options": {"road": {}}}, ValueError, "`metric_options` names 'road'"),

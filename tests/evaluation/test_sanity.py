@@ -182,11 +182,11 @@ def test_similarity_is_spearmans(classifier):
     assert similarity([maps], [2 * maps + 1]) == pytest.approx(1)
     large, noisy = (torch.rand(2, 56, 84, generator=generator) for _ in range(2))
     pooled = [torch.nn.functional.avg_pool2d(one, (2, 3)) for one in (large, noisy)]
-    assert similarity([large], [noisy]) == similarity([pooled[0]], [pooled[1]])  # the noise of pixels is no structure
+    assert similarity([large], [noisy]) == similarity([pooled[0]], [pooled[1]])  # the noise of pixels is not structure
 
 
 def test_one_class_has_no_other(tmp_path):
     classifier = tiny_classifier("resnet", num_labels=1)
     classifier.image_processor = tiny_processor("resnet", tmp_path)
-    with pytest.raises(ValueError, match="the classifier has one class alone"):
+    with pytest.raises(ValueError, match="the classifier has only one class"):
         check_sanity(classifier, pictures(1), method="centre")

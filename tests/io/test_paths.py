@@ -94,9 +94,9 @@ def test_every_door_agrees_where_nothing_exists(name, kind, tmp_path):
     assert _classifier(config, None, [])["hub_id"] == (name if is_id else None)
 
     if not is_id or "/" not in name:  # a repository of one's own has a user
-        with pytest.raises(ValueError, match="is no repository on the Hub"):
+        with pytest.raises(ValueError, match="is not a repository on the Hub"):
             check_repo_id(name)
-        with pytest.raises(ValueError, match="which a Space does not have|is no repository on the Hub"):
+        with pytest.raises(ValueError, match="which a Space does not have|is not a repository on the Hub"):
             write_space(tmp_path / "space", name)
     else:
         check_repo_id(name)

@@ -159,7 +159,7 @@ class MethodTester:
         classifier, pixel_values = tiny_classifier(family), random_pixels(family, 2)
         with pytest.raises(ValueError, match="`layer` 'stage9' does not exist; the layers are stem, "):
             self.call(classifier, pixel_values, layer="stage9")
-        with pytest.raises(ValueError, match="`target` 'dog' is no label"):
+        with pytest.raises(ValueError, match="`target` 'dog' is not a label"):
             self.call(classifier, pixel_values, "dog")
         with pytest.raises(ValueError, match="3 entries for 2 images"):
             self.call(classifier, pixel_values, [0, 1, 2])

@@ -370,7 +370,7 @@ def test_unknown_metrics_and_presets_are_listed():
         ValueError, match="Unknown metric 'auc'; hf_explain has: auc_d, auc_d_fills, average_drop, ins"
     ):
         hf_explain.metrics.path("auc")
-    with pytest.raises(ValueError, match="'cam' is no preset of auc_d; it has: default, chefer, scan, rise"):
+    with pytest.raises(ValueError, match="'cam' is not a preset of auc_d; it has: default, chefer, scan, rise"):
         load("auc_d", "cam")
 
 

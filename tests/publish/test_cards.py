@@ -154,7 +154,7 @@ def test_cards_that_cannot_be_made(saved):
         build_model_card(saved, evaluation="no.json")
     (saved / "evaluation.json").write_text('{"auc_d": 1.0}')
     with pytest.raises(
-        ValueError, match="`evaluation` 'evaluation.json' is no evaluation: it has no `explainers`; give"
+        ValueError, match="`evaluation` 'evaluation.json' is not an evaluation: it has no `explainers`; give"
     ):
         build_model_card(saved)
 

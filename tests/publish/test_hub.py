@@ -368,7 +368,7 @@ def test_files_that_must_not_be_published(hub, saved, tmp_path):
 
 @pytest.mark.parametrize("repo_id", ["head", "a/b/c", "user/", "user/na me", "../user/head", "user/--x"])
 def test_repository_names(saved, repo_id):
-    with pytest.raises(ValueError, match="is no repository on the Hub; write user/name"):
+    with pytest.raises(ValueError, match="is not a repository on the Hub; write user/name"):
         push_quietly(saved, repo_id)
 
 
@@ -409,7 +409,7 @@ def test_push_from_the_command_line(hub, saved, capsys):
         assert main(["push", str(saved), "--repo", "user/code", option, "--dry-run"]) == 0
         assert f"  {file} " in capsys.readouterr().out
     assert main(["push", str(saved), "--repo", "head"]) == 1
-    assert "hf-explain push: `repo_id` 'head' is no repository on the Hub" in capsys.readouterr().err
+    assert "hf-explain push: `repo_id` 'head' is not a repository on the Hub" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("name", METRICS)
@@ -434,7 +434,7 @@ def test_metrics_are_loaded_from_a_space(hub, name):
 def test_metrics_that_are_none(capsys):
     assert main(["push-metric", "nothing", "--repo", "user/nothing"]) == 1
     known = "it has auc_d, auc_d_fills, average_drop, "
-    assert f"'nothing' is no metric of this package; {known}" in capsys.readouterr().err
+    assert f"'nothing' is not a metric of this package; {known}" in capsys.readouterr().err
     assert main(["push-metric", "auc_d", "--repo", "user/other"]) == 1
     assert "must end in /auc_d" in capsys.readouterr().err
 

@@ -549,7 +549,7 @@ def test_command_trains_a_head_that_loads(tmp_path, monkeypatch, capsys):
     assert "`preset` 'ranking' does not exist" in capsys.readouterr().err
     monkeypatch.setattr(sys, "argv", [*command, "--head_option", "preset=ranking"])
     assert train_explainer.main() == 1
-    assert "head_option preset=ranking is no field of a head: write --preset instead." in capsys.readouterr().err
+    assert "head_option preset=ranking is not a field of a head: write --preset instead." in capsys.readouterr().err
     monkeypatch.setattr(sys, "argv", [*command, "--head", "no_such_head"])
     assert train_explainer.main() == 1
     assert capsys.readouterr().err.splitlines()[-1].startswith("error: ")

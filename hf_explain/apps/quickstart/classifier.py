@@ -19,7 +19,7 @@ from hf_explain.io.images import load_rgb
 
 def image_processor(image_size: int):
     """The classifier's image processor: resize to a square, [0, 1], then [-1, 1]."""
-    # The PIL class by its own name: the plain one warns where torchvision is missing, and needs it where it is not
+    # The PIL class by its own name: the plain one is made for torchvision and warns where that is missing
     cls = getattr(transformers, "ViTImageProcessorPil", None) or transformers.ViTImageProcessor
     return cls(size={"height": image_size, "width": image_size})
 

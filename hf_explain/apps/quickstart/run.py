@@ -270,7 +270,7 @@ def _check_replaceable(output_dir: Path) -> None:
         if not any(output_dir.iterdir()) or _is_quickstart(output_dir):
             return
         raise FileExistsError(
-            f"`output_dir` {str(output_dir)!r} holds something that is no quickstart's; name a new folder or an empty "
+            f"`output_dir` {str(output_dir)!r} holds something other than a quickstart; name a new folder or an empty "
             "one."
         )
     if os.path.lexists(output_dir):

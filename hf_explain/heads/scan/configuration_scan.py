@@ -42,7 +42,7 @@ class ScanConfig(ExplainerConfig):
         decoder_widths (`list[int]`, *optional*): Channels of every level, from the grid to full resolution: `levels`
             numbers for `"transformer"`, where each level starts with an upsampling, and `levels + 1` for `"cnn"`.
         levels (`int`, *optional*): Doublings by the decoder; by default all between the grid and the image, as in the
-            paper. Where they do not land on the image's size, because its ratio to the grid is no power of two or
+            paper. Where they do not land on the image's size, because its ratio to the grid is not a power of two or
             because `levels` asks for fewer, a last bilinear resize does. Fewer cost far less (each level quadruples
             the positions) and lose little: the blurred image they reconstruct has no detail finer than half a cell of
             the grid.

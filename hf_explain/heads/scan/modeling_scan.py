@@ -218,7 +218,7 @@ class ScanForSaliency(ExplainerPreTrainedModel):
 
         Raises:
             ValueError: If `percentile` is outside [0, 100], `target` names no class, or a gradient is not finite.
-            TypeError: If `percentile` is no number.
+            TypeError: If `percentile` is not a number.
         """
         if return_loss:
             # a container's requires_grad goes straight to the parameters and so past the classifier's own
