@@ -497,7 +497,7 @@ def test_no_pass_for_a_target_that_nobody_asked_for(classifier_dir, method):
 
 @pytest.mark.parametrize("head_class", [LCamForSaliency, ScanForSaliency], ids=["lcam", "scan"])
 def test_a_heads_maps_of_some_images_only(classifier_dir, head_class, tmp_path, monkeypatch):
-    """One pass of the classifier for all targets, one of the head per target asked for; the maps of one by one."""
+    """One pass of the classifier for all targets, one of the head per target; maps as from single calls."""
     head_class.from_classifier(classifier_dir).save_pretrained(tmp_path / "head")
     pipe = pipeline("saliency", model=str(tmp_path / "head"))
     images, targets = [picture(40, 40), picture(52, 44), picture(36, 60)], [2, [0, 1, 2], [1, 0]]

@@ -240,7 +240,7 @@ def _prepare(output_dir: Path, args: ExportArguments, source: ExportSource, pipe
             )
     check_writable(output_dir)
     check_writable(output_dir / "data")
-    # the settings come first: shards without them would belong to nobody
+    # the settings come first: without them nobody can tell which export shards belong to
     if not (output_dir / SETTINGS_FILE).exists():
         content = {"settings": settings, "versions": package_versions()}
         write_json_file(output_dir / SETTINGS_FILE, content)

@@ -52,7 +52,7 @@ class SaliencyEvaluator:
 
     def __init__(self, task: str = "saliency", default_metric_name: str = "auc_d"):
         if task != "saliency":
-            raise ValueError(f"`task` {task!r} is not this evaluator's; it has 'saliency' alone.")
+            raise ValueError(f"`task` {task!r} is not one of this evaluator; it only has 'saliency'.")
         self.task, self.default_metric_name = task, default_metric_name
 
     def compute(
@@ -322,7 +322,7 @@ def load_metrics(arguments: EvaluationArguments) -> dict[str, LoadedMetric]:
     presets, loaded = arguments.presets, {}
     for one in arguments.metrics:
         if isinstance(one, str):
-            # its own experiment: evaluate locks a file per name, and processes must not wait for one another
+            # its own experiment: `evaluate` locks a file per experiment, and processes must not wait for one another
             one = evaluate.load(metric_path(one), presets.get(one), experiment_id=f"{os.getpid()}-{time.time_ns()}")
         if check_metric(one).metric_name in loaded:
             raise ValueError(f"`metric` names {one.metric_name!r} twice.")

@@ -154,8 +154,8 @@ def no_code_of_its_own(name: str) -> Iterator[None]:
 @contextlib.contextmanager
 def usable_files(name: str) -> Iterator[None]:
     """
-    Around reading a configuration and weights that somebody else wrote: whatever they make a library stumble over
-    becomes one `ValueError`.
+    Around reading a configuration and weights that somebody else wrote: any error they cause in a library becomes one
+    `ValueError`.
 
     Args:
         name (`str`): Directory or Hub id the error names.

@@ -97,8 +97,8 @@ def lock_directory(directory: Path) -> Iterator[None]:
     """
     Reserve `directory` for one run at a time: two would overwrite each other's files.
 
-    The system gives a lock back when its process ends, however it ends; the lock's file goes with it unless the
-    process was killed. Where there are no locks (Windows, some network file systems) nothing is locked.
+    The system releases a lock when its process ends, however it ends; the lock's file is deleted unless the process
+    was killed. Where there are no locks (Windows, some network file systems) nothing is locked.
 
     Args:
         directory (`Path`): Created if need be.
@@ -119,10 +119,10 @@ def lock_directory(directory: Path) -> Iterator[None]:
     try:
         yield
     finally:
-        if descriptor in _HELD:  # in a process forked meanwhile it is not
+        if descriptor in _HELD:  # a process forked meanwhile does not hold it
             _HELD.discard(descriptor)
-            with contextlib.suppress(OSError):  # one that stays locks nobody out
-                path.unlink()  # while it is held: nobody else's has this name
+            with contextlib.suppress(OSError):  # a file that stays does no harm: only the lock counts
+                path.unlink()  # while the lock is held, so that it is not another run's file
             os.close(descriptor)
 
 
@@ -132,11 +132,11 @@ def _lock(path: Path) -> int | None:
         descriptor = os.open(path, os.O_RDWR | os.O_CREAT, 0o666)
         try:
             fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            if os.path.samestat(os.fstat(descriptor), os.stat(path)):
+            if os.path.samestat(os.fstat(descriptor), os.stat(path)):  # else it was replaced meanwhile: again
                 _HELD.add(descriptor)
                 return descriptor
         except FileNotFoundError:
-            pass  # its last holder removed it in between, like one that is another by now: once more
+            pass  # its last holder removed it after it was opened: open it anew
         except OSError as error:
             if error.errno not in _NO_LOCKS:
                 raise

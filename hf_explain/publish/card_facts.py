@@ -178,7 +178,7 @@ def find_own_result(
         chosen = own if len(own) == 1 else [key for key in measured if key not in references]
         if len(chosen) != 1:
             raise ValueError(
-                f"`evaluation` compares several explainers ({listed}); say with `explainer` which is this head's."
+                f"`evaluation` compares several explainers ({listed}); say with `explainer` which one is this head's."
             )
         name = chosen[0]
     if name not in measured:

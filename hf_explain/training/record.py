@@ -22,7 +22,7 @@ class TrainingRecord:
         arguments (`dict`): The settings, without directories.
         num_examples (`int`, *optional*): Images in one pass over the data.
         streaming (`bool`, *optional*): Whether the data was a stream.
-        seed (`int`, *optional*): Of everything random.
+        seed (`int`, *optional*): Seed of everything random.
         steps, global_batch_size (`int`, *optional*): Optimiser steps, and images in each.
         epochs (`float`, *optional*): Passes over the data, where its length is known.
         trainable_parameters (`int`, *optional*): Numbers that were trained.
@@ -60,7 +60,7 @@ class TrainingRecord:
 
     @classmethod
     def from_json(cls, value: Mapping[str, Any]) -> TrainingRecord:
-        """What `to_json` wrote, in this version or an earlier one; keys that are no field are the description."""
+        """What `to_json` wrote, in this version or an earlier one; keys that are not fields go to the description."""
         names = {entry.name for entry in fields(cls)} - {"description"}
         known = {name: entry for name, entry in value.items() if name in names and entry is not None}
         return cls(description={name: entry for name, entry in value.items() if name not in names}, **known)

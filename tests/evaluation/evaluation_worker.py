@@ -22,7 +22,7 @@ from hf_explain.registry import METHODS
 
 
 def gathered(directory: Path) -> tuple[float, int]:
-    """A loop of one's own: seven images over two processes, the padding of the last batch gathered away."""
+    """A custom loop: seven images over two processes, the padding of the last batch gathered away."""
     accelerator = Accelerator(cpu=True)
     classifier = FrozenClassifier.from_pretrained(directory / "classifier")
     normalisation = {"image_mean": classifier.image_mean, "image_std": classifier.image_std}

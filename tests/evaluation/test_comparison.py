@@ -129,7 +129,7 @@ def test_an_explainer_is_resolved_once(directories, tmp_path, monkeypatch):
 
 
 class Brightness(SaliencyMetric):
-    """A metric of one's own, as the package's documentation asks for it and no more: the mean of a map."""
+    """A custom metric with just what the package's documentation asks for: the mean of a map."""
 
     metric_name = "brightness"
     main_result = "brightness"

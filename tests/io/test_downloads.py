@@ -167,7 +167,7 @@ def test_a_mirror_tags_files_as_it_likes(hub, published, etag):
 
 @pytest.mark.parametrize("etag", ETAGS.values(), ids=ETAGS)
 def test_a_mirror_without_a_listing(hub, published, etag):
-    """What cannot be proven is taken; a file that cannot be read is damaged all the same."""
+    """A file without a checksum is accepted, but one that cannot be read still counts as damaged."""
     hub.mirror = etag
     hub.inject("status", "/api/models/", status=404)
     assert same(load(), published)
@@ -281,7 +281,7 @@ def test_missing_repositories_revisions_and_files(hub, published):
 @pytest.mark.parametrize("name", ["depths", "layer_norm_eps", "text_config"])
 @pytest.mark.parametrize("number", [float("nan"), float("inf"), -float("inf")])
 def test_sizes_that_are_no_numbers(name, number):
-    """JSON has none, Python reads them all the same; and nothing is above or below NaN."""
+    """JSON has no NaN, but Python's reader accepts it, and every comparison with NaN is false."""
     value = {"depths": [2, number], "layer_norm_eps": number, "text_config": {"vocab_size": number}}[name]
     with pytest.raises(ValueError, match=rf"^`config.json.{name}.*` is {number}, more than any image classifier has"):
         check_sizes({"hidden_size": 8, name: value})

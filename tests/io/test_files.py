@@ -45,7 +45,7 @@ def test_one_run_at_a_time_and_nothing_is_left(tmp_path):
 
 
 def test_a_lock_whose_file_was_removed_meanwhile_is_no_lock(tmp_path, monkeypatch):
-    """Another run may end between opening its lock file and locking it; then the file is another's, or nobody's."""
+    """The holder may end between our opening its lock file and locking it; then the file is replaced or gone."""
     flock, removed = files.fcntl.flock, []
 
     def late(descriptor, how):

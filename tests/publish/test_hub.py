@@ -270,7 +270,7 @@ def test_revision_and_subfolder(hub, head, saved):
 
 
 def test_push_to_hub_as_in_transformers(hub, head):
-    """Without this package's checks and card, but as small."""
+    """Pushed without this package's checks and card, the head is as small."""
     head.push_to_hub("user/plain")
     files = hub.files("user/plain")
     assert {"config.json", "model.safetensors"} <= set(files) and sum(map(len, files.values())) < 20_000
