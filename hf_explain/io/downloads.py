@@ -315,7 +315,7 @@ def _listed(name: str, revision: str | None, **options) -> dict[str, tuple[str, 
             entry.rfilename: ("sha256", entry.lfs.sha256) if entry.lfs else ("git", entry.blob_id)
             for entry in info.siblings or ()
         }
-        return {file: (kind, value) for file, (kind, value) in entries.items() if _HUB_TAG.fullmatch(value or "")}
+        return {file: (kind, value) for file, (kind, value) in entries.items() if value and _HUB_TAG.fullmatch(value)}
     except Exception as error:  # a mirror's listing may be anything
         logger.debug("The files of %s could not be listed: %s", name, redact(str(error)))
         return {}

@@ -196,7 +196,7 @@ class _Run:
         else:
             rows = prepare_columns(images.dataset, images.columns)
             self.sampler = MapBatchSampler(
-                self.num_examples,
+                len(images.dataset),
                 args.per_device_batch_size,
                 args.seed,
                 self.steps_done,
@@ -387,6 +387,7 @@ class _Run:
 
     def _evaluate(self) -> None:
         images, accelerator, args = self.eval, self.accelerator, self.args
+        assert images is not None  # asked for with an eval_dataset only
         rows, samples = eval_samples(
             images.dataset,
             images.columns,
