@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Any
 
 from hf_explain.apps.arguments import ErrorsCommand
@@ -11,6 +10,7 @@ from hf_explain.evaluation.arguments import ErrorStudyArguments
 from hf_explain.evaluation.error_report import summary_lines, write_report
 from hf_explain.evaluation.error_study import study_errors
 from hf_explain.io.files import check_writable
+from hf_explain.io.paths import output_folder
 from hf_explain.io.processes import choose_device
 from hf_explain.pipeline import load_pipeline
 from hf_explain.registry import DEFAULT_METHOD, resolve_method
@@ -30,6 +30,7 @@ def run(arguments: ErrorsCommand) -> dict[str, Any]:
         ValueError: If an option cannot work, a column is missing, or an image or label cannot be used.
         OSError: If something cannot be read or written.
     """
+    folder = output_folder(arguments.output_dir)
     if arguments.method is not None:
         resolve_method(arguments.method)
     data = arguments.load()
@@ -39,7 +40,6 @@ def run(arguments: ErrorsCommand) -> dict[str, Any]:
     for name in arguments.method_options:
         if name != method:
             raise ValueError(f"method_option names {name!r}, but the maps are made by {method or 'the trained head'}.")
-    folder = Path(arguments.output_dir)
     check_writable(folder)
     study = study_errors(
         pipe,

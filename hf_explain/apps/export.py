@@ -13,6 +13,7 @@ import io
 import itertools
 import json
 import os
+import re
 from collections.abc import Callable, Iterator
 from datetime import timedelta
 from pathlib import Path
@@ -45,7 +46,7 @@ from hf_explain.io.files import (
     write_atomically,
     write_json_file,
 )
-from hf_explain.io.paths import public_name
+from hf_explain.io.paths import output_folder, public_name
 from hf_explain.io.processes import check_launched, on_main_process, package_versions, wants_cpu
 from hf_explain.pipeline import SaliencyPipeline, load_pipeline
 from hf_explain.registry import DEFAULT_METHOD, resolve_method
@@ -99,7 +100,7 @@ def export_saliency(output_dir: str | os.PathLike, args: ExportArguments) -> dic
             writing there.
         ValueError: If a column is missing, an image or label is unusable, or a setting cannot work.
     """
-    output_dir = Path(output_dir)
+    output_dir = output_folder(output_dir)
     if args.method is not None:
         resolve_method(args.method)
     accelerator = Accelerator(
@@ -245,8 +246,8 @@ def _prepare(output_dir: Path, args: ExportArguments, source: ExportSource, pipe
         content = {"settings": settings, "versions": package_versions()}
         write_json_file(output_dir / SETTINGS_FILE, content)
     write_atomically(output_dir / "README.md", _readme(settings, source.split).encode())
-    remove_leftovers(output_dir)
-    remove_leftovers(output_dir / "data")
+    remove_leftovers(output_dir, r"(\.write_test|export_settings\.json|export_report\.json)\.tmp")
+    remove_leftovers(output_dir / "data", rf"(\.write_test|{re.escape(source.split)}-\d{{6}}\.parquet)\.tmp")
     return {path.name for path in (output_dir / "data").glob("*.parquet")}
 
 

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from hf_explain.io.labels import TARGETS
+from hf_explain.io.paths import output_folder
 from hf_explain.tensors.options import check_options, option
 from hf_explain.tensors.scalars import check_seed
 
@@ -71,7 +72,7 @@ class EvaluationArguments:
             setattr(self, name, dict(getattr(self, name) or {}))
         check_options(self)
         check_seed(self.seed)
-        self.output_dir = None if self.output_dir is None else Path(self.output_dir)
+        self.output_dir = None if self.output_dir is None else output_folder(self.output_dir)
 
 
 @dataclass

@@ -6,6 +6,7 @@ import contextlib
 import errno
 import json
 import os
+import re
 import shutil
 import stat
 import tempfile
@@ -22,6 +23,7 @@ except ImportError:  # Windows
     fcntl = None  # type: ignore[assignment]  # asked for before every use
 
 LOCK_FILE = ".hf_explain.lock"
+_TEMPORARY = ".hf_explain.tmp"  # how the names of what is half-written end, and no name that people choose
 # what file systems that know no locks answer
 _NO_LOCKS = (errno.ENOLCK, errno.ENOSYS, errno.ENOTSUP, errno.EOPNOTSUPP)
 _HELD: set[int] = set()  # open lock files of this process
@@ -31,7 +33,7 @@ _LAST = ("config.json", "training_record.json")
 
 def write_atomically(path: Path, content: bytes | memoryview) -> None:
     """Write a file so that, whatever happens, its name shows either the old content or the new one."""
-    temporary = path.with_name(path.name + ".tmp")
+    temporary = path.with_name(path.name + _TEMPORARY)
     try:
         with open(temporary, "wb") as file:
             file.write(content)
@@ -75,8 +77,7 @@ def check_writable(directory: Path) -> None:
     """
     with _writing_to(directory):
         directory.mkdir(parents=True, exist_ok=True)
-        write_atomically(directory / ".write_test", b"")
-        (directory / ".write_test").unlink()
+        tempfile.TemporaryFile(dir=directory).close()  # without a name that a file of somebody's could have
 
 
 @contextlib.contextmanager
@@ -157,19 +158,35 @@ if hasattr(os, "register_at_fork"):
     os.register_at_fork(after_in_child=_let_go)
 
 
-def remove_leftovers(output_dir: Path) -> None:
-    """Delete what a killed run left half-written."""
+def remove_leftovers(output_dir: Path, of_before: str) -> None:
+    """
+    Delete what a killed run left half-written, and nothing else.
+
+    Args:
+        output_dir (`Path`): Where it was written.
+        of_before (`str`): Regular expression of the names that version 0.1 gave such files there.
+    """
     for path in output_dir.glob("*.tmp"):
-        if path.is_dir():
-            shutil.rmtree(path)
-        else:
-            path.unlink()
+        if path.name.endswith(_TEMPORARY) or re.fullmatch(of_before, path.name) and _is_as_of_before(path):
+            if path.is_dir() and not path.is_symlink():
+                shutil.rmtree(path)
+            else:
+                path.unlink()
+
+
+def _is_as_of_before(path: Path) -> bool:
+    """Whether something is of the kind that version 0.1 gave its name to."""
+    if path.is_symlink():
+        return False
+    if path.name.startswith(".") and path.name != ".write_test.tmp":  # of `write_directory`
+        return path.is_dir() and {"new"} <= set(os.listdir(path)) <= {"new", "old"}
+    return path.is_dir() if path.name.endswith(".old.tmp") else path.is_file()
 
 
 def remove_directory(path: Path) -> None:
     """Delete a directory so that, whatever happens, its name shows either all of it or nothing."""
     # renamed first: a process killed half-way through deleting must not leave something that looks complete
-    doomed = path.with_name(path.name + ".old.tmp")
+    doomed = path.with_name(path.name + ".old" + _TEMPORARY)
     if doomed.exists():
         shutil.rmtree(doomed)
     os.rename(path, doomed)
@@ -183,7 +200,7 @@ def write_directory(directory: Path, argument: str = "output_dir", replace: bool
 
     A new directory is moved as a whole. Of an existing one the files of the same names are replaced one by one, with
     a way back, and the others stay. So a failure leaves what was there before, and what a killed process leaves ends
-    in `.tmp`.
+    in `.hf_explain.tmp`.
 
     Args:
         directory (`Path`): Its final name; created where missing, with its parents.
@@ -204,7 +221,7 @@ def write_directory(directory: Path, argument: str = "output_dir", replace: bool
     temporary, saved = None, False
     try:
         home.mkdir(parents=True, exist_ok=True)
-        temporary = Path(tempfile.mkdtemp(prefix=f".{directory.name}.", suffix=".tmp", dir=home))
+        temporary = Path(tempfile.mkdtemp(prefix=f".{directory.name}.", suffix=_TEMPORARY, dir=home))
         new = temporary / "new"  # a temporary directory itself is private to its owner
         new.mkdir()
         yield new

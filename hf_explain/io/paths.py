@@ -92,3 +92,19 @@ def public_name(source: str | os.PathLike | None) -> str | None:
 def portable_name(source: str | None) -> str | None:
     """A directory by its absolute path, so that it is found from any working directory; a Hub id as it is."""
     return os.path.abspath(source) if source and os.path.isdir(source) else source or None
+
+
+def output_folder(path: str | os.PathLike, argument: str = "output_dir") -> Path:
+    """
+    A folder to write to, as somebody names it; `"."` means the working directory, an empty name is a mistake.
+
+    Args:
+        path (`str` or `os.PathLike`): Its name.
+        argument (`str`, *optional*, defaults to `"output_dir"`): What the caller's argument is called, for the error.
+
+    Raises:
+        ValueError: If the name is empty, such as an unset variable of a shell gives.
+    """
+    if not os.fspath(path).strip():
+        raise ValueError(f"`{argument}` is empty, got {os.fspath(path)!r}: name a folder, or '.' for this one.")
+    return Path(path)

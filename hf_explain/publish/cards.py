@@ -17,7 +17,7 @@ from hf_explain.classifiers.fingerprint import FINGERPRINT_DTYPES
 from hf_explain.evaluation.results import Comparison, SanityResult
 from hf_explain.heads.configuration_explainer import ExplainerConfig
 from hf_explain.io.files import write_atomically
-from hf_explain.io.paths import base_name, is_hub_id, is_local_path
+from hf_explain.io.paths import base_name, is_hub_id, is_local_path, output_folder
 from hf_explain.publish.card_facts import (
     EVALUATION,
     Measurement,
@@ -152,7 +152,7 @@ def write_model_cards(
         FileNotFoundError, ValueError: As for [`build_model_card`]; also if no evaluation measured a head, or two heads
             would have one card.
     """
-    folder = Path(output_dir)
+    folder = output_folder(output_dir)
     read = {os.fspath(path): read_evaluation_file(path, "evaluations") for path in evaluations}
     cards: dict[Path, ModelCard] = {}
     for directory in map(Path, directories):

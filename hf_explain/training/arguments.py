@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from hf_explain.io.labels import TARGETS
+from hf_explain.io.paths import output_folder
 from hf_explain.tensors.options import check_options, option
 
 
@@ -100,7 +101,7 @@ class ExplainerTrainingArguments:
     def __post_init__(self, use_cpu: bool | None, disable_tqdm: bool | None) -> None:
         self.device = "cpu" if use_cpu else self.device
         self.progress = self.progress if disable_tqdm is None else not disable_tqdm
-        self.output_dir = os.fspath(self.output_dir)
+        self.output_dir = os.fspath(output_folder(self.output_dir))
         self.report_to = [self.report_to] if isinstance(self.report_to, str) else list(self.report_to)
         self.save_steps, self.save_total_limit = self.save_steps or 0, self.save_total_limit or 0
         check_options(self)

@@ -133,7 +133,11 @@ def prepare_output_dir(output_dir: Path, resume_from: str | None = None, overwri
         OSError: If the directory is not writable or the checkpoint unreadable.
     """
     check_writable(output_dir)
-    remove_leftovers(output_dir)
+    remove_leftovers(
+        output_dir,
+        r"(\.write_test|train_log\.jsonl)\.tmp|checkpoint-\d+\.old\.tmp|"
+        rf"\.(checkpoint-\d+|{re.escape(output_dir.absolute().name)})\.[a-z0-9_]{{8}}\.tmp",
+    )
     checkpoints = list_checkpoints(output_dir)
     resume = None
     if resume_from is None:

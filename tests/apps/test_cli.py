@@ -60,6 +60,26 @@ def test_one_picture_for_two_images_is_refused(classifier_dir, images, capsys):
     assert "is one picture for 2 images; give a folder" in capsys.readouterr().err
 
 
+@pytest.mark.parametrize(
+    ("command", "options"),
+    [
+        ("train", ["--classifier", "c", "--dataset", "d"]),
+        ("evaluate", ["--classifier", "c", "--dataset", "d", "--explainers", "gradcam"]),
+        ("errors", ["--model", "m", "--dataset", "d"]),
+        ("export", ["--model", "m", "--dataset", "d"]),
+        ("card", ["head"]),
+        ("quickstart", []),
+    ],
+)
+def test_no_folder_is_not_the_working_directory(tmp_path, monkeypatch, capsys, command, options):
+    monkeypatch.chdir(tmp_path)
+    for empty in ("", " "):
+        assert main([command, *options, "-o", empty]) == 1
+        message = f"hf-explain {command}: `output_dir` is empty, got {empty!r}: name a folder, or '.' for this one.\n"
+        assert capsys.readouterr().err == message
+    assert list(tmp_path.iterdir()) == []
+
+
 def test_help_names_the_commands():
     result = subprocess.run([sys.executable, "-m", "hf_explain.cli", "--help"], capture_output=True, text=True)
     assert result.returncode == 0

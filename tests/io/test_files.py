@@ -17,11 +17,12 @@ from hf_explain.io.files import (
     check_writable,
     lock_directory,
     read_json_file,
-    remove_leftovers,
+    remove_directory,
     write_atomically,
     write_directory,
     write_json_file,
 )
+from hf_explain.training.checkpoints import prepare_output_dir
 
 
 ROOT = Path(__file__).parents[2]
@@ -146,13 +147,44 @@ def test_a_place_that_was_tried_is_left_as_it_was(tmp_path):
     assert list((tmp_path / "out").iterdir()) == []
 
 
-def test_what_a_killed_run_left_goes_and_nothing_else(tmp_path):
-    (tmp_path / ".head.1.tmp/new").mkdir(parents=True)
-    (tmp_path / ".head.1.tmp/new/weights").touch()
-    for name in ("record.json.tmp", "record.json", "tmp"):
-        (tmp_path / name).touch()
-    remove_leftovers(tmp_path)
-    assert files_below(tmp_path) == {"record.json": b"", "tmp": b""}
+def test_what_a_killed_run_left_goes_and_nothing_else(tmp_path, monkeypatch):
+    class Killed(BaseException):
+        """As a process that is killed: nothing is cleaned up."""
+
+    def killed(*arguments, **options):
+        raise Killed
+
+    out = tmp_path / "run"
+    (out / "checkpoint-3").mkdir(parents=True)
+    for name in ("thesis.tmp", "record.json.tmp", ".write_test", "tmp", ".run.snapshot.tmp/weights", "run.tmp/photo",
+                 ".run.abcdefgh.tmp/new/a", ".run.abcdefgh.tmp/photo", "checkpoint-2.old.tmp",
+                 "checkpoint-x.old.tmp/a", "train_log.jsonl.tmp/a", ".checkpoint-1.short.tmp/new/a"):  # fmt: skip
+        (out / name).parent.mkdir(exist_ok=True, parents=True)
+        (out / name).write_text("somebody's")
+    before = files_below(out)
+    check_writable(out)
+    write_atomically(out / "record.json", b"")
+    (out / "record.json").unlink()
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "replace", killed)
+        patch.setattr(Path, "unlink", killed)
+        patch.setattr(files.shutil, "rmtree", killed)
+        with pytest.raises(Killed):
+            write_atomically(out / "record.json", b"")
+        for replace in (False, True):
+            with pytest.raises(Killed), write_directory(out / "checkpoint-6", replace=replace) as new:
+                (new / "weights").touch()
+        with pytest.raises(Killed):
+            remove_directory(out / "checkpoint-3")  # whose name is gone first
+    del before["checkpoint-3"]
+    # what version 0.1 left
+    for name in (".write_test.tmp", "checkpoint-4.old.tmp/a", ".checkpoint-6.ab3_efgh.tmp/new/a",
+                 ".run.12345678.tmp/new/a", ".run.12345678.tmp/old/a"):  # fmt: skip
+        (out / name).parent.mkdir(exist_ok=True, parents=True)
+        (out / name).write_text("ours")
+    assert len(files_below(out)) > len(before) + 5
+    prepare_output_dir(out)
+    assert files_below(out) == before
 
 
 def test_a_directory_is_written_whole_or_not_at_all(tmp_path):

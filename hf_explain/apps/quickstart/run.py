@@ -24,6 +24,7 @@ from hf_explain.apps.quickstart.page import render_page
 from hf_explain.heads.lcam import LCamForSaliency
 from hf_explain.io.charts import bar_chart, plot_curves
 from hf_explain.io.files import read_json_file, write_atomically, write_json_file
+from hf_explain.io.paths import output_folder
 from hf_explain.io.pictures import overlay, saliency_grid, save_image
 from hf_explain.pipeline import load_pipeline
 from hf_explain.training.loop import ExplainerTrainingArguments, train
@@ -71,7 +72,7 @@ def run_quickstart(
     Raises:
         FileExistsError: If `output_dir` is a file, or a folder with something else in it.
     """
-    output_dir = Path(output_dir).expanduser().absolute()
+    output_dir = output_folder(output_dir).expanduser().absolute()
     _check_replaceable(output_dir)
     output_dir.parent.mkdir(parents=True, exist_ok=True)
     work = output_dir.with_name(f".{output_dir.name}.{uuid.uuid4().hex[:8]}.tmp")
