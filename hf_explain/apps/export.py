@@ -4,11 +4,15 @@
 The images, in the order of the data set, are cut into shards of `shard_size`. A shard is computed by one process,
 in batches that never cross its ends, and gets its name only when it is whole. So neither the number of processes nor
 an interruption shows in what is written, and a run that was killed goes on with the shards that are missing.
+
+A shard's footer has two checksums: of the rows it was made of, so that it is not mixed with those of other data, and
+of the file itself, so that damage is noticed. Shards of version 0.1 have none; they are taken as they are.
 """
 
 from __future__ import annotations
 
 import contextlib
+import hashlib
 import io
 import itertools
 import json
@@ -55,6 +59,7 @@ from hf_explain.registry import DEFAULT_METHOD, resolve_method
 SETTINGS_FILE = "export_settings.json"
 REPORT_FILE = "export_report.json"
 _REPORT_KEY = b"hf_explain"  # in each shard's own footer, so that a shard and its report appear as one
+_NO_CHECKSUM = "0" * 64  # in the place of a shard's own checksum, while that is computed
 _ROW_GROUP = 100  # rows: what the Hub's viewer likes for images, and a bound on memory
 
 
@@ -84,7 +89,8 @@ def export_saliency(output_dir: str | os.PathLike, args: ExportArguments) -> dic
     Columns: `image_id` (`int64` or `string`), `target` (`ClassLabel` with the classifier's names), `score` (`float32`,
     the classifier's probability of the target), `saliency` (`datasets.Image`: PNG in mode L, of the original image's
     size). Under `torchrun` or `accelerate launch` the shards are divided among the processes. Called again with the
-    same settings, it writes the shards that are missing.
+    same settings, it writes the shards that are missing, after it has seen that those that are there are whole and of
+    the same data: it reads both once.
 
     Args:
         output_dir (`str` or `os.PathLike`): A new directory, or that of the same export.
@@ -95,10 +101,11 @@ def export_saliency(output_dir: str | os.PathLike, args: ExportArguments) -> dic
         `skipped`, a list of `{"image_id", "row", "error"}`.
 
     Raises:
-        FileExistsError: If `output_dir` holds something else, or an export with other settings.
+        FileExistsError: If `output_dir` holds something else, or an export with other settings or of other data.
         OSError: If the model or the data set cannot be found or read, or the output not be written, or another run is
             writing there.
-        ValueError: If a column is missing, an image or label is unusable, or a setting cannot work.
+        ValueError: If a column is missing, an image or label is unusable, a shard that is there is damaged, or a
+            setting cannot work.
     """
     output_dir = output_folder(output_dir)
     if args.method is not None:
@@ -120,19 +127,20 @@ def export_saliency(output_dir: str | os.PathLike, args: ExportArguments) -> dic
     features = _features(pipe, source)
     with contextlib.ExitStack() as held:
 
-        def claim() -> set[str]:
+        def claim() -> dict[str, str | None]:
             held.enter_context(lock_directory(output_dir))
             return _prepare(output_dir, args, source, pipe)
 
         done = on_main_process(accelerator, claim)
-        mine = source.chunks(args, done, accelerator.process_index, accelerator.num_processes)
+        known = {name: checksum for name, checksum in done.items() if checksum is not None}
+        mine = source.chunks(args, done, accelerator.process_index, accelerator.num_processes, known)
         total = None if source.streaming else sum(chunk.num_images for chunk in mine)
         quiet = not args.progress or not accelerator.is_main_process
         of = f" (process 1 of {accelerator.num_processes})" if accelerator.num_processes > 1 else ""
         with tqdm(total=total, unit="image", desc=f"export{of}", disable=quiet) as bar:
             for chunk in mine:
                 results = _explain(pipe, chunk, source, args, read_label)
-                _write_shard(output_dir / "data" / chunk.name, features, results, args.on_error, bar.update)
+                _write_shard(output_dir / "data", chunk, features, results, args.on_error, bar.update)
         accelerator.wait_for_everyone()
         return on_main_process(accelerator, lambda: _report(output_dir))
 
@@ -201,6 +209,8 @@ def _explain(
         rows = zip(itertools.count(chunk.first_row), chunk.rows)
         inputs: Any = ({"image": row[source.image_column], "target": identify(row, number)} for number, row in rows)
     else:
+        for _ in source.read(chunk.rows, chunk.checksum):
+            pass
         others = [name for name in chunk.rows.column_names if name != source.image_column]
         light = chunk.rows.select_columns(others) if others else itertools.repeat({}, len(chunk.rows))
         targets = [identify(row, number) for number, row in enumerate(light, chunk.first_row)]
@@ -217,8 +227,13 @@ def _explain(
 # -------------------------------------------------------------------------------------------------------- the files
 
 
-def _prepare(output_dir: Path, args: ExportArguments, source: ExportSource, pipe: SaliencyPipeline) -> set[str]:
-    """Claim the directory for this export, or check that it is its own; returns the names of the finished shards."""
+def _prepare(
+    output_dir: Path, args: ExportArguments, source: ExportSource, pipe: SaliencyPipeline
+) -> dict[str, str | None]:
+    """
+    Claim the directory for this export, or check that it is its own; returns the names of the finished shards with
+    the checksums of their rows.
+    """
     settings = _settings(args, source, pipe)
     if output_dir.is_dir() and any(path.name != LOCK_FILE for path in output_dir.iterdir()):
         try:
@@ -248,7 +263,7 @@ def _prepare(output_dir: Path, args: ExportArguments, source: ExportSource, pipe
     write_atomically(output_dir / "README.md", _readme(settings, source.split).encode())
     remove_leftovers(output_dir, r"(\.write_test|export_settings\.json|export_report\.json)\.tmp")
     remove_leftovers(output_dir / "data", rf"(\.write_test|{re.escape(source.split)}-\d{{6}}\.parquet)\.tmp")
-    return {path.name for path in (output_dir / "data").glob("*.parquet")}
+    return {path.name: _read_shard(path)[0].get("rows_sha256") for path in (output_dir / "data").glob("*.parquet")}
 
 
 def _settings(args: ExportArguments, source: ExportSource, pipe: SaliencyPipeline) -> dict[str, Any]:
@@ -289,14 +304,15 @@ def _readme(settings: dict[str, Any], split: str) -> str:
 
 
 def _write_shard(
-    path: Path,
+    directory: Path,
+    chunk: ExportChunk,
     features: datasets.Features,
     results: Iterator[tuple[int, int | str, list[dict]]],
     on_error: str,
     update: Callable[[int], Any],
 ) -> None:
     """Compute a shard and write it whole or not at all: a killed process leaves no file of that name."""
-    schema, sink = features.arrow_schema, io.BytesIO()
+    schema, sink, path = features.arrow_schema, io.BytesIO(), directory / chunk.name
     rows, skipped, num_images = [], [], 0
     with pq.ParquetWriter(sink, schema) as writer:
         for number, image_id, maps in results:
@@ -316,10 +332,14 @@ def _write_shard(
                 rows = []
         if rows:  # `datasets` cannot read an empty row group, but a shard without any is fine
             writer.write_table(pa.Table.from_pylist(rows, schema))
-        report = {"num_images": num_images, "skipped": skipped}
+        # `results` are at their end, so all the rows were read
+        checksums = {"rows_sha256": chunk.checksum.hexdigest(), "sha256": _NO_CHECKSUM}
+        report = {"num_images": num_images, "skipped": skipped, **checksums}
         writer.add_key_value_metadata({_REPORT_KEY: json.dumps(report).encode()})
+    content = sink.getvalue()
+    content = _replace_last(content, _NO_CHECKSUM, hashlib.sha256(content).hexdigest())
     try:
-        write_atomically(path, sink.getbuffer())
+        write_atomically(path, content)
     except OSError as error:
         raise OSError(
             f"shard {str(path)!r} could not be written ({error.strerror or error}): the shards that are there are "
@@ -327,16 +347,47 @@ def _write_shard(
         ) from error
 
 
+def _replace_last(content: bytes, old: str, new: str) -> bytes:
+    """A shard with another checksum in its place, which is at the end; the two are of one length."""
+    at = content.rindex(old.encode())
+    return content[:at] + new.encode() + content[at + len(old) :]
+
+
+def _read_shard(path: Path) -> tuple[dict[str, Any], int]:
+    """
+    What a shard says of itself, and the number of its rows.
+
+    Raises:
+        ValueError: If it is damaged; the message names it.
+    """
+    content = path.read_bytes()
+    try:
+        with pq.ParquetFile(pa.BufferReader(content)) as shard:
+            num_rows = shard.metadata.num_rows
+            metadata = shard.metadata.metadata or {}
+        if _REPORT_KEY not in metadata:
+            raise ValueError("it is no shard of an export")
+        own = json.loads(metadata[_REPORT_KEY])
+        checksum = own.get("sha256")
+        if checksum and hashlib.sha256(_replace_last(content, checksum, _NO_CHECKSUM)).hexdigest() != checksum:
+            raise ValueError("it does not match its checksum")
+    except (pa.ArrowException, OSError, ValueError) as error:
+        reason = "it is empty" if not content else str(error).split("\n")[0].rstrip(".")
+        raise ValueError(
+            f"shard {str(path)!r} is damaged ({reason}): delete it and start again, and it is written anew."
+        ) from error
+    return own, num_rows
+
+
 def _report(output_dir: Path) -> dict[str, Any]:
-    """Count what all the shards hold, from their footers, and write it beside them."""
+    """Count what all the shards hold, see that they are whole, and write it beside them."""
     skipped, images, rows = [], 0, 0
     paths = sorted((output_dir / "data").glob("*.parquet"))
     for path in paths:
-        with pq.ParquetFile(path) as shard:
-            rows += shard.metadata.num_rows
-            own = json.loads(shard.metadata.metadata[_REPORT_KEY])
-            images += own["num_images"]
-            skipped += own["skipped"]
+        own, num_rows = _read_shard(path)
+        rows += num_rows
+        images += own["num_images"]
+        skipped += own["skipped"]
     report = {"num_images": images, "num_rows": rows, "num_shards": len(paths), "skipped": skipped}
     write_json_file(output_dir / REPORT_FILE, report)
     return report

@@ -6,8 +6,8 @@ from __future__ import annotations
 
 import hashlib
 import itertools
-from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
+from collections.abc import Container, Iterable, Iterator, Mapping
+from dataclasses import dataclass, field
 from typing import Any
 
 import datasets
@@ -38,6 +38,7 @@ class ExportChunk:
     name: str
     first_row: int
     rows: Any  # a datasets.Dataset, or an iterator of a stream
+    checksum: Any = field(default_factory=hashlib.sha256)  # of the rows, once they were read
 
     @property
     def num_images(self) -> int:
@@ -86,11 +87,45 @@ class ExportSource:
         content = encoded_image(cell)
         return hashlib.sha256(content if isinstance(content, bytes) else repr(content).encode()).hexdigest()[:16]
 
-    def chunks(self, args: ExportArguments, done: set[str], rank: int, world_size: int) -> Iterable[ExportChunk]:
-        """The shards of one process that are missing; those of all processes together are complete and disjoint."""
+    def read(self, rows: Iterable[dict], checksum: Any) -> Iterator[dict]:
+        """The rows as they are, each added to a checksum of what decides about its maps and their names."""
+        for row in rows:
+            cell = row[self.image_column]
+            path = cell.get("path") if isinstance(cell, dict) and cell.get("bytes") is None else None
+            # a file elsewhere, named with its version by the Hub, is not downloaded twice
+            content = path if path and "://" in path else encoded_image(cell)
+            content = content if isinstance(content, bytes) else repr(content).encode()
+            others = [row[name] for name in (self.label_column, self.id_column) if name is not None]
+            checksum.update(hashlib.sha256(content).digest() + repr(others).encode())
+            yield row
+
+    def chunks(
+        self,
+        args: ExportArguments,
+        done: Container[str],
+        rank: int,
+        world_size: int,
+        checksums: Mapping[str, str] | None = None,
+    ) -> Iterable[ExportChunk]:
+        r"""
+        The shards of one process that are missing; those of all processes together are complete and disjoint.
+
+        Args:
+            args ([`ExportArguments`]): What to explain and how.
+            done (`set[str]`): Names of the shards that are there.
+            rank, world_size (`int`): Number of this process, and of all.
+            checksums (`dict[str, str]`, *optional*): Of the rows that shards were made of, by name.
+
+        Raises:
+            FileExistsError: If a shard was made of other rows than the data set has there now.
+        """
+        checksums = checksums or {}
         if self.streaming:
-            return self._stream_chunks(args.shard_size, done, rank, world_size)
+            return self._stream_chunks(args.shard_size, done, rank, world_size, checksums)
         count = len(self.dataset)
+        for index, first in enumerate(range(0, count, args.shard_size)):
+            if index % world_size == rank and self._name(index) in checksums:
+                self._check(index, self.dataset.select(range(first, min(first + args.shard_size, count))), checksums)
         missing = [
             ExportChunk(self._name(index), first, None)
             for index, first in enumerate(range(0, count, args.shard_size))
@@ -100,18 +135,41 @@ class ExportSource:
             chunk.rows = self.dataset.select(range(chunk.first_row, min(chunk.first_row + args.shard_size, count)))
         return missing
 
-    def _stream_chunks(self, size: int, done: set[str], rank: int, world_size: int) -> Iterator[ExportChunk]:
+    def _check(self, index: int, rows: Iterable[dict], checksums: Mapping[str, str]) -> None:
+        """See that a shard was made of these rows."""
+        name, found = self._name(index), hashlib.sha256()
+        for _ in self.read(rows, found):
+            pass
+        if found.hexdigest() != checksums[name]:
+            raise FileExistsError(
+                f"output_dir holds an export of other data: shard {name!r} was made of other images, labels or ids "
+                "than the dataset has there now. Choose another directory, or delete that one to start anew."
+            )
+
+    def _stream_chunks(
+        self, size: int, done: Container[str], rank: int, world_size: int, checksums: Mapping[str, str]
+    ) -> Iterator[ExportChunk]:
         # Every process reads the whole stream, still encoded: only its position says which row it is, and only the
         # end of the stream how many there are. What costs is the decoding and explaining, and that is divided.
-        complete = next(index for index in itertools.count() if self._name(index) not in done)
+        names = map(self._name, itertools.count())
+        complete = next(index for index, name in enumerate(names) if name not in done or name in checksums)
         rows = iter(self.dataset.skip(complete * size) if complete else self.dataset)
         for index in itertools.count(complete):
             part = itertools.islice(rows, size)
             first = next(part, None)
             if first is None:
+                if beyond := sorted(name for name in checksums if name >= self._name(index)):
+                    raise FileExistsError(
+                        f"output_dir holds an export of other data: the dataset ends before shard {beyond[0]!r}. "
+                        "Choose another directory, or delete that one to start anew."
+                    )
                 return
+            part = itertools.chain([first], part)
             if index % world_size == rank and self._name(index) not in done:
-                yield ExportChunk(self._name(index), index * size, itertools.chain([first], part))
+                checksum = hashlib.sha256()
+                yield ExportChunk(self._name(index), index * size, self.read(part, checksum), checksum)
+            elif index % world_size == rank and self._name(index) in checksums:
+                self._check(index, part, checksums)
             for _ in part:
                 pass
 
@@ -151,5 +209,5 @@ def encoded_image(cell: Any) -> Any:
     try:
         with fsspec.open(cell["path"], "rb") as file:
             return file.read()
-    except FileNotFoundError:
+    except OSError:
         return b""

@@ -305,6 +305,78 @@ def test_another_export_is_not_mixed_in(export, tmp_path):
     export(batch_size=2, on_error="skip", num_workers=0)  # which change no map
 
 
+@pytest.mark.parametrize("streaming", [False, True])
+def test_other_data_of_the_same_name_is_not_mixed_in(export, pictures, tmp_path, streaming):
+    def changed(name, **cells):
+        rows = (
+            datasets.load_dataset(pictures, split="train").cast_column("image", datasets.Image(decode=False)).to_list()
+        )
+        for column, value in cells.items():
+            rows[2][column] = value
+        (tmp_path / name).mkdir()
+        features = datasets.Features(image=datasets.Image(), label=datasets.Value("int64"))
+        return rewritten(datasets.Dataset.from_list(rows, features=features), tmp_path / name / "pictures")
+
+    options = {"target": "label", "label_column": "label", "streaming": streaming}
+    export(dataset=changed("first"), **options)
+    before = shards(tmp_path / "out")
+    (tmp_path / "out/data/train-000002.parquet").unlink()
+    kept = shards(tmp_path / "out")
+    for name, cells in (("images", {"image": {"bytes": encoded(9), "path": None}}), ("labels", {"label": 4})):
+        dataset = changed(name, **cells)
+        with pytest.raises(
+            FileExistsError, match="export of other data: shard 'train-000000.parquet' was made of other"
+        ):
+            export(dataset=dataset, **options)
+        assert shards(tmp_path / "out") == kept
+    export(dataset=changed("elsewhere"), **options)
+    assert shards(tmp_path / "out") == before
+
+
+def test_a_stream_that_became_shorter(export, pictures, tmp_path):
+    dataset = datasets.load_dataset(pictures, split="train")
+    export(dataset=rewritten(dataset, tmp_path / "shown"), streaming=True)
+    (tmp_path / "shorter").mkdir()
+    shorter = rewritten(dataset.select(range(8)), tmp_path / "shorter/shown")
+    with pytest.raises(FileExistsError, match="other data: the dataset ends before shard 'train-000002.parquet'"):
+        export(dataset=shorter, streaming=True)
+
+
+def test_a_damaged_shard_is_named(export, tmp_path, monkeypatch):
+    def flipped(content, at):
+        return content[:at] + bytes([content[at] ^ 1]) + content[at + 1 :]
+
+    export()
+    path = tmp_path / "out/data/train-000001.parquet"
+    whole = path.read_bytes()
+    for content, reason in [
+        (flipped(whole, whole.index(b"IDAT") + 9), "it does not match its checksum"),
+        (flipped(whole, whole.rindex(b"image_id")), ""),
+        (flipped(whole, whole.rindex(b"num_images") + 13), "it does not match its checksum"),
+        (whole[:-9], ""),
+        (b"", "it is empty"),
+        (b"these are no maps", ""),
+    ]:
+        path.write_bytes(content)
+        with pytest.raises(ValueError, match=f"^shard '.*/train-000001.parquet' is damaged .{reason}.*delete it and"):
+            export()
+        assert path.read_bytes() == content
+    path.unlink()
+    original = export_module.write_atomically
+
+    def damaging(target, content):
+        """The disk that the first shard was written to lies."""
+        original(target, flipped(content, 60) if target == path else content)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(export_module, "write_atomically", damaging)
+        with pytest.raises(ValueError, match="train-000001.parquet' is damaged .it does not match its checksum"):
+            export()
+    path.unlink()
+    export()
+    assert path.read_bytes() == whole
+
+
 def test_no_path_of_this_machine_is_written(export, tmp_path):
     export()
     for name in (SETTINGS_FILE, REPORT_FILE, "README.md"):
