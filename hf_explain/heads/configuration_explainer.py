@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import inspect
+import re
 from numbers import Integral, Real
 from typing import Any, ClassVar
 
@@ -15,6 +16,8 @@ from hf_explain.io.downloads import check_sizes
 # Annotations of fields whose values a command line or a config.json can get wrong, and what they take
 _KINDS = {"float": (Real, "a number"), "int": (Integral, "a whole number"), "bool": (bool, "true or false"),
           "str": (str, "a string")}  # fmt: skip
+# A commit, a branch or a tag; no part of it starts with a dot, so it leads out of no cache
+_REVISION = re.compile(r"[\w+-][\w.+-]*(/[\w+-][\w.+-]*)*")
 
 
 class ExplainerConfig(PreTrainedConfig):
@@ -23,7 +26,7 @@ class ExplainerConfig(PreTrainedConfig):
 
     Args:
         backbone (`str`, *optional*): Directory or Hub id of the classifier.
-        backbone_revision (`str`, *optional*): Commit of the classifier on the Hub.
+        backbone_revision (`str`, *optional*): Commit of the classifier on the Hub, or a branch or tag.
         backbone_config (`dict` or `PreTrainedConfig`, *optional*): The classifier's own configuration.
         backbone_fingerprint (`dict`, *optional*): Checksums of the classifier's weights, by dtype.
         self_contained (`bool`, *optional*, defaults to `False`): Whether the classifier's weights are saved inside.
@@ -92,6 +95,11 @@ class ExplainerConfig(PreTrainedConfig):
         kinds = {name: kind for cls in own for name, kind in inspect.get_annotations(cls).items()}
         for name, kind in kinds.items():
             _check_kind(name, getattr(self, name), kind.__name__ if isinstance(kind, type) else str(kind))
+        if self.backbone_revision and not _REVISION.fullmatch(self.backbone_revision):
+            raise ValueError(
+                f"`backbone_revision` must be a commit of 40 digits or the name of a branch or tag, got "
+                f"{self.backbone_revision!r}."
+            )
         if self.feature_layers is not None and len(self.feature_layers) == 0:
             raise ValueError("`feature_layers` is empty; name at least one layer, or leave it out for the default.")
 

@@ -12,6 +12,7 @@ import torch
 from torch import nn
 from transformers import PreTrainedConfig, PreTrainedModel
 from transformers import initialization as init
+from transformers.utils import logging
 
 from hf_explain.classifiers.features import ClassifierFeatures
 from hf_explain.classifiers.fingerprint import fingerprints, matches
@@ -33,6 +34,7 @@ from hf_explain.tensors.maps import check_finite, min_max
 from hf_explain.tensors.outputs import SaliencyOutput
 
 
+logger = logging.get_logger(__name__)
 _BACKBONE = "backbone."
 # What `from_pretrained` is told about loading that the classifier must hear too
 _SHARED_LOADING = ("dtype", "torch_dtype", "device_map", "token", "cache_dir", "local_files_only", "trust_remote_code")
@@ -429,6 +431,12 @@ class ExplainerPreTrainedModel(PreTrainedModel):
             try:
                 with usable_files(name):
                     model.attach(found, verify_fingerprint=verify_fingerprint)
+                if verify_fingerprint and not model.config.backbone_fingerprint:
+                    logger.warning(
+                        f"The head {name!r} has no fingerprint of its classifier (`backbone_fingerprint`): nothing "
+                        f"shows whether {found.name_or_path or type(found.model).__name__!r} is the one it was "
+                        "trained on."
+                    )
             except ValueError:
                 if found.revision is not None:  # a damaged download is not another classifier
                     check_downloads(found.name_or_path, found.revision, **hub_options)

@@ -113,6 +113,31 @@ def test_loading_options_for_a_classifier_that_is_loaded(options, option):
     LCamForSaliency.from_classifier(tiny_model("resnet"), dtype=None, revision=None)
 
 
+@pytest.mark.parametrize(
+    "revision", ["../..", "../../x", "a/../b", "/etc", "main/", "/", "a//b", ".", "..", "a\nb", "a\x00", "C:\\x", "~"]
+)
+def test_a_revision_that_leads_out_of_a_cache(revision):
+    with pytest.raises(ValueError, match="`backbone_revision` must be a commit of 40 digits or the name of a branch"):
+        LCamConfig(backbone_revision=revision)
+
+
+def test_revisions_that_are_names():
+    for revision in (None, "0123456789" * 4, "main", "v1.0", "refs/pr/12", "feature/a-b_c"):
+        assert LCamConfig(backbone_revision=revision).backbone_revision == revision
+
+
+def test_a_head_without_a_fingerprint_says_so(tmp_path, caplog):
+    saved_head(tmp_path)
+    LCamForSaliency.from_pretrained(tmp_path / "head")
+    assert not caplog.messages
+    edit_config(tmp_path / "head", backbone_fingerprint=None)
+    LCamForSaliency.from_pretrained(tmp_path / "head")
+    (message,) = caplog.messages
+    assert "has no fingerprint of its classifier" in message and "\n" not in message
+    LCamForSaliency.from_pretrained(tmp_path / "head", verify_fingerprint=False)  # knows
+    assert len(caplog.messages) == 1
+
+
 def test_attach_to_another_of_its_kind():
     head = LCamForSaliency.from_classifier(tiny_classifier("resnet"))
     other = tiny_classifier("resnet", seed=9)
