@@ -19,7 +19,12 @@ from hf_explain.classifiers.targets import is_several
 from hf_explain.heads.modeling_explainer import ExplainerPreTrainedModel, check_output
 from hf_explain.io.datasets import leave_encoded
 from hf_explain.io.downloads import usable_files
-from hf_explain.io.image_processor import load_image_processor, to_picture, to_pixel_values
+from hf_explain.io.image_processor import (
+    check_image_processor,
+    load_image_processor,
+    to_picture,
+    to_pixel_values,
+)
 from hf_explain.io.images import is_image_cell, load_rgb
 from hf_explain.io.paths import check_source
 from hf_explain.methods.common import class_probabilities
@@ -81,6 +86,7 @@ class SaliencyPipeline(Pipeline):
                 f"{self.classifier.name_or_path or type(self.classifier.model).__name__!r} has no image processor "
                 "beside it (preprocessor_config.json); pass pipeline(..., image_processor=...)."
             )
+        check_image_processor(self.image_processor)  # `pipeline()` loads it by itself
 
     # ------------------------------------------------------------------ parameters
 
@@ -127,7 +133,7 @@ class SaliencyPipeline(Pipeline):
                 trained head, or Grad-CAM for a plain classifier.
             on_error (`str`, *optional*, defaults to `"raise"`): `"return"` puts `[{"error": message}]` in the place of
                 an image that cannot be read and goes on with the others.
-            timeout (`float`, *optional*): Seconds to wait for a URL.
+            timeout (`float`, *optional*): Seconds a URL may take altogether; 60 when not given.
             batch_size (`int`, *optional*, defaults to 1): Images per forward pass.
             num_workers (`int`, *optional*): Processes that load images.
             kwargs: Options of the method (`layer=...`) or head (`percentile=...` of SCAN).

@@ -349,11 +349,22 @@ def test_pictures_that_no_memory_holds(saved, fields, place, nested):
         lambda: FrozenClassifier(model).image_processor,
         lambda: AutoModelForSaliency.from_pretrained(saved),
         lambda: AutoModelForSaliency.from_pretrained(own),
+        lambda: pipeline("saliency", model=str(classifier)),
+        lambda: pipeline("saliency", model=str(own)),
     ):
         with pytest.raises(
             ValueError, match=rf"`preprocessor_config.json.{place}` is [\de.-]+, (more|less) than any image"
         ):
             load()
+
+
+def test_a_heads_own_image_processor_is_checked(saved):
+    """Training saves one beside the head; the pipeline takes it in the place of the classifier's."""
+    tiny_processor().save_pretrained(saved)
+    described = json.loads((saved / "preprocessor_config.json").read_text())
+    (saved / "preprocessor_config.json").write_text(json.dumps({**described, "size": {"height": 32, "width": 10**7}}))
+    with pytest.raises(ValueError, match=r"`preprocessor_config.json.size.width` is 10000000, more than any image"):
+        pipeline("saliency", model=str(saved))
 
 
 @pytest.mark.parametrize(
