@@ -193,7 +193,8 @@ def build_app(demo: Demo, examples: Sequence[str | os.PathLike] | None = None):
 
     percentiles = [explainer.name for explainer in demo.explainers.values() if explainer.takes_percentile]
     wanted = any(name in percentiles for name in demo.default)
-    first = demo.explainers[percentiles[0]].pipe.head.config.percentile if percentiles else 95.0
+    heads = [demo.explainers[name].pipe.head for name in percentiles]
+    first = next((head.config.percentile for head in heads if head is not None), 95.0)
     with Blocks(
         title="Where did the classifier look?",
         analytics_enabled=False,
@@ -393,7 +394,8 @@ class _Page:
         gr, updates = self.gr, [self.gr.update(visible=not shown)]
         home = tempfile.mkdtemp(dir=self.directory)
         visit.folders.append(home)
-        alpha = number(alpha, 0, 1, default=OPACITY)
+        opacity = number(alpha, 0, 1, default=None)
+        opacity = OPACITY if opacity is None else opacity
         for place in range(MAX_COMPARED):
             if place >= len(shown):
                 updates += [gr.update(visible=False), "", None, None, None]
@@ -401,7 +403,7 @@ class _Page:
             folder = Path(home, str(place))
             folder.mkdir()
             explained = shown[place]
-            map_path, overlay_path = download_files(folder, explained.image, explained, alpha)
+            map_path, overlay_path = download_files(folder, explained.image, explained, opacity)
             caption = f"**{plain(explained.explainer)}**: {plain(explained.caption)}"
             updates += [gr.update(visible=True), caption, overlay_path, map_path, overlay_path]
         _remove_folders(visit.folders, keep=_KEPT_FOLDERS)

@@ -45,7 +45,9 @@ class Choice:
     @property
     def takes_percentile(self) -> bool:
         """Whether it is a head whose map depends on a percentile (SCAN)."""
-        return self.method is None and "percentile" in inspect.signature(self.pipe.head.forward_head).parameters
+        if self.method is not None or self.pipe.head is None:
+            return False
+        return "percentile" in inspect.signature(self.pipe.head.forward_head).parameters
 
 
 @dataclass
@@ -306,7 +308,7 @@ def example_files(directory: str | os.PathLike, examples: Sequence[str | os.Path
         pictures = [Image.fromarray(image.permute(1, 2, 0).numpy()) for image in images]
         return [str(save_image(one, Path(directory, f"example{index}.png"))) for index, one in enumerate(pictures)]
     suffixes = {suffix for suffix, kind in Image.registered_extensions().items() if kind in ("PNG", "JPEG", "WEBP")}
-    paths = []
+    paths: list[str] = []
     for entry in map(Path, examples):
         found = [entry] if entry.is_file() else []
         if entry.is_dir():
@@ -381,4 +383,4 @@ def _list_explainers(pipes: Mapping[str, SaliencyPipeline]) -> dict[str, Choice]
 
 
 def _tail(name: str) -> str:
-    return base_name(public_name(name))
+    return base_name(public_name(name) or name)

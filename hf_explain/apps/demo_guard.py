@@ -53,7 +53,7 @@ def plain(text: str) -> str:
 
 
 def number(value: Any, low: float, high: float, default: float | None) -> float | None:
-    """A number that a client sent, within its limits; `default` for what is none."""
+    """A number that a client sent, within its limits; `default` for anything that is not a number."""
     if isinstance(value, bool) or not isinstance(value, (int, float)) or value != value:
         return default
     return float(min(max(value, low), high))

@@ -155,7 +155,7 @@ class ExportSource:
         complete = next(index for index, name in enumerate(names) if name not in done or name in checksums)
         rows = iter(self.dataset.skip(complete * size) if complete else self.dataset)
         for index in itertools.count(complete):
-            part = itertools.islice(rows, size)
+            part: Iterator[Any] = itertools.islice(rows, size)
             first = next(part, None)
             if first is None:
                 if beyond := sorted(name for name in checksums if name >= self._name(index)):

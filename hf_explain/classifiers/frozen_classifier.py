@@ -121,9 +121,9 @@ class FrozenClassifier(nn.Module):
         model, info = loaded
         missing = sorted(info["missing_keys"])  # filled with random numbers, which explain nothing
         if missing:
-            names = ", ".join(missing[:5]) + (", ..." if len(missing) > 5 else "")
+            listed = ", ".join(missing[:5]) + (", ..." if len(missing) > 5 else "")
             raise ValueError(
-                f"The weights of the classifier {name!r} lack {len(missing)} of its tensors ({names}); it was saved "
+                f"The weights of the classifier {name!r} lack {len(missing)} of its tensors ({listed}); it was saved "
                 "incompletely or as another kind of model: save or download it again, as an image classifier."
             )
         classifier = cls(model, image_processor=image_processor)
