@@ -84,7 +84,7 @@ def launch(
 
     Raises:
         ImportError: If Gradio is not installed.
-        ValueError: If `port` is none, or as for [`Demo`].
+        ValueError: If `port` is not the number of a port, or as for [`Demo`].
         OSError: If the port is taken, or as for [`Demo`].
     """
     if port is not None and not 1 <= port <= 65535:

@@ -315,7 +315,7 @@ def example_files(directory: str | os.PathLike, examples: Sequence[str | os.Path
             found = sorted(path for path in entry.iterdir() if path.suffix.lower() in suffixes)
         if not found:
             raise FileNotFoundError(
-                f"`examples` {str(entry)!r} is no picture and no folder with PNG, JPEG or WebP files."
+                f"`examples` {str(entry)!r} is neither a picture nor a folder with PNG, JPEG or WebP files."
             )
         paths += map(str, found)
     return paths

@@ -366,7 +366,7 @@ def _read_shard(path: Path) -> tuple[dict[str, Any], int]:
             num_rows = shard.metadata.num_rows
             metadata = shard.metadata.metadata or {}
         if _REPORT_KEY not in metadata:
-            raise ValueError("it is no shard of an export")
+            raise ValueError("it is not a shard of an export")
         own = json.loads(metadata[_REPORT_KEY])
         checksum = own.get("sha256")
         if checksum and hashlib.sha256(_replace_last(content, checksum, _NO_CHECKSUM)).hexdigest() != checksum:

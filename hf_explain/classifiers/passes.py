@@ -38,7 +38,7 @@ def watch_passes(watcher: Watcher) -> Iterator[None]:
 
 
 def watched(method: _Method) -> _Method:
-    """A method of a classifier that is a pass; a pass that another one is made of is no second one."""
+    """A method of a classifier that is a pass; a pass inside another pass is not counted again."""
 
     @functools.wraps(method)
     def run(self: Any, *args: Any, **kwargs: Any) -> Any:

@@ -100,7 +100,7 @@ def resolve_explainer(
         [`Explainer`].
 
     Raises:
-        TypeError: If `model_or_pipeline` is none of these.
+        TypeError: If `model_or_pipeline` is something else.
         ValueError: If there is no such method or option, or no image processor.
     """
     head, processor, options = None, None, dict(method_options or {})

@@ -230,9 +230,9 @@ def check_downloads(name: str, revision: str | None = None, **options) -> None:
     """
     Compare a model's cached configuration and weights with the checksums they are filed under.
 
-    The Hub tags a file with its checksum, a mirror with whatever it likes: a tag that is no checksum of the file
-    proves nothing. The repository's own listing decides then. Where that cannot be had, a file that is no JSON or no
-    safetensors is damaged, and any other is taken as it is.
+    The Hub tags a file with its checksum, a mirror with whatever it likes: a tag that is not a checksum of the file
+    proves nothing. The repository's own listing decides then. Where that cannot be had, a file that does not parse as
+    JSON or safetensors is damaged, and any other is taken as it is.
 
     Args:
         name (`str`): Hub id; nothing is compared for a directory.

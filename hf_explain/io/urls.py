@@ -55,7 +55,7 @@ def _follow(client: Any, url: Any, deadline: _Deadline) -> bytes:
                 return _read(response, deadline)
             url = response.next_request.url
         if url.scheme not in ("http", "https"):
-            raise ValueError(f"the server redirects to {url.scheme}:, which is no http(s) URL")
+            raise ValueError(f"the server redirects to {url.scheme}:, which is not an http(s) URL")
         if not local and _is_local(url, any):
             raise ValueError("the server redirects to an address of this machine or of a private network")
     raise ValueError(f"the server redirects more than {MAX_REDIRECTS} times")

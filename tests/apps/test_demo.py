@@ -262,7 +262,7 @@ def test_examples_are_drawn_or_one_s_own(tmp_path):
     photo().save(own / "b.jpg"), photo().save(own / "a.png"), (own / "notes.txt").write_text("no picture")
     assert example_files(drawn, [own]) == [str(own / "a.png"), str(own / "b.jpg")]
     assert example_files(drawn, [own / "b.jpg"]) == [str(own / "b.jpg")]
-    with pytest.raises(FileNotFoundError, match="`examples` .*none.png' is no picture and no folder"):
+    with pytest.raises(FileNotFoundError, match="`examples` .*none.png' is neither a picture nor a folder"):
         example_files(drawn, [own / "none.png"])
 
 
