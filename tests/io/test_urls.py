@@ -149,5 +149,5 @@ def test_one_private_address_among_public_ones_is_enough(server, monkeypatch):
 
 @pytest.mark.parametrize("target", ["file:///etc/hostname", "ftp://127.0.0.1/x"])
 def test_redirects_are_to_http(server, target):
-    with pytest.raises(ValueError, match=f"the server redirects to {target.split(':')[0]}:, which is no http"):
+    with pytest.raises(ValueError, match=f"the server redirects to {target.split(':')[0]}:, which is not an http"):
         load_rgb(server.at("127.0.0.1", f"/to/{target}"))
