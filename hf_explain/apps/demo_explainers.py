@@ -30,7 +30,7 @@ TOP_K = 5
 MAX_PIXELS = 24 * 10**6  # a photograph of 6000 by 4000; one of 132 megapixels took 1.7 GB
 MAX_SIDE = 1600  # larger pictures are shrunk: the classifier sees far fewer pixels, and maps are drawn at this size
 _MATCHES = 12  # classes a search lists
-_FORMATS = ("PNG", "JPEG", "WEBP", "GIF", "BMP", "TIFF", "AVIF")  # Pillow's others are rare, and some start programs
+FORMATS = ("PNG", "JPEG", "WEBP", "GIF", "BMP", "TIFF", "AVIF")  # Pillow's others are rare, and some start programs
 _REMEMBERED = 12  # maps kept per visitor, so that a slider or a second explainer does not compute the first again
 
 
@@ -332,13 +332,13 @@ def _check_header(path: str | os.PathLike) -> None:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", Image.DecompressionBombWarning)
             Image.init()  # without which not all plugins are known
-            formats = [name for name in _FORMATS if name in Image.OPEN]
+            formats = [name for name in FORMATS if name in Image.OPEN]
             with Image.open(path, formats=formats) as picture:
                 width, height = picture.size
     except Image.DecompressionBombError:
         raise ValueError(f"The image {name!r} has {too_large}") from None
     except Exception as error:  # decoders raise whatever they like
-        raise ValueError(f"The image {name!r} cannot be read: it must be one of {', '.join(_FORMATS)}.") from error
+        raise ValueError(f"The image {name!r} cannot be read: it must be one of {', '.join(FORMATS)}.") from error
     if width * height > MAX_PIXELS:
         raise ValueError(f"The image {name!r} has {width}x{height} pixels, {too_large}")
 

@@ -172,7 +172,7 @@ def test_names_of_explainers():
         ("../x=head", "is not NAME=DIRECTORY"),
         ("rise=head", "has the name of a training-free method"),
         ("rise,rise", "explainer 'rise' is given twice"),
-        (" ", "`explainers` names none"),
+        (" ", "`explainers` is empty"),
     ):
         with pytest.raises(ValueError, match=message):
             parse_explainers(text)

@@ -19,7 +19,7 @@ from testing_training import processor
 from transformers import pipeline
 
 import hf_explain.pipeline  # noqa: F401  registers the task
-from hf_explain.apps.demo_explainers import Demo
+from hf_explain.apps.demo_explainers import FORMATS, Demo
 from hf_explain.apps.export import _ExportPipeline
 from hf_explain.apps.export_inputs import ExportArguments, ExportRows, ExportSource
 from hf_explain.apps.quickstart.classifier import load_pixels
@@ -236,6 +236,8 @@ def drawn(names):
 
 
 FILES = [name for name, (source, _) in KINDS.items() if isinstance(source, bytes)]
+# a visitor of the demo may upload these
+UPLOADS = [name for name in FILES if Image.open(io.BytesIO(KINDS[name][0])).format in FORMATS]
 PICTURES = [name for name, (source, _) in KINDS.items() if isinstance(source, Image.Image)]
 # the names that go through, and how: with the pipeline, the data set, its parquet file and a directory
 DOORS = {
@@ -266,7 +268,7 @@ DOORS = {
     "evaluation, stream": (STORABLE, lambda pipe, stored, *_: evaluated(stored.to_iterable_dataset())),
     "export": (STORABLE, lambda pipe, stored, parquet, path: exported(pipe, parquet, path, streaming=False)),
     "export, stream": (STORABLE, lambda pipe, stored, parquet, path: exported(pipe, parquet, path, streaming=True)),
-    "demo": (FILES, lambda pipe, stored, parquet, path: demonstrated(FILES, path)),
+    "demo": (UPLOADS, lambda pipe, stored, parquet, path: demonstrated(UPLOADS, path)),
     "quickstart": (STORABLE, lambda pipe, stored, *_: load_pixels(stored, PROCESSOR)),
     "overlay": (PICTURES, lambda *_: drawn(PICTURES)),
 }
