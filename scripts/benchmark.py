@@ -79,11 +79,19 @@ class Bench:
         self.images = [Image.effect_noise((500, 375), 60).convert("RGB") for _ in range(batch_size)]
         self.results: list[Result] = []
 
-    def compare(self, case: str, baseline: str, ours: Callable, other: Callable, **options):
+    def compare(
+        self,
+        case: str,
+        baseline: str,
+        ours: Callable,
+        other: Callable,
+        at_most: float | None = None,
+        repeats: int | None = None,
+    ):
         """Ours and the baseline in turn, by the clock on the wall, each once before it counts."""
         for function in (ours, other):
             function()
-        self.compare_numbers(case, baseline, partial(seconds, ours), partial(seconds, other), **options)
+        self.compare_numbers(case, baseline, partial(seconds, ours), partial(seconds, other), at_most, repeats)
 
     def compare_numbers(
         self,
