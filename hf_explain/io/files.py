@@ -23,12 +23,13 @@ except ImportError:  # Windows
     fcntl = None  # type: ignore[assignment]  # asked for before every use
 
 LOCK_FILE = ".hf_explain.lock"
+RECORD_FILE = "training_record.json"  # what training writes beside the head; `hf_explain.training.record` reads it
 _TEMPORARY = ".hf_explain.tmp"  # how the names of what is half-written end, and no name that people choose
 # what file systems that know no locks answer
 _NO_LOCKS = (errno.ENOLCK, errno.ENOSYS, errno.ENOTSUP, errno.EOPNOTSUPP)
 _HELD: set[int] = set()  # open lock files of this process
 # what makes a directory look complete is moved there after everything else
-_LAST = ("config.json", "training_record.json")
+_LAST = ("config.json", RECORD_FILE)
 
 
 def write_atomically(path: Path, content: bytes | memoryview) -> None:

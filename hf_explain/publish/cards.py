@@ -16,7 +16,7 @@ from transformers import PreTrainedConfig
 from hf_explain.classifiers.fingerprint import FINGERPRINT_DTYPES
 from hf_explain.evaluation.results import Comparison, SanityResult
 from hf_explain.heads.configuration_explainer import ExplainerConfig
-from hf_explain.io.files import write_atomically
+from hf_explain.io.files import RECORD_FILE, write_atomically
 from hf_explain.io.paths import base_name, is_hub_id, is_local_path, output_folder
 from hf_explain.publish.card_facts import (
     EVALUATION,
@@ -30,7 +30,7 @@ from hf_explain.publish.card_facts import (
     read_measurements,
 )
 from hf_explain.registry import HEADS
-from hf_explain.training.record import RECORD_FILE, TrainingRecord
+from hf_explain.training.record import TrainingRecord
 
 
 # -------------------------------------------------------------------------------------------------------------- a card

@@ -15,11 +15,11 @@ from huggingface_hub import CommitOperationAdd, HfApi, get_token
 from safetensors import SafetensorError, safe_open
 
 from hf_explain.io.downloads import PICKLES, TOKEN, hub_errors
+from hf_explain.io.files import RECORD_FILE
 from hf_explain.io.paths import is_hub_id, is_local_path
 from hf_explain.publish.card_facts import read_config, read_json
 from hf_explain.publish.cards import build_model_card
 from hf_explain.publish.remote_code import auto_map, remote_code_files
-from hf_explain.training.record import RECORD_FILE
 
 
 WEIGHTS = ("model.safetensors", "model-*-of-*.safetensors")
@@ -41,6 +41,7 @@ PUBLISHED = (
 )
 METRICS = Path(__file__).parents[1] / "metrics"
 _REMOVED = "(local path removed)"
+_CLASSES = ("id2label", "label2id")
 
 
 @dataclass
@@ -352,7 +353,9 @@ def _config_with_code(config: dict[str, Any], code: str | None) -> dict[str, Any
 
 
 def _without_paths(value: Any, where: str = "") -> tuple[Any, list[str]]:
-    """A JSON value with its local paths replaced, and where they were."""
+    """A JSON value with its local paths replaced, and where they were; names of classes may look like paths."""
+    if where.rpartition(".")[2] in _CLASSES:
+        return value, []
     if isinstance(value, dict):
         parts = {key: _without_paths(item, f"{where}.{key}" if where else str(key)) for key, item in value.items()}
         return {key: part[0] for key, part in parts.items()}, [place for _, found in parts.values() for place in found]

@@ -26,7 +26,7 @@ from tqdm.auto import tqdm
 from transformers.utils import logging as transformers_logging
 
 from hf_explain.io.datasets import LabelReader, is_stream, num_stream_examples, resolve_columns
-from hf_explain.io.files import lock_directory, write_directory
+from hf_explain.io.files import RECORD_FILE, lock_directory, write_directory
 from hf_explain.io.processes import on_main_process, package_versions
 from hf_explain.training.arguments import (
     ExplainerTrainingArguments,
@@ -45,7 +45,7 @@ from hf_explain.training.batches import (
     prepare_stream,
 )
 from hf_explain.training.checkpoints import LOG_FILE, load_checkpoint, prepare_output_dir, save_checkpoint, trim_log
-from hf_explain.training.record import RECORD_FILE, TrainingRecord
+from hf_explain.training.record import TrainingRecord
 from hf_explain.training.runtime import (
     derive_seed,
     describe_machine,

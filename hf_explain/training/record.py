@@ -7,9 +7,6 @@ from dataclasses import dataclass, field, fields
 from typing import Any
 
 
-RECORD_FILE = "training_record.json"
-
-
 @dataclass(kw_only=True)
 class TrainingRecord:
     """

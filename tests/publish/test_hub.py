@@ -330,6 +330,21 @@ def test_configurations_that_must_not_be_published(hub, saved, fields, message):
     assert ("model", "user/head") not in hub.repos
 
 
+def test_classes_may_be_called_like_paths(hub, saved):
+    """Places365 has "/a/airfield" and 364 more; a path anywhere else in the configuration is still found."""
+    config = json.loads((saved / "config.json").read_text())
+    labels = {"0": "/a/airfield", "1": "~/x", "2": "C:\\church"}
+    for described in (config, config["backbone_config"]):
+        described |= {"id2label": labels, "label2id": {name: int(index) for index, name in labels.items()}}
+    (saved / "config.json").write_text(json.dumps(config))
+    push_quietly(saved, "user/head")
+    assert json.loads(hub.files("user/head")["config.json"])["id2label"] == labels
+    config["backbone_config"]["id2labels"] = labels
+    (saved / "config.json").write_text(json.dumps(config))
+    with pytest.raises(ValueError, match="config.json names a local path in `backbone_config.id2labels.0`"):
+        push_quietly(saved, "user/head")
+
+
 def test_files_that_must_not_be_published(hub, saved, tmp_path):
     (saved / "optimizer.pt").write_bytes(b"x")
     with pytest.raises(ValueError, match="'optimizer.pt' in 'head' is a pickle, which can run code"):
