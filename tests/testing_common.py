@@ -377,6 +377,31 @@ class ExplainerTesterMixin:
         assert all(p.isfinite().all() for p in head.parameters())
         assert_unchanged(head.backbone, before)
 
+    @pytest.mark.parametrize("training", [False, True])
+    def test_outputs_as_everywhere(self, training):
+        """In declared order, the loss first; as a tuple where asked; with `labels`, or a `target` to train on."""
+        head, pixel_values = self.make_head("vit").train(training), random_pixels("vit")
+        labels = torch.tensor([3, 1])
+        asked = [{"labels": labels}, {"target": labels, "return_loss": True}]
+        if training:
+            asked.append({"target": labels})
+        for call in asked:
+            torch.manual_seed(0)
+            output = head(pixel_values, **call)
+            assert list(output)[:4] == ["loss", "saliency", "logits", "target"]
+            assert output["loss"] is output.loss is output[0] and torch.equal(output.target, labels)
+            torch.manual_seed(0)
+            found = head(pixel_values, **call, return_dict=False)
+            assert type(found) is tuple and len(found) == len(output)
+            assert all(torch.equal(one, output[name]) for one, name in zip(found[:4], output))
+        maps = head(pixel_values)
+        assert maps.loss is None and list(maps)[:3] == ["saliency", "logits", "target"]
+        assert head(pixel_values, target=labels, return_loss=False).loss is None
+        head.config.return_dict = False
+        assert type(head(pixel_values)) is tuple
+        with pytest.raises(ValueError, match="`labels` is another name of `target`.*; give one of them"):
+            head(pixel_values, target=1, labels=labels)
+
     # ------------------------------------------------------------------ training touches the head alone
 
     def test_training_leaves_the_classifier_bit_identical(self, family, options):
@@ -649,6 +674,8 @@ class ExplainerTesterMixin:
                 assert made.backbone.model.config._attn_implementation == name
                 made.set_attn_implementation("eager")
                 assert made.backbone.model.config._attn_implementation == "eager"
+                assert made.config._attn_implementation == "eager"
+                assert made.config.backbone_config._attn_implementation == "eager"
 
     # ------------------------------------------------------------------ failures leave nothing behind
 

@@ -40,6 +40,10 @@ class ExplainerConfig(PreTrainedConfig):
     sub_configs = {"backbone_config": AutoConfig}
     # What goes beyond the head's paper, in words, by the field that asks for it with another value than its default
     additions: ClassVar[dict[str, str]] = {}
+    # Fields under the names they had before, which files and callers may still use
+    renamed: ClassVar[dict[str, str]] = {}
+    # What `Trainer` does not keep of every prediction; it keeps maps, logits and targets
+    keys_to_ignore_at_inference: ClassVar[list[str]] = ["saliency_logits", "reconstruction", "loss_terms"]
 
     backbone: str | None = None
     backbone_revision: str | None = None
@@ -54,6 +58,9 @@ class ExplainerConfig(PreTrainedConfig):
     def __post_init__(self, **kwargs):
         # A pipeline entry would make loading ask for trust_remote_code even where the package is installed.
         kwargs.pop("custom_pipelines", None)
+        for before, name in self.renamed.items():
+            if before in kwargs:
+                setattr(self, name, kwargs.pop(before))
         check_sizes({**kwargs, "feature_channels": self.feature_channels})
         if isinstance(self.backbone_config, dict):
             values = dict(self.backbone_config)

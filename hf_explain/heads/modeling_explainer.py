@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 import os
-from dataclasses import fields
+from dataclasses import fields, replace
 from pathlib import Path
 from typing import Any, ClassVar, Self
 
@@ -12,7 +12,7 @@ import torch
 from torch import nn
 from transformers import PreTrainedConfig, PreTrainedModel
 from transformers import initialization as init
-from transformers.utils import logging
+from transformers.utils import can_return_tuple, logging
 
 from hf_explain.classifiers.features import ClassifierFeatures
 from hf_explain.classifiers.fingerprint import fingerprints, matches
@@ -53,7 +53,7 @@ class ExplainerPreTrainedModel(PreTrainedModel):
     presets: ClassVar[dict[str, dict[str, Any]]] = {}  # fields of the config that go together, by name
     base_model_prefix = "explainer"
     main_input_name = "pixel_values"
-    _supports_sdpa = True
+    _supports_sdpa = _supports_flash_attn = _supports_flex_attn = True  # what the classifier supports
     _keys_to_ignore_on_load_unexpected = [r"^backbone\."]
     _no_split_modules = ["FrozenClassifier"]
 
@@ -69,7 +69,6 @@ class ExplainerPreTrainedModel(PreTrainedModel):
             if config.backbone_config is None:
                 raise ValueError("`self_contained` is true but the config has no `backbone_config` to build it from.")
             self.backbone = FrozenClassifier.from_config(config.backbone_config)
-        self.register_forward_hook(_check_call)
         self.register_state_dict_post_hook(_drop_backbone)
         self.register_load_state_dict_post_hook(_forget_backbone)
 
@@ -169,7 +168,14 @@ class ExplainerPreTrainedModel(PreTrainedModel):
             saliency=self.scale_maps(maps.detach()), logits=features.logits, target=classes, saliency_logits=maps
         )
 
-    def forward(self, pixel_values: torch.Tensor, target: Target = None, return_loss: bool = False) -> SaliencyOutput:
+    @can_return_tuple
+    def forward(
+        self,
+        pixel_values: torch.Tensor,
+        target: Target = None,
+        return_loss: bool | None = None,
+        labels: Target = None,
+    ) -> SaliencyOutput:
         """
         Explain a batch of images, or train on it.
 
@@ -179,26 +185,43 @@ class ExplainerPreTrainedModel(PreTrainedModel):
             target (`int`, `str`, list of them or `torch.LongTensor` of shape `(batch_size,)`, *optional*): The class
                 to explain, by index or label name, for the batch or per image. The classifier's own top class when
                 not given.
-            return_loss (`bool`, *optional*, defaults to `False`): Also run the training pass and return `loss`.
+            return_loss (`bool`, *optional*): Also run the training pass and return `loss`. When not given: where
+                `labels` are, and for a `target` in train mode, so that `Trainer` trains on either.
+            labels (*optional*): The same as `target`, by the name that `Trainer` and data sets use.
+            return_dict (`bool`, *optional*): `False` for a tuple of what there is, the loss first.
 
         Returns:
             [`SaliencyOutput`].
 
         Raises:
-            ValueError: If the head has no classifier, `target` names no class of it, or an image's logits or map are
-                not finite (the loss of a training pass is its caller's to check).
+            ValueError: If the head has no classifier, `target` names no class of it, both `target` and `labels` are
+                given, or an image's logits or map are not finite (the loss of a training pass is its caller's to
+                check).
         """
+        target, return_loss = self.resolve_request(target, return_loss, labels)
         features = self.forward_features(pixel_values)
         if not return_loss:
-            return self.forward_head(features, target)
-        # a container's requires_grad_ goes straight to the parameters and so past the classifier's own
-        self.attached.requires_grad_(False)
+            return check_output(self.forward_head(features, target))
         classes = self.attached.resolve_target(target, len(features.logits), features.logits)
         output = self.compute_loss(pixel_values, features, classes)
-        output.logits, output.target = features.logits, classes
-        if output.saliency is None and output.saliency_logits is not None:
-            output.saliency = self.scale_maps(output.saliency_logits.detach())
-        return output
+        maps = output.saliency
+        if maps is None and output.saliency_logits is not None:
+            maps = self.scale_maps(output.saliency_logits.detach())
+        # a new one: fields that are set later come last in a tuple
+        return replace(output, saliency=maps, logits=features.logits, target=classes)
+
+    def resolve_request(self, target: Target, return_loss: bool | None, labels: Target = None) -> tuple[Target, bool]:
+        """What a call asks for: the target, and whether to train on it; see `forward`."""
+        if labels is not None:
+            if target is not None:
+                raise ValueError("`labels` is another name of `target`, the class to explain; give one of them.")
+            target = labels
+        if return_loss is None:
+            return_loss = labels is not None or (self.training and target is not None)
+        if return_loss:
+            # a container's requires_grad_ goes straight to the parameters and so past the classifier's own
+            self.attached.requires_grad_(False)
+        return target, return_loss
 
     # ------------------------------------------------------------------ the classifier stays as it is
 
@@ -214,14 +237,34 @@ class ExplainerPreTrainedModel(PreTrainedModel):
         return self
 
     def set_attn_implementation(self, attn_implementation: str | dict[str, str], *args: Any, **kwargs: Any) -> None:
-        """Heads have no attention of their own: this sets the classifier's."""
-        model = self.attached.model
-        if not isinstance(model, PreTrainedModel):
+        """
+        Heads have no attention of their own: this sets the classifier's, and the configurations'.
+
+        Args:
+            attn_implementation (`str` or `dict`): One for all; or by name, `"backbone_config"` for the classifier.
+            args, kwargs: As for `PreTrainedModel.set_attn_implementation`.
+
+        Raises:
+            TypeError: If the classifier is not one of Transformers'.
+            ValueError: If the classifier does not have this attention.
+        """
+        model = None if self.backbone is None else self.backbone.model
+        if model is not None and not isinstance(model, PreTrainedModel):
             raise TypeError(
                 f"The classifier is a {type(model).__name__}, whose attention Transformers cannot switch; give a "
                 "Transformers classifier."
             )
-        model.set_attn_implementation(attn_implementation, *args, **kwargs)
+        parts: dict[str, Any] = {"": attn_implementation, "backbone_config": attn_implementation}
+        if isinstance(attn_implementation, dict):
+            parts = dict(attn_implementation)
+        if model is not None and "backbone_config" in parts:
+            model.set_attn_implementation(parts["backbone_config"], *args, **kwargs)
+            parts["backbone_config"] = model.config._attn_implementation
+        if "" in parts:
+            self.get_correct_attn_implementation(parts[""])
+        # not by the base class, which finds no classifier for the copy of its configuration inside the head's
+        config: Any = self.config
+        config._attn_implementation = parts
 
     def _init_weights(self, module: nn.Module) -> None:
         """PyTorch's own defaults, which the released implementations were trained from."""
@@ -306,6 +349,7 @@ class ExplainerPreTrainedModel(PreTrainedModel):
                 loading while the classifier is loaded already.
             ValueError: If a field's value does not fit, or there is no such preset; the message names it.
         """
+        kwargs = {cls.config_class.renamed.get(name, name): value for name, value in kwargs.items()}
         known = {field.name for field in fields(cls.config_class)}
         own = {field.name for field in fields(ExplainerConfig)} - {"feature_layers", "self_contained"}
         loading = {key: kwargs.pop(key) for key in (*_SHARED_LOADING, "attn_implementation") if key in kwargs}
@@ -364,7 +408,7 @@ class ExplainerPreTrainedModel(PreTrainedModel):
     @classmethod
     def from_pretrained(  # type: ignore[override]  # what it does not name goes on to Transformers' as it is
         cls,
-        pretrained_model_name_or_path: str | os.PathLike[str],
+        pretrained_model_name_or_path: str | os.PathLike[str] | None,
         *model_args: Any,
         classifier: str | os.PathLike[str] | nn.Module | None = None,
         verify_fingerprint: bool = True,
@@ -374,7 +418,8 @@ class ExplainerPreTrainedModel(PreTrainedModel):
         Load a head and its classifier.
 
         Args:
-            pretrained_model_name_or_path (`str` or `os.PathLike`): Directory or Hub id of a saved head.
+            pretrained_model_name_or_path (`str` or `os.PathLike`): Directory or Hub id of a saved head; `None` with
+                `config=` and `state_dict=`, for one that is in memory.
             classifier (`str`, `os.PathLike`, `torch.nn.Module` or [`FrozenClassifier`], *optional*): Used instead of
                 the classifier the head names.
             verify_fingerprint (`bool`, *optional*, defaults to `True`): Refuse a classifier whose weights differ from
@@ -390,18 +435,23 @@ class ExplainerPreTrainedModel(PreTrainedModel):
             ValueError: If the classifier is not the one the head was trained on, or a self-contained head was saved
                 without its classifier's weights.
         """
-        name = os.fspath(pretrained_model_name_or_path)
+        in_memory = pretrained_model_name_or_path is None
+        name = cls.__name__ if pretrained_model_name_or_path is None else os.fspath(pretrained_model_name_or_path)
         attn_implementation = kwargs.pop("attn_implementation", None)
         want_info = kwargs.pop("output_loading_info", False)
         shared = {key: kwargs[key] for key in _SHARED_LOADING if kwargs.get(key) is not None}
         kwargs["use_safetensors"] = True  # a pickle can run code; heads are never saved as one
         hub_options = {key: kwargs[key] for key in HUB_OPTIONS if kwargs.get(key) is not None}
-        with hub_errors(name, f"loading the head {name!r}"):
-            kwargs["revision"] = pin_revision(name, kwargs.get("revision"), **hub_options) or "main"
-        with whole_downloads(name, kwargs["revision"], **hub_options):
-            loaded: Any = super().from_pretrained(name, *model_args, output_loading_info=True, **kwargs)
+        loaded: Any
+        if in_memory:
+            loaded = super().from_pretrained(None, *model_args, output_loading_info=True, **kwargs)
+        else:
+            with hub_errors(name, f"loading the head {name!r}"):
+                kwargs["revision"] = pin_revision(name, kwargs.get("revision"), **hub_options) or "main"
+            with whole_downloads(name, kwargs["revision"], **hub_options):
+                loaded = super().from_pretrained(name, *model_args, output_loading_info=True, **kwargs)
+            check_downloads(name, kwargs["revision"], **hub_options)
         model, info = loaded
-        check_downloads(name, kwargs["revision"], **hub_options)
         missing = sorted(info["missing_keys"])  # filled with random numbers, which explain nothing
         lost = [key for key in missing if key.startswith(_BACKBONE)]
         if lost:
@@ -416,16 +466,15 @@ class ExplainerPreTrainedModel(PreTrainedModel):
             )
         if model.config.self_contained:
             model.backbone.requires_grad_(False)  # the meta device forgets what __init__ froze
-            model.backbone.image_processor = load_image_processor(
-                name, kwargs["revision"], trust_remote_code=shared.get("trust_remote_code"), **hub_options
-            )
-            if classifier is None and attn_implementation is not None:
-                model.set_attn_implementation(attn_implementation)
+            if not in_memory:
+                model.backbone.image_processor = load_image_processor(
+                    name, kwargs["revision"], trust_remote_code=shared.get("trust_remote_code"), **hub_options
+                )
         if classifier is not None or not model.config.self_contained:
             if attn_implementation is not None:
                 shared["attn_implementation"] = attn_implementation
             with usable_files(name):
-                found = model._load_classifier(name, classifier, shared)
+                found = model._load_classifier(name, classifier, shared, in_memory)
             if "device_map" not in shared and not isinstance(classifier, (nn.Module,)):
                 found.to(model.device)
             try:
@@ -441,12 +490,18 @@ class ExplainerPreTrainedModel(PreTrainedModel):
                 if found.revision is not None:  # a damaged download is not another classifier
                     check_downloads(found.name_or_path, found.revision, **hub_options)
                 raise
+        if attn_implementation is not None and not isinstance(classifier, nn.Module):
+            model.set_attn_implementation(attn_implementation)  # the classifier has it already, unless it was inside
         model.eval()
         result: Any = (model, info) if want_info else model  # Transformers' annotation leaves the pair out, too
         return result
 
     def _load_classifier(
-        self, head_name: str, classifier: str | os.PathLike[str] | nn.Module | None, options: dict[str, Any]
+        self,
+        head_name: str,
+        classifier: str | os.PathLike[str] | nn.Module | None,
+        options: dict[str, Any],
+        in_memory: bool = False,
     ) -> FrozenClassifier:
         if isinstance(classifier, FrozenClassifier):
             return classifier
@@ -460,7 +515,9 @@ class ExplainerPreTrainedModel(PreTrainedModel):
                 f"The head {head_name!r} does not name its classifier (it was trained on an instance); pass "
                 "from_pretrained(..., classifier=...)."
             )
-        if os.path.isdir(head_name):
+        if in_memory:
+            name = config.backbone
+        elif os.path.isdir(head_name):
             name = _find_classifier(config.backbone, head_name)
         elif not is_hub_id(config.backbone):
             raise ValueError(
@@ -568,11 +625,6 @@ def check_output(output: SaliencyOutput) -> SaliencyOutput:
             check_finite(logits, "logits that are")
             check_finite(maps, "a map that is")
     return output
-
-
-def _check_call(module: nn.Module, args: Any, output: SaliencyOutput) -> None:
-    if output.loss is None:
-        check_output(output)
 
 
 def _drop_backbone(module: Any, state_dict: dict[str, Any], prefix: str, local_metadata: Any) -> None:

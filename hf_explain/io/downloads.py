@@ -12,6 +12,7 @@ import sys
 from collections.abc import Iterator
 from pathlib import Path
 
+import torch
 from huggingface_hub import HfApi, constants, get_session, get_token, try_to_load_from_cache
 from huggingface_hub.errors import (
     GatedRepoError,
@@ -167,13 +168,15 @@ def usable_files(name: str) -> Iterator[None]:
     try:
         with no_code_of_its_own(name):
             yield
-    except (OSError, ValueError, TypeError, ImportError):
+    except (OSError, ValueError, TypeError, ImportError, torch.OutOfMemoryError):
         raise
     except SafetensorError as error:
         raise ValueError(f"The weights of {name!r} are not a valid safetensors file: {error}.") from error
     except RecursionError as error:
         raise ValueError(f"The config.json of {name!r} is nested too deeply to be one.") from error
     except Exception as error:
+        if torch.get_default_device().type == "meta":
+            raise  # where nothing can be loaded, which Transformers says
         reason = " ".join(str(error).split())[:300]
         raise ValueError(
             f"The config.json and weights of {name!r} do not fit together or are broken ({type(error).__name__}: "

@@ -86,6 +86,58 @@ def test_a_base_class_explains_nothing():
         head(random_pixels("resnet"))
 
 
+def test_a_field_under_its_name_of_before():
+    classifier = tiny_classifier("resnet")
+    head = ScanForSaliency.from_classifier(classifier, decoder="transformer", decoder_width=2, levels=1)
+    saved = head.config.to_dict()
+    assert saved["decoder_type"] == "transformer" and "decoder" not in saved
+    assert head.config.get_text_config() is head.config  # which takes `decoder` for a configuration inside
+    before = {"decoder" if name == "decoder_type" else name: value for name, value in saved.items()}
+    assert ScanConfig.from_dict(before).to_dict() == saved
+    with pytest.raises(ValueError, match="`decoder_type` must be one of cnn, transformer"):
+        ScanConfig(decoder="rnn")
+
+
+@pytest.mark.parametrize("self_contained", [False, True])
+def test_a_head_in_memory(tmp_path, self_contained):
+    head = LCamForSaliency.from_classifier(save_classifier("vit", tmp_path), self_contained=self_contained)
+    made = LCamForSaliency.from_pretrained(None, config=head.config, state_dict=head.state_dict())
+    pixel_values = random_pixels("vit")
+    assert torch.equal(made(pixel_values).saliency, head(pixel_values).saliency)
+    lost = {name: value for name, value in head.state_dict().items() if not name.startswith("attention")}
+    with pytest.raises(ValueError, match="The weights of the head 'LCamForSaliency' lack 2 tensors"):
+        LCamForSaliency.from_pretrained(None, config=head.config, state_dict=lost)
+
+
+def test_attention_without_a_classifier_and_by_part():
+    config = LCamForSaliency.from_classifier(tiny_classifier("vit")).config
+    head = LCamForSaliency(config)
+    for name in ("eager", "sdpa"):
+        head.set_attn_implementation(name)
+        assert head.config._attn_implementation == head.config.backbone_config._attn_implementation == name
+    head.attach(tiny_classifier("vit"))
+    head.set_attn_implementation({"backbone_config": "eager"})
+    assert head.backbone.model.config._attn_implementation == "eager"
+    assert head.config.backbone_config._attn_implementation == "eager" and head.config._attn_implementation == "sdpa"
+    head.set_attn_implementation({"": "eager"})
+    head.set_attn_implementation({"": "sdpa"})
+    assert head.backbone.model.config._attn_implementation == "eager"
+    with pytest.raises(ValueError, match="does not support an attention implementation through torch"):
+        LCamForSaliency.from_classifier(tiny_classifier("resnet")).set_attn_implementation("sdpa")
+
+
+def test_the_meta_device(tmp_path):
+    head = saved_head(tmp_path, self_contained=True)
+    config = LCamForSaliency.config_class.from_pretrained(tmp_path / "head")
+    with torch.device("meta"):
+        made = LCamForSaliency(config)
+        with pytest.raises(RuntimeError, match="You are using `from_pretrained` with a meta device context manager"):
+            LCamForSaliency.from_pretrained(tmp_path / "head")
+    assert {tensor.device.type for tensor in snapshot(made).values()} == {"meta"}
+    made.to_empty(device="cpu").load_state_dict(head.state_dict() | dict(head.backbone.state_dict(prefix="backbone.")))
+    assert_frozen(made.backbone)
+
+
 # ------------------------------------------------------------------ the classifier
 
 

@@ -315,7 +315,7 @@ def test_classifiers_outside_the_table(tmp_path):
         torch.nn.Linear(8 * 16, 5),
     )
     head = ScanForSaliency.from_classifier(FrozenClassifier(model, image_size=(32, 32)), decoder_width=2)
-    assert (head.config.feature_layers, head.config.levels, head.config.decoder) == (["2"], 3, "cnn")
+    assert (head.config.feature_layers, head.config.levels, head.config.decoder_type) == (["2"], 3, "cnn")
     assert head(torch.randn(2, 3, 32, 32)).saliency.shape == (2, 32, 32)
 
 
@@ -390,7 +390,7 @@ def test_sizes_that_are_no_multiple_of_the_stride():
 
 def test_prefix_tokens_reach_the_transformer_decoder_and_not_the_cnn_decoder():
     for decoder, reaches in (("transformer", True), ("cnn", False)):
-        head = make_head("deit", decoder=decoder, gradient_mask=False)
+        head = make_head("deit", decoder_type=decoder, gradient_mask=False)
         features = head.forward_features(random_pixels("deit"))
         before = head.decode(features, torch.tensor([0, 0]))[0]
         features.tap = features.tap.replace(prefix_tokens=features.tap.prefix_tokens + 5)
@@ -431,8 +431,8 @@ def test_attention_block_equals_pytorchs_post_norm_layer():
         {"activation": "sigmoid"},
         {"mask_by": "contribution", "percentile": 50.0},
         {"percentile_range": (0.0, 0.0), "percentile": 0.0},
-        {"decoder_widths": [4, 3, 2], "decoder": "transformer"},
-        {"decoder_widths": [5, 4, 3, 2], "decoder": "cnn", "confidence_channel": "first"},
+        {"decoder_widths": [4, 3, 2], "decoder_type": "transformer"},
+        {"decoder_widths": [5, 4, 3, 2], "decoder_type": "cnn", "confidence_channel": "first"},
     ],
 )
 def test_ablations_train(options):
@@ -461,9 +461,9 @@ def test_the_confidence_channel_is_where_the_config_says():
 
 def test_defaults():
     vit = make_head("vit").config
-    assert (vit.feature_layers, vit.decoder, vit.levels) == (["layer1"], "transformer", 3)
+    assert (vit.feature_layers, vit.decoder_type, vit.levels) == (["layer1"], "transformer", 3)
     resnet = make_head("resnet").config
-    assert (resnet.feature_layers, resnet.decoder, resnet.levels) == (["stage4"], "cnn", 5)
+    assert (resnet.feature_layers, resnet.decoder_type, resnet.levels) == (["stage4"], "cnn", 5)
     assert (vit.alpha, vit.lam, vit.percentile, tuple(vit.percentile_range)) == (4.0, 0.1, 95.0, (70.0, 100.0))
 
 
@@ -478,7 +478,7 @@ def test_defaults():
         ("vit", {"blur": "soft"}, "`blur` must be one of paper, released, none, got 'soft'"),
         ("vit", {"activation": "relu"}, "`activation` must be one of sine, sigmoid, got 'relu'"),
         ("vit", {"confidence_channel": "2"}, "`confidence_channel` must be one of last, first, got '2'"),
-        ("vit", {"decoder": "rnn"}, "`decoder` must be one of cnn, transformer, or None, got 'rnn'"),
+        ("vit", {"decoder_type": "rnn"}, "`decoder_type` must be one of cnn, transformer, or None, got 'rnn'"),
         ("vit", {"alpha": 0.0}, "`alpha` must be above 0, got 0.0"),
         ("vit", {"lam": -1.0}, "`lam` must be at least 0, got -1.0"),
         ("vit", {"decoder_width": 0}, "`decoder_width` must be a whole number of at least 1, or None, got 0"),

@@ -36,7 +36,7 @@ class ScanConfig(ExplainerConfig):
             `"sine"` or, as an ablation, `"sigmoid"`.
         confidence_channel (`str`, *optional*, defaults to `"last"`): Which of the decoder's channels it is: `"last"`
             (paper) or `"first"` (released code).
-        decoder (`str`, *optional*): `"cnn"` or `"transformer"`; by default what the classifier is.
+        decoder_type (`str`, *optional*): `"cnn"` or `"transformer"`; by default what the classifier is.
         decoder_width (`int`, *optional*): Channels at full resolution, which the widths of all levels follow: 64 for
             `"cnn"` (64, 128, 192, 256, 384, 512, ... towards the grid) and 32 for `"transformer"` (doubled per level).
         decoder_widths (`list[int]`, *optional*): Channels of every level, from the grid to full resolution: `levels`
@@ -54,6 +54,7 @@ class ScanConfig(ExplainerConfig):
 
     model_type = "scan"
     additions: ClassVar[dict[str, str]] = {"mask_by": "mask by contribution"}
+    renamed: ClassVar[dict[str, str]] = {"decoder": "decoder_type"}  # what Transformers calls a configuration inside
 
     alpha: float = 4.0
     lam: float = 0.1
@@ -64,7 +65,7 @@ class ScanConfig(ExplainerConfig):
     blur: str = "paper"
     activation: str = "sine"
     confidence_channel: str = "last"
-    decoder: str | None = None
+    decoder_type: str | None = None
     decoder_width: int | None = None
     decoder_widths: list[int] | tuple[int, ...] | None = None
     levels: int | None = None
@@ -78,7 +79,7 @@ class ScanConfig(ExplainerConfig):
         check_choice(self.blur, "blur", ("paper", "released", "none"))
         check_choice(self.activation, "activation", ("sine", "sigmoid"))
         check_choice(self.confidence_channel, "confidence_channel", ("last", "first"))
-        check_choice(self.decoder, "decoder", ("cnn", "transformer"), optional=True)
+        check_choice(self.decoder_type, "decoder_type", ("cnn", "transformer"), optional=True)
         check_number(self.alpha, "alpha", "(0, inf]")
         check_number(self.lam, "lam", "[0, inf]")
         check_number(self.percentile, "percentile", "[0, 100]")
@@ -94,11 +95,11 @@ class ScanConfig(ExplainerConfig):
         if self.decoder_widths is not None:
             if min(self.decoder_widths, default=1) < 1:
                 raise ValueError(f"`decoder_widths` must be at least 1, got {list(self.decoder_widths)}.")
-            if self.levels is not None and self.decoder is not None:
-                needed = self.levels + (self.decoder == "cnn")
+            if self.levels is not None and self.decoder_type is not None:
+                needed = self.levels + (self.decoder_type == "cnn")
                 if len(self.decoder_widths) != needed:
                     raise ValueError(
-                        f"`decoder_widths` has {len(self.decoder_widths)} numbers; the {self.decoder!r} decoder needs "
-                        f"{needed} to get from the grid of {list(self.feature_layers or ())} to the image in "
+                        f"`decoder_widths` has {len(self.decoder_widths)} numbers; the {self.decoder_type!r} decoder "
+                        f"needs {needed} to get from the grid of {list(self.feature_layers or ())} to the image in "
                         f"{self.levels} doublings."
                     )

@@ -2,17 +2,19 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any, ClassVar
 
 import torch
 import torch.nn.functional as F
+from transformers.utils import can_return_tuple
 
 from hf_explain.classifiers.features import ClassifierFeatures, LayerFeatures
 from hf_explain.classifiers.frozen_classifier import FrozenClassifier
 from hf_explain.classifiers.targets import Target
 from hf_explain.heads.distributed import batch_uniform
 from hf_explain.heads.losses import confidence_loss, confident_reconstruction_loss
-from hf_explain.heads.modeling_explainer import ExplainerPreTrainedModel
+from hf_explain.heads.modeling_explainer import ExplainerPreTrainedModel, check_output
 from hf_explain.heads.scan.configuration_scan import ScanConfig
 from hf_explain.heads.scan.decoders import CnnDecoder, TransformerDecoder, default_widths
 from hf_explain.tensors.maps import check_finite, min_max, position_contributions, resize_maps
@@ -92,7 +94,7 @@ class ScanForSaliency(ExplainerPreTrainedModel):
             )
         outputs = len(config.image_mean) + 1
         self.decoder: CnnDecoder | TransformerDecoder
-        if config.decoder == "cnn":
+        if config.decoder_type == "cnn":
             self.decoder = CnnDecoder(channels, widths, outputs, config.num_residual_modules)
         else:
             self.decoder = TransformerDecoder(
@@ -130,8 +132,8 @@ class ScanForSaliency(ExplainerPreTrainedModel):
                 f"`feature_layers` {layer!r} is the last layer of {type(classifier.model).__name__}, after which only "
                 "the prefix tokens reach the logits, so no patch has a gradient; tap an earlier layer."
             )
-        if config.decoder is None:
-            config.decoder = "transformer" if classifier.is_transformer else "cnn"
+        if config.decoder_type is None:
+            config.decoder_type = "transformer" if classifier.is_transformer else "cnn"
         image, grid = _probe(classifier, config)
         ratio = math.sqrt(image[0] * image[1] / (grid[0] * grid[1]))
         if min(grid) < 2 or ratio < 1:
@@ -149,7 +151,7 @@ class ScanForSaliency(ExplainerPreTrainedModel):
                 f"of {image[0]}x{image[1]} pixels it takes {levels} doublings; give 0 to {levels}, or leave it out."
             )
         if config.decoder_widths is None:
-            config.decoder_widths = default_widths(config.decoder, config.levels, config.decoder_width)
+            config.decoder_widths = default_widths(config.decoder_type, config.levels, config.decoder_width)
 
     # ------------------------------------------------------------------ forward
 
@@ -195,12 +197,14 @@ class ScanForSaliency(ExplainerPreTrainedModel):
         classes = self.attached.resolve_target(target, len(features.logits), features.logits)
         return _output(*self.decode(features, classes, percentile), features, classes)
 
+    @can_return_tuple
     def forward(
         self,
         pixel_values: torch.Tensor,
         target: Target = None,
-        return_loss: bool = False,
+        return_loss: bool | None = None,
         percentile: float | Sequence[float] | None = None,
+        labels: Target = None,
     ) -> SaliencyOutput:
         """
         Explain a batch of images, or train on it.
@@ -209,9 +213,10 @@ class ScanForSaliency(ExplainerPreTrainedModel):
             pixel_values (`torch.FloatTensor` of shape `(batch_size, num_channels, height, width)`): Normalised pixels.
             target (`int`, `str`, list of them or `torch.LongTensor` of shape `(batch_size,)`, *optional*): The class
                 to explain; the classifier's own top class when not given.
-            return_loss (`bool`, *optional*, defaults to `False`): Also compute `loss`.
+            return_loss (`bool`, *optional*): Also compute `loss`; see [`ExplainerPreTrainedModel.forward`].
             percentile (`float` or one per image, *optional*): P of the gradient mask, in [0, 100]. When not given,
                 drawn from the config's `percentile_range` in train mode, and the config's `percentile` in eval mode.
+            labels, return_dict (*optional*): See [`ExplainerPreTrainedModel.forward`].
 
         Returns:
             [`SaliencyOutput`].
@@ -220,14 +225,12 @@ class ScanForSaliency(ExplainerPreTrainedModel):
             ValueError: If `percentile` is outside [0, 100], `target` names no class, or a gradient is not finite.
             TypeError: If `percentile` is not a number.
         """
-        if return_loss:
-            # a container's requires_grad goes straight to the parameters and so past the classifier's own
-            self.attached.requires_grad_(False)
+        target, return_loss = self.resolve_request(target, return_loss, labels)
         features = self.forward_features(pixel_values)
         classes = self.attached.resolve_target(target, len(features.logits), features.logits)
         if return_loss:
             return self.compute_loss(pixel_values, features, classes, percentile)
-        return _output(*self.decode(features, classes, percentile, keep_graph=False), features, classes)
+        return check_output(_output(*self.decode(features, classes, percentile, keep_graph=False), features, classes))
 
     def compute_loss(
         self,
@@ -245,10 +248,11 @@ class ScanForSaliency(ExplainerPreTrainedModel):
             "confidence": confidence_loss(decoded, image, maps, config.alpha, config.lam).mean(),
             "reconstruction": confident_reconstruction_loss(decoded, image, maps, config.alpha).mean(),
         }
-        output = _output(confidence, reconstruction, features, target)
-        output.loss = terms["confidence"] + terms["reconstruction"]
-        output.loss_terms = {name: term.detach() for name, term in terms.items()}
-        return output
+        return replace(
+            _output(confidence, reconstruction, features, target),
+            loss=terms["confidence"] + terms["reconstruction"],
+            loss_terms={name: term.detach() for name, term in terms.items()},
+        )
 
     # ------------------------------------------------------------------ the parts
 
