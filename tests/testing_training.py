@@ -18,6 +18,10 @@ from transformers.models.auto.image_processing_auto import AutoImageProcessor
 from transformers.utils import ModelOutput
 
 
+# `datasets` waits 5 s after a pass over several shards, for a pyarrow that may crash when a process ends just then
+datasets.config.SLEEP_TIME_ON_THREADS_SHUTDOWN = 0
+
+
 @dataclass
 class TinyOutput(ModelOutput):
     loss: torch.Tensor | None = None

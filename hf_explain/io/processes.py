@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import platform
 import sys
@@ -65,9 +66,11 @@ def wants_cpu(device: str | int | torch.device | None) -> bool:
 
 def package_versions() -> dict[str, str]:
     """Versions of Python and of the installed packages a result depends on."""
-    names = ("hf_explain", "torch", "transformers", "datasets", "accelerate", "numpy", "pillow")
-    installed = {found.name.lower().replace("-", "_") for found in metadata.distributions() if found.name}
-    return {"python": platform.python_version(), **{n: metadata.version(n) for n in names if n in installed}}
+    versions = {"python": platform.python_version()}
+    for name in ("hf_explain", "torch", "transformers", "datasets", "accelerate", "numpy", "pillow"):
+        with contextlib.suppress(metadata.PackageNotFoundError):  # run from its source, for example
+            versions[name] = metadata.version(name)
+    return versions
 
 
 def launched_processes() -> tuple[int, int, torch.device | None]:

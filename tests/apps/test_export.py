@@ -3,9 +3,9 @@
 import io
 import json
 import os
-import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import datasets
@@ -14,6 +14,7 @@ import pyarrow.parquet as pq
 import pytest
 from PIL import Image
 from testing_common import save_classifier
+from testing_processes import start
 from testing_training import encoded, parquet_shards, picture
 from transformers import pipeline
 
@@ -126,17 +127,14 @@ def test_workers_give_the_same_files(export, tmp_path):
     assert shards(tmp_path / "whole") == shards(tmp_path / "workers")
 
 
-def environment():
-    return {**os.environ, "ACCELERATE_USE_CPU": "true", "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
-
-
 def test_two_processes_give_the_same_files(export, model, pictures, tmp_path):
     export("one")
     command = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node", "2", "--standalone"]
     options = ["--model", model, "--dataset", pictures, "--shard_size", "4", "--batch_size", "3"]
     done = subprocess.run(
         [*command, str(ROOT / "scripts/export_saliency.py"), *options, "-o", str(tmp_path / "two")],
-        env=environment(), capture_output=True, text=True,
+        env={**os.environ, "ACCELERATE_USE_CPU": "true", "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)},
+        capture_output=True, text=True,
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
     assert done.stdout.count("11 maps of 11 images in 3 shards, 0 images skipped") == 1
@@ -162,36 +160,28 @@ def test_processes_divide_every_size(export, model, pictures):
                     assert sorted(found) == [(index, encoded(index)) for index in missing]
 
 
-KILLED = """
-import sys, time
-from hf_explain.apps import export
-from hf_explain.cli import main
+def slow_export(pipe, *argv):
+    """Stops at the third image of the second shard."""
+    original, written = export_module._png, []
 
-original, written = export._png, []
+    def png(image):
+        written.append(image)
+        if len(written) == 7:
+            pipe.send("half-way")
+            time.sleep(600)
+        return original(image)
 
-def png(image):
-    written.append(image)
-    if len(written) == 7:  # the third image of the second shard
-        print("half-way", flush=True)
-        time.sleep(600)
-    return original(image)
-
-export._png = png
-sys.exit(main(sys.argv[1:]))
-"""
+    export_module._png = png
+    main(argv)
 
 
 def test_killed_in_the_middle(export, model, pictures, tmp_path):
     export("whole")
     argv = ["export", "--model", model, "--dataset", pictures, "--shard_size", "4", "--batch_size", "3"]
-    argv += ["--disable_tqdm", "-o", str(tmp_path / "out")]
-    process = subprocess.Popen(
-        [sys.executable, "-c", KILLED, *argv], env=environment(), stdout=subprocess.PIPE, text=True
-    )
-    assert process.stdout.readline() == "half-way\n"
-    process.send_signal(signal.SIGKILL)
-    process.wait()
-    process.stdout.close()
+    process, pipe = start(slow_export, *argv, "--disable_tqdm", "-o", str(tmp_path / "out"))
+    assert pipe.recv() == "half-way"
+    process.kill()
+    process.join()
     first = tmp_path / "out/data/train-000000.parquet"
     assert list(first.parent.iterdir()) == [first] and not (tmp_path / "out" / REPORT_FILE).exists()
     before = first.stat()

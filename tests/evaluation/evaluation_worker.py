@@ -1,9 +1,6 @@
-"""What two processes do in `test_evaluation.py`; started by torchrun, each writes what it got as JSON."""
+"""What each of two processes does in `test_evaluator.py`, and what it finds."""
 
 import contextlib
-import json
-import os
-import sys
 from pathlib import Path
 
 import evaluate
@@ -16,7 +13,6 @@ from hf_explain import FrozenClassifier, SaliencyEvaluator
 from hf_explain.evaluation.comparison import compare
 from hf_explain.io.datasets import load_image_dataset
 from hf_explain.io.files import lock_directory
-from hf_explain.io.processes import leave
 from hf_explain.metrics import path
 from hf_explain.registry import METHODS
 
@@ -40,7 +36,7 @@ def gathered(directory: Path) -> tuple[float, int]:
     return result["auc_d"], result["num_images"]
 
 
-def main(directory: Path):
+def main(rank: int, directory: Path) -> dict:
     def run(data, **options):
         return SaliencyEvaluator().compute(
             str(directory / "classifier"), data, ["auc_d"], method="random", progress=False, **options
@@ -59,8 +55,7 @@ def main(directory: Path):
     except (ValueError, RuntimeError) as error:
         found["bad"] = str(error)
     # the first process alone asks for the lock; the other one learns what it was told
-    first = os.environ["RANK"] == "0"
-    with lock_directory(directory / "busy") if first else contextlib.nullcontext():
+    with lock_directory(directory / "busy") if rank == 0 else contextlib.nullcontext():
         for name, start in (
             ("busy", lambda folder: run(picture_dataset(2), output_dir=folder)),
             ("compared", lambda folder: compare("nowhere", [], "gradcam", output_dir=folder)),
@@ -69,9 +64,4 @@ def main(directory: Path):
                 start(directory / "busy")
             except OSError as error:
                 found[name] = str(error)
-    (directory / f"found-{os.environ['RANK']}.json").write_text(json.dumps(found))
-
-
-if __name__ == "__main__":
-    main(Path(sys.argv[1]))
-    leave(0)
+    return found

@@ -3,17 +3,16 @@
 import copy
 import json
 import os
-import subprocess
-import sys
-from pathlib import Path
 
 import datasets
 import evaluate
+import evaluation_worker
 import numpy as np
 import pytest
 import torch
 from PIL import Image
 from testing_common import save_classifier, tiny_classifier, tiny_processor
+from testing_processes import launch
 from testing_training import parquet_shards, picture_dataset
 from transformers import pipeline
 
@@ -22,10 +21,6 @@ from hf_explain import FrozenClassifier, LCamForSaliency, SaliencyEvaluator
 from hf_explain.evaluation.explainer import PassCounter
 from hf_explain.io.datasets import load_image_dataset
 from hf_explain.metrics.functional import auc_d, average_drop
-
-
-TESTS = Path(__file__).parents[1]
-WORKER = Path(__file__).with_name("evaluation_worker.py")
 
 
 @pytest.fixture(scope="module")
@@ -297,17 +292,7 @@ def test_two_processes_equal_one(classifier, directory, tmp_path):
     os.symlink(directory, tmp_path / "classifier")
     (tmp_path / "shards").mkdir()
     parquet_shards(tmp_path / "shards", 7, 2)
-    environment = {**os.environ, "PYTHONPATH": os.pathsep.join([str(TESTS), str(TESTS.parent)])}
-    environment |= {"OMP_NUM_THREADS": "1", "ACCELERATE_USE_CPU": "true"}
-    command = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node", "2", "--standalone"]
-    done = subprocess.run(
-        [*command, str(WORKER), str(tmp_path)],
-        env=environment,
-        capture_output=True,
-        text=True,
-    )
-    assert done.returncode == 0, done.stderr
-    found, other = (json.loads((tmp_path / f"found-{rank}.json").read_text()) for rank in (0, 1))
+    found, other = launch(evaluation_worker.main, tmp_path)
     alone = compute(classifier, picture_dataset(7), method="random")["auc_d"]["auc_d"]
     assert found["num_gathered"] == 7
     for name in ("map", "folder", "stream", "gathered"):

@@ -4,12 +4,12 @@ import contextlib
 import errno
 import os
 import signal
-import subprocess
-import sys
+import time
 from pathlib import Path
 
 import pytest
 from testing_common import files_below
+from testing_processes import start
 
 from hf_explain.io import files
 from hf_explain.io.files import (
@@ -25,7 +25,6 @@ from hf_explain.io.files import (
 from hf_explain.training.checkpoints import prepare_output_dir
 
 
-ROOT = Path(__file__).parents[2]
 IN_USE = "^output_dir '.*out' is in use by another run.*wait until it has ended, or choose another output_dir.$"
 
 
@@ -60,38 +59,29 @@ def test_a_lock_whose_file_was_removed_meanwhile_is_no_lock(tmp_path, monkeypatc
     assert removed and not files._HELD
 
 
-HOLDER = """
-import multiprocessing, sys, time
-from pathlib import Path
-from hf_explain.io.files import lock_directory
-
-with lock_directory(Path(sys.argv[1])):
-    child = multiprocessing.get_context("fork").Process(target=time.sleep, args=(600,))
-    child.start()
-    print(child.pid, flush=True)
-    time.sleep(600)
-"""
+def hold(pipe, directory):
+    with lock_directory(directory):
+        worker = os.fork()
+        if worker:
+            pipe.send(worker)
+        time.sleep(600)
 
 
 def test_a_killed_run_locks_nobody_out_even_where_its_workers_live_on(tmp_path):
     out = tmp_path / "out"
-    process = subprocess.Popen(
-        [sys.executable, "-c", HOLDER, str(out)], stdout=subprocess.PIPE, text=True,
-        env={**os.environ, "PYTHONPATH": str(ROOT)},
-    )  # fmt: skip
-    worker = int(process.stdout.readline())
+    process, pipe = start(hold, out)
+    worker = pipe.recv()
     try:
         with pytest.raises(OSError, match=IN_USE), lock_directory(out):
             pass
-        process.send_signal(signal.SIGKILL)
-        process.wait()
+        process.kill()
+        process.join()
         os.kill(worker, 0)
         with lock_directory(out):
             pass
     finally:
         process.kill()
         os.kill(worker, signal.SIGKILL)
-        process.stdout.close()
     assert list(out.iterdir()) == []
 
 

@@ -2,14 +2,15 @@ import argparse
 import errno
 import json
 import os
-import signal
-import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
 import torch
+import training_worker
 from accelerate.state import AcceleratorState
+from testing_processes import launch, start
 from testing_training import HEADS, TinyHead, parquet_shards, picture_dataset, processor, train_head
 from torch import nn
 from transformers import ResNetConfig, ResNetForImageClassification, ViTConfig, ViTForImageClassification
@@ -29,10 +30,6 @@ from hf_explain.training.arguments import (
 from hf_explain.training.checkpoints import LOG_FILE, list_checkpoints, load_checkpoint, trim_log
 from hf_explain.training.loop import train
 from hf_explain.training.runtime import make_optimizer
-
-
-TESTS = Path(__file__).parents[1]
-WORKER = Path(__file__).with_name("training_worker.py")
 
 
 @pytest.fixture(autouse=True)
@@ -137,36 +134,30 @@ def test_keeps_the_last_checkpoints(tmp_path):
     assert list_checkpoints(tmp_path) == []
 
 
-KILLED = """
-import sys, time
-sys.path[:0] = [{tests!r}, {root!r}]
-import torch
-from testing_training import TinyHead, picture_dataset, processor
-from hf_explain.training.loop import train
-from hf_explain.training.runtime import make_optimizer
-from hf_explain.training.arguments import ExplainerTrainingArguments
-
 class Slow(TinyHead):
+    """Takes its time over the second checkpoint, and says so."""
+
+    def __init__(self, pipe):
+        super().__init__()
+        self.pipe = pipe
+
     def save_pretrained(self, directory):
         super().save_pretrained(directory)
         if "checkpoint-6" in str(directory):
-            print("half-way", flush=True)
+            self.pipe.send("half-way")
             time.sleep(600)
 
-args = ExplainerTrainingArguments(output_dir={out!r}, per_device_batch_size=4, dataloader_num_workers=0,
-                                  disable_tqdm=True, logging_steps=2, max_steps=9, save_steps=3)
-train(Slow(), picture_dataset(), None, processor(), args)
-"""
+
+def slow_run(pipe, directory):
+    run(directory, head=Slow(pipe), max_steps=9, save_steps=3)
 
 
 def test_killed_in_the_middle_of_a_checkpoint(tmp_path):
     out = tmp_path / "out"
-    code = KILLED.format(tests=str(TESTS), root=str(TESTS.parent), out=str(out))
-    process = subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, text=True)
-    assert process.stdout.readline() == "half-way\n"
-    process.send_signal(signal.SIGKILL)
-    process.wait()
-    process.stdout.close()
+    process, pipe = start(slow_run, out)
+    assert pipe.recv() == "half-way"
+    process.kill()
+    process.join()
     assert list(out.glob(".checkpoint-6.*.tmp/new/model.safetensors")) and not (out / "checkpoint-6").exists()
     resumed, _ = run(out, max_steps=9, save_steps=3, resume_from_checkpoint="last")
     assert not list(out.rglob("*.tmp"))
@@ -176,17 +167,7 @@ def test_killed_in_the_middle_of_a_checkpoint(tmp_path):
 
 def test_two_processes(tmp_path):
     parquet_shards(tmp_path / "shards", shards=3)
-    environment = {**os.environ, "ACCELERATE_USE_CPU": "true", "OMP_NUM_THREADS": "1",
-                   "PYTHONPATH": f"{TESTS}{os.pathsep}{TESTS.parent}"}  # fmt: skip
-    command = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node", "2", "--standalone"]
-    done = subprocess.run(
-        [*command, str(WORKER), str(tmp_path)],
-        env=environment,
-        capture_output=True,
-        text=True,
-    )
-    assert done.returncode == 0, done.stderr
-    found, other = (json.loads((tmp_path / f"found-{process}.json").read_text()) for process in (0, 1))
+    found, other = launch(training_worker.main, tmp_path)
     assert found == other and found["num_processes"] == 2
     assert found["map"] == found["map_resumed"] and found["stream"] == found["stream_resumed"]
     # two processes with two images each walk with one process with four
@@ -526,7 +507,7 @@ def test_head_options():
 
 
 def test_command_trains_a_head_that_loads(tmp_path, monkeypatch, capsys):
-    monkeypatch.syspath_prepend(TESTS.parent / "scripts")
+    monkeypatch.syspath_prepend(Path(__file__).parents[2] / "scripts")
     import train_explainer
 
     torch.manual_seed(0)
