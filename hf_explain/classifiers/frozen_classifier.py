@@ -35,7 +35,8 @@ class FrozenClassifier(nn.Module):
     Args:
         model (`torch.nn.Module`): `AutoModelForImageClassification` instances of ViT, DeiT, ConvNeXt and ResNet run
             in stages; any other classifier with spatial layers runs through hooks on its named modules. The instance
-            itself is frozen, not a copy.
+            itself is frozen, not a copy; a ResNet's weights are laid out in `torch.channels_last`, which changes no
+            value, and any other classifier keeps the memory format it comes in.
         image_processor (*optional*): The Transformers image processor the classifier was trained with; looked up
             beside the weights when not given.
         image_size (`tuple[int, int]`, *optional*): Height and width in pixels used to probe a classifier that is
@@ -66,6 +67,7 @@ class FrozenClassifier(nn.Module):
         self.revision: str | None = None
         self._image_processor = image_processor
         self._architecture = ARCHITECTURES.get(type(self.model).__name__)
+        self.lay_out()
         self._hooked = HookedLayers(self.model, image_size)
 
     # ------------------------------------------------------------------ loading
@@ -152,7 +154,29 @@ class FrozenClassifier(nn.Module):
         """Stays without gradients whatever is asked."""
         return super().requires_grad_(False)
 
+    def lay_out(self) -> None:
+        """
+        Lay the weights out in the memory format their architecture is fastest in (`Architecture.channels_last`). Done
+        when the classifier is made; only weights that replace its own afterwards have to be laid out again.
+        """
+        if self._architecture is not None and self._architecture.channels_last:
+            # not the model's own `to`, which refuses models that are quantised or spread over devices
+            nn.Module.to(self.model, memory_format=torch.channels_last)
+
     # ------------------------------------------------------------------ facts
+
+    @property
+    def memory_format(self) -> torch.memory_format:
+        """
+        `torch.channels_last` where the convolutions' weights are laid out so, else `torch.contiguous_format`. Images
+        in this format are taken as they are, others are copied first; results are bit-identical within one format.
+        """
+        # a dimension of 1 has no place in memory: such weights are in both formats at once
+        weights = (weight for weight in self.model.parameters() if weight.ndim == 4 and min(weight.shape[1:]) > 1)
+        weight = next(weights, None)
+        if weight is None or weight.is_contiguous() or not weight.is_contiguous(memory_format=torch.channels_last):
+            return torch.contiguous_format
+        return torch.channels_last
 
     @property
     def image_size(self) -> tuple[int, int]:
@@ -282,7 +306,7 @@ class FrozenClassifier(nn.Module):
             `torch.FloatTensor` of shape `(batch_size, num_labels)`.
         """
         self._check_pixels(pixel_values)
-        return logits_of(self.model(pixel_values.to(self.dtype), **self._input_options(pixel_values)))
+        return logits_of(self.model(self._prepare(pixel_values), **self._input_options(pixel_values)))
 
     @watched
     def features(self, pixel_values: torch.Tensor, layers: Sequence[str | int] | None = None) -> ClassifierFeatures:
@@ -304,7 +328,7 @@ class FrozenClassifier(nn.Module):
         wanted = set(names) if layers is None else {self.resolve_layer(layer) for layer in layers}
         if self._architecture is None:
             kept_names = [name for name in names if name in wanted]
-            return self._hooked.features(pixel_values.to(self.dtype), kept_names)
+            return self._hooked.features(self._prepare(pixel_values), kept_names)
         kept, state = {}, self._embed(pixel_values)
         for index, name in enumerate(names):
             if index:
@@ -328,7 +352,7 @@ class FrozenClassifier(nn.Module):
         self._check_pixels(pixel_values)
         layer = self.resolve_layer(layer)
         if self._architecture is None:
-            return self._hooked.features(pixel_values.to(self.dtype), [layer])[layer]
+            return self._hooked.features(self._prepare(pixel_values), [layer])[layer]
         state = self._embed(pixel_values)
         for index in range(self.layer_names.index(layer)):
             state = self._run_block(index, state)
@@ -512,6 +536,18 @@ class FrozenClassifier(nn.Module):
                 f"got {tuple(pixel_values.shape)}."
             )
 
+    def _prepare(self, pixel_values: torch.Tensor) -> torch.Tensor:
+        """
+        The images in the classifier's precision and, where that is `channels_last`, its memory format. Its first
+        convolution would do the same, but not where its weights come and go (offloading), in another format.
+        """
+        return self._in_format(pixel_values.to(self.dtype))
+
+    def _in_format(self, values: torch.Tensor) -> torch.Tensor:
+        if self.memory_format is torch.channels_last:
+            return values.contiguous(memory_format=torch.channels_last)
+        return values
+
     def _input_options(self, pixel_values: torch.Tensor) -> dict[str, bool]:
         """ViT and DeiT must be told when the image is not of the size they were trained on."""
         if not self.is_transformer:
@@ -521,7 +557,7 @@ class FrozenClassifier(nn.Module):
 
     def _embed(self, pixel_values: torch.Tensor) -> torch.Tensor:
         embeddings = getattr(self._body, self._stages.embeddings)
-        return embeddings(pixel_values.to(self.dtype), **self._input_options(pixel_values))
+        return embeddings(self._prepare(pixel_values), **self._input_options(pixel_values))
 
     def _run_block(self, index: int, state: torch.Tensor) -> torch.Tensor:
         output = self._blocks[index](state)
@@ -553,7 +589,7 @@ class FrozenClassifier(nn.Module):
     def _to_state(self, features: LayerFeatures) -> torch.Tensor:
         """The inverse of `_to_features`."""
         if not self.is_transformer:
-            return features.feature_map
+            return self._in_format(features.feature_map)
         return grid_to_tokens(features.feature_map, features.prefix_tokens)
 
     def _to_features(self, layer: str, state: torch.Tensor, pixel_values: torch.Tensor) -> LayerFeatures:

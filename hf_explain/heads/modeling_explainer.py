@@ -465,7 +465,8 @@ class ExplainerPreTrainedModel(PreTrainedModel):
                 "incompletely or by another version: save or download it again."
             )
         if model.config.self_contained:
-            model.backbone.requires_grad_(False)  # the meta device forgets what __init__ froze
+            model.backbone.requires_grad_(False)  # the meta device forgets what __init__ froze and laid out
+            model.backbone.lay_out()
             if not in_memory:
                 model.backbone.image_processor = load_image_processor(
                     name, kwargs["revision"], trust_remote_code=shared.get("trust_remote_code"), **hub_options

@@ -59,7 +59,8 @@ def family(request):
 
 
 def test_features_are_transformers_own_hidden_states(family):
-    classifier, model = tiny_classifier(family), tiny_model(family)
+    classifier = tiny_classifier(family)
+    model = tiny_model(family).to(memory_format=classifier.memory_format)
     for size in sizes(family):
         pixel_values = random_pixels(family, 2, size)
         options = {"interpolate_pos_encoding": True} if family in TRANSFORMERS else {}
@@ -92,7 +93,46 @@ def test_features_are_transformers_own_hidden_states(family):
 def test_forward_is_the_classifiers_own(family):
     classifier, model = tiny_classifier(family), tiny_model(family)
     pixel_values = random_pixels(family)
-    assert torch.equal(classifier(pixel_values), model(pixel_values).logits)
+    theirs = model(pixel_values).logits
+    torch.testing.assert_close(classifier(pixel_values), theirs, rtol=1e-5, atol=1e-6)
+    if classifier.memory_format is not torch.contiguous_format:
+        theirs = model.to(memory_format=classifier.memory_format)(pixel_values).logits
+    assert torch.equal(classifier(pixel_values), theirs)
+
+
+def test_resnets_run_in_channels_last(family, tmp_path):
+    classifier, pixel_values = tiny_classifier(family), random_pixels(family)
+    resnet = family == "resnet"
+    assert classifier.memory_format is (torch.channels_last if resnet else torch.contiguous_format)
+    features = classifier.features(pixel_values)
+    other = classifier.features(pixel_values.to(memory_format=torch.channels_last))
+    if resnet:
+        for name, layer in features.items():
+            assert layer.feature_map.is_contiguous(memory_format=torch.channels_last), name
+            assert torch.equal(other[name].feature_map, layer.feature_map)
+            # features that somebody made anew go on in the same format
+            anew = layer.replace(feature_map=layer.feature_map.contiguous())
+            assert torch.equal(classifier.forward_from_features(anew), features.logits)
+    torch.testing.assert_close(other.logits, features.logits, rtol=1e-5, atol=1e-6)
+    # on disk nothing changes
+    tiny_model(family).save_pretrained(tmp_path / "before")
+    classifier.model.save_pretrained(tmp_path / "after")
+    before, after = ((tmp_path / name / "model.safetensors").read_bytes() for name in ("before", "after"))
+    assert before == after
+
+
+def test_a_classifier_outside_the_table_keeps_its_memory_format():
+    def model():
+        torch.manual_seed(0)
+        return nn.Sequential(nn.Conv2d(3, 4, 3), nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(4, 5))
+
+    images = torch.randn(2, 3, 32, 32)
+    classifier = FrozenClassifier(model(), image_size=(32, 32))
+    turned = FrozenClassifier(model().to(memory_format=torch.channels_last), image_size=(32, 32))
+    assert classifier.memory_format is torch.contiguous_format and turned.memory_format is torch.channels_last
+    assert turned.features(images)["0"].feature_map.is_contiguous(memory_format=torch.channels_last)
+    torch.testing.assert_close(turned(images), classifier(images))
+    assert FrozenClassifier(nn.Sequential(nn.Flatten(), nn.Linear(12, 2))).memory_format is torch.contiguous_format
 
 
 def test_tail_equals_the_full_logits_exactly_at_every_layer(family):
