@@ -88,7 +88,7 @@ def test_pipeline_draws_as_before(pictures, expected):
 
 
 @pytest.mark.parametrize("kind", ["map", "stream"])
-def test_training_goes_on_to_the_same_weights(kind, legacy):
+def test_training_goes_on_to_the_same_weights(kind, legacy, caplog):
     directory = legacy / f"training-{kind}"
     before = read(directory / "training_record.json")
     weights = safetensors.torch.load_file(directory / "model.safetensors")
@@ -100,6 +100,8 @@ def test_training_goes_on_to_the_same_weights(kind, legacy):
         **before["arguments"], output_dir=directory, resume_from_checkpoint=str(directory / "checkpoint-3")
     )
     record = train(head, pictures, pictures if before["eval_split"] else None, args=args)
+    (line,) = [entry.getMessage() for entry in caplog.records if "compared" in entry.getMessage()]
+    assert "whether this run has the same classifier, head, image processor and data as the one that wrote" in line
     found = safetensors.torch.load_file(directory / "model.safetensors")
     assert found.keys() == weights.keys()
     for name in weights:

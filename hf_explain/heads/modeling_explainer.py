@@ -15,7 +15,7 @@ from transformers import initialization as init
 from transformers.utils import can_return_tuple, logging
 
 from hf_explain.classifiers.features import ClassifierFeatures
-from hf_explain.classifiers.fingerprint import fingerprints, matches
+from hf_explain.classifiers.fingerprint import fingerprint, fingerprints, matches
 from hf_explain.classifiers.frozen_classifier import FrozenClassifier
 from hf_explain.classifiers.targets import Target
 from hf_explain.heads.configuration_explainer import ExplainerConfig
@@ -36,6 +36,11 @@ from hf_explain.tensors.outputs import SaliencyOutput
 
 logger = logging.get_logger(__name__)
 _BACKBONE = "backbone."
+# Fields of a configuration that say where something is or which version wrote it, and nothing of what a head does;
+# the classifier's weights are told by its fingerprint, the classes of the heads by their names
+_PLACES = ("backbone", "backbone_revision", "backbone_fingerprint", "transformers_version", "_name_or_path", "dtype",
+           "torch_dtype", "auto_map", "custom_pipelines", "architectures", "_attn_implementation",
+           "_attn_implementation_internal")  # fmt: skip
 # What `from_pretrained` is told about loading that the classifier must hear too
 _SHARED_LOADING = ("dtype", "torch_dtype", "device_map", "token", "cache_dir", "local_files_only", "trust_remote_code")
 
@@ -222,6 +227,21 @@ class ExplainerPreTrainedModel(PreTrainedModel):
             # a container's requires_grad_ goes straight to the parameters and so past the classifier's own
             self.attached.requires_grad_(False)
         return target, return_loss
+
+    def training_identity(self) -> dict[str, dict[str, Any]]:
+        """
+        What training this head depends on, for its checkpoints: the classifier's weights and every field of the
+        configuration but names of places and versions, which may change.
+
+        Returns:
+            `dict[str, dict]`: JSON values, the groups `classifier` and `head`.
+        """
+        config = {name: value for name, value in self.config.to_dict().items() if name not in _PLACES}
+        if isinstance(config.get("backbone_config"), dict):
+            own = config["backbone_config"].items()
+            config["backbone_config"] = {name: value for name, value in own if name not in _PLACES}
+        weights = fingerprint(self.attached.model)
+        return {"classifier": {"fingerprint": weights}, "head": {"class": type(self).__name__, **config}}
 
     # ------------------------------------------------------------------ the classifier stays as it is
 

@@ -44,7 +44,17 @@ from hf_explain.training.batches import (
     prepare_columns,
     prepare_stream,
 )
-from hf_explain.training.checkpoints import LOG_FILE, load_checkpoint, prepare_output_dir, save_checkpoint, trim_log
+from hf_explain.training.checkpoints import (
+    LOG_FILE,
+    find_checkpoint,
+    load_checkpoint,
+    load_info,
+    prepare_output_dir,
+    read_log,
+    save_checkpoint,
+    trim_log,
+)
+from hf_explain.training.identity import check_same_run, describe_data, describe_run
 from hf_explain.training.record import TrainingRecord
 from hf_explain.training.runtime import (
     derive_seed,
@@ -135,6 +145,7 @@ class _Run:
             self.eval = self._images(eval_dataset, TrainingTransform(image_processor, "none"))
         self._plan(train_dataset)
         optimizer = make_optimizer(model, args)
+        self.identity = on_main_process(self.accelerator, lambda: self._identify(images))
         state = self._claim(held)
         mine = state["processes"][self.accelerator.process_index] if state is not None else {}
         self._open(images, mine.get("data"))
@@ -152,7 +163,7 @@ class _Run:
         args, num_processes = self.args, self.accelerator.num_processes
         self.stream = is_stream(train_dataset)
         self.num_examples = (
-            args.num_examples or num_stream_examples(train_dataset) if self.stream else len(train_dataset)
+            args.num_examples or self._stream_length(train_dataset) if self.stream else len(train_dataset)
         )
         self.global_batch_size = args.per_device_batch_size * args.gradient_accumulation_steps * num_processes
         self.steps_per_epoch, self.total_steps = plan_steps(args, self.num_examples, self.stream, num_processes)
@@ -160,6 +171,26 @@ class _Run:
         self.path = describe_path(args, self.num_examples, self.total_steps, num_processes, precision)
         # Without a known epoch validation comes at the end only.
         self.eval_steps = args.eval_steps or self.steps_per_epoch or self.total_steps
+
+    def _stream_length(self, train_dataset: Any) -> int | None:
+        """
+        The length a stream's metadata states. `datasets` finds it in its cache, which may be filled or emptied before
+        a run resumes: then what the run went by at first still holds.
+        """
+        stated, resume_from = num_stream_examples(train_dataset), self.args.resume_from_checkpoint
+        checkpoint = find_checkpoint(self.output_dir, resume_from) if resume_from is not None else None
+        if checkpoint is None:
+            return stated
+        before = load_info(checkpoint)["path"].get("num_examples")
+        if stated and before or not isinstance(before, int | None):
+            return stated  # what is wrong with it is said when the checkpoint is loaded
+        return before
+
+    def _identify(self, images: _Images) -> dict[str, Any]:
+        """What the checkpoints of this run say of its head and data; a run without any needs none."""
+        if self.args.save_steps is None and self.args.resume_from_checkpoint is None:
+            return {}
+        return describe_run(self.model, self.image_processor, describe_data(images.dataset, images.columns))
 
     def _claim(self, held: contextlib.ExitStack) -> dict[str, Any] | None:
         """Lock the directory; the state of the checkpoint to resume from, and the log cut to its step."""
@@ -171,9 +202,11 @@ class _Run:
 
         resume_path, state = on_main_process(self.accelerator, claim), None
         if resume_path is not None:
-            state, info = load_checkpoint(resume_path)
-            check_same_path(resume_path, info, self.path, self.total_steps)
-            self.steps_done, self.elapsed, self.last_checkpoint = info["step"], info["elapsed"], resume_path
+            checkpoint: Path = resume_path
+            state, info = load_checkpoint(checkpoint)
+            check_same_path(checkpoint, info, self.path, self.total_steps)
+            on_main_process(self.accelerator, lambda: check_same_run(checkpoint, info.get("run"), self.identity))
+            self.steps_done, self.elapsed, self.last_checkpoint = info["step"], info["elapsed"], checkpoint
         on_main_process(self.accelerator, lambda: trim_log(self.output_dir, self.steps_done))
         return state
 
@@ -456,7 +489,12 @@ class _Run:
                 "scaler": accelerator.scaler.state_dict() if accelerator.scaler is not None else None,
                 "processes": processes,
             }
-            info = {"path": self.path, "elapsed": started - self.started, "versions": package_versions()}
+            info = {
+                "path": self.path,
+                "run": self.identity,
+                "elapsed": started - self.started,
+                "versions": package_versions(),
+            }
             return save_checkpoint(
                 self.output_dir, self.steps_done, state, info, self._save_model, args.save_total_limit
             )
@@ -471,8 +509,7 @@ class _Run:
         self.elapsed = time.perf_counter() - self.started
 
         def save() -> dict[str, Any]:
-            lines = [json.loads(line) for line in (self.output_dir / LOG_FILE).read_text().splitlines()]
-            record = self._record(lines).to_json()
+            record = self._record(read_log(self.output_dir)).to_json()
             with write_directory(self.output_dir) as new:
                 self._save_model(new)
                 (new / RECORD_FILE).write_text(json.dumps(record, indent=2) + "\n")

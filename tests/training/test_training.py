@@ -27,7 +27,7 @@ from hf_explain.training.arguments import (
     describe_path,
     learning_rate_at,
 )
-from hf_explain.training.checkpoints import LOG_FILE, list_checkpoints, load_checkpoint, trim_log
+from hf_explain.training.checkpoints import LOG_FILE, list_checkpoints, load_checkpoint, save_checkpoint, trim_log
 from hf_explain.training.loop import train
 from hf_explain.training.runtime import make_optimizer
 
@@ -403,10 +403,9 @@ def test_the_log_ends_at_the_checkpoint(tmp_path):
 
 def test_time_before_resuming_counts(tmp_path):
     run(tmp_path, max_steps=2, save_steps=1, lr_scheduler="constant")
-    state = tmp_path / "checkpoint-2/trainer_state.json"
-    info = json.loads(state.read_text())
+    state, info = load_checkpoint(tmp_path / "checkpoint-2")
     assert 0 < info["elapsed"] < 600
-    state.write_text(json.dumps({**info, "elapsed": 5000.0}))
+    save_checkpoint(tmp_path, 2, state, {**info, "elapsed": 5000.0}, lambda directory: None)
     _, record = run(tmp_path, max_steps=4, save_steps=2, lr_scheduler="constant", resume_from_checkpoint="last")
     assert 5000 < record["seconds"] < 5600
     assert 5000 < json.loads((tmp_path / "checkpoint-4/trainer_state.json").read_text())["elapsed"] < 5600
