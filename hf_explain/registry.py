@@ -20,6 +20,7 @@ from hf_explain.heads.modeling_explainer import ExplainerPreTrainedModel
 from hf_explain.io.downloads import HUB_OPTIONS, hub_errors, pin_revision, whole_downloads
 from hf_explain.methods.attention import (
     attention_guided_cam,
+    legrad,
     partial_lrp,
     raw_attention,
     rollout,
@@ -48,6 +49,7 @@ class Method:
         control (`bool`, *optional*, defaults to `False`): Whether its maps say nothing of the classifier: what every
             comparison shows beside the others.
         attention (`bool`, *optional*, defaults to `False`): Whether it reads a transformer's attention.
+        propagation (`bool`, *optional*, defaults to `False`): Whether it knows the modules of ViT and DeiT alone.
         min_labels (`int`, *optional*, defaults to 1): Classes the classifier must have.
     """
 
@@ -55,6 +57,7 @@ class Method:
     slow: bool = False
     control: bool = False
     attention: bool = False
+    propagation: bool = False
     min_labels: int = 1
 
 
@@ -72,8 +75,9 @@ METHOD_ENTRIES = {
     "raw_attention": Method(raw_attention, attention=True),
     "rollout": Method(rollout, attention=True),
     "transformer_attribution": Method(transformer_attribution, attention=True),
-    "partial_lrp": Method(partial_lrp, attention=True),
+    "partial_lrp": Method(partial_lrp, attention=True, propagation=True),
     "attention_guided_cam": Method(attention_guided_cam, attention=True),
+    "legrad": Method(legrad, attention=True),
     "input_x_gradient": Method(input_x_gradient),
     "integrated_gradients": Method(integrated_gradients),
     "smoothgrad": Method(smoothgrad),
@@ -184,7 +188,9 @@ def methods_for(classifier: FrozenClassifier) -> list[str]:
     return [
         name
         for name, method in METHOD_ENTRIES.items()
-        if (classifier.is_transformer or not method.attention) and classifier.num_labels >= method.min_labels
+        if (classifier.token_layout is not None or not method.attention)
+        and (classifier.is_transformer or not method.propagation)
+        and classifier.num_labels >= method.min_labels
     ]
 
 

@@ -6,9 +6,9 @@ The architectures of `ARCHITECTURES` run in stages; every other classifier goes 
 from __future__ import annotations
 
 import contextlib
-import copy
 import os
 from collections.abc import Sequence
+from functools import cached_property
 from typing import Any
 
 import torch
@@ -16,6 +16,7 @@ from torch import nn
 from transformers import AutoModelForImageClassification
 
 from hf_explain.classifiers.architectures import ARCHITECTURES, Architecture
+from hf_explain.classifiers.attention import AttentionFeatures, AttentionRecorder, TokenLayout
 from hf_explain.classifiers.features import ClassifierFeatures, LayerFeatures, resolve_layer
 from hf_explain.classifiers.hooked_layers import HookedLayers, logits_of, pair
 from hf_explain.classifiers.passes import watched
@@ -437,57 +438,60 @@ class FrozenClassifier(nn.Module):
 
     # ------------------------------------------------------------------ attention
 
-    def attention_modules(self) -> list[nn.Module]:
+    @cached_property
+    def token_layout(self) -> TokenLayout | None:
         """
-        The self-attention modules of a ViT or DeiT, in network order.
+        What the sequence of a transformer is made of, or `None` where the classifier has no attention in which every
+        patch of one grid attends to every other: convolutional classifiers, and windows of attention as in Swin.
+        Outside the table it is found by running the classifier once.
+        """
+        if self.is_transformer:
+            read = tuple(range(len(self._stages.classifiers)))
+            return TokenLayout(self.layer_names[1:], self.num_prefix_tokens, read, patches_read=False)
+        return self._hooked.token_layout if self._architecture is None else None
 
-        Raises:
-            ValueError: If the classifier has none that is known.
-        """
-        if not self.is_transformer:
-            raise ValueError(
-                f"{type(self.model).__name__} has no attention that this package knows; attention-based methods "
-                "need a ViT or DeiT classifier."
-            )
+    def attention_modules(self) -> list[nn.Module]:
+        """The self-attention modules of a ViT or DeiT, in network order."""
         return [getattr(block, self._stages.attention) for block in self._blocks]
 
     @watched
-    def attentions(self, pixel_values: torch.Tensor) -> tuple[torch.Tensor, tuple[torch.Tensor, ...]]:
+    def attentions(self, pixel_values: torch.Tensor) -> AttentionFeatures:
         """
-        Logits and the attention weights of every block, part of the graph where gradients are on.
+        One pass that keeps the attention of every block, and its output; part of the graph where gradients are on.
 
         Args:
             pixel_values (`torch.FloatTensor` of shape `(batch_size, num_channels, height, width)`): Normalised pixels.
 
         Returns:
-            `tuple`: logits, and per block a `torch.FloatTensor` of shape
-            `(batch_size, num_heads, sequence_length, sequence_length)` whose rows sum to 1.
+            [`AttentionFeatures`].
 
         Raises:
-            ValueError: If the classifier has no attention that is known, or its attention does not return weights.
+            ValueError: If the classifier has no attention among patches, or it is computed by a kernel of its own.
         """
         self._check_pixels(pixel_values)
-        attention_modules = self.attention_modules()
-        # Only eager attention returns its weights. The setting is the model's, which other threads run meanwhile, so
-        # it is set for copies of what reads it; they share the weights and the hooks of the originals.
-        config = copy.copy(self.config)
-        config._attn_implementation = "eager"
-        weights: list[torch.Tensor | None] = []
-        state = self._embed(pixel_values)
-        for block, attention in zip(self._blocks, attention_modules, strict=True):
-            block, attention = copy.copy(block), copy.copy(attention)
-            attention.config = config
-            block._modules = {**block._modules, self._stages.attention: attention}
-            with thread_hooks([(attention, lambda module, inputs, output: weights.append(output[1]))]):
-                output = block(state)
-            state = output[0] if isinstance(output, tuple) else output
-        found = tuple(weight for weight in weights if weight is not None)
-        if len(found) != len(attention_modules):
+        layout = self.token_layout
+        if layout is None:
             raise ValueError(
-                f"The attention of {type(self.model).__name__} returns no weights, because something else runs in its "
-                "place (several devices of a device_map, for example); load the classifier on one device."
+                f"{type(self.model).__name__} has no attention among all patches of the image; methods of attention "
+                "need a plain vision transformer such as ViT, DeiT, DINOv2, BEiT, CLIP or SigLIP."
             )
-        return self._tail(state), found
+        with AttentionRecorder() as recorder:
+            features = self.features(pixel_values, layout.blocks)
+        last = features[layout.blocks[-1]]
+        height, width = last.feature_map.shape[-2:]
+        length = layout.num_prefix_tokens + height * width
+        kept = [index for index, weights in enumerate(recorder.weights) if layout.fits(weights, pixel_values, length)]
+        if len(kept) != len(layout.blocks):
+            raise ValueError(
+                f"{len(kept)} of the {len(layout.blocks)} blocks of {type(self.model).__name__} show their attention "
+                "weights; load the classifier with attn_implementation='sdpa' or 'eager'."
+            )
+        return AttentionFeatures(
+            features,
+            weights=tuple(recorder.weights[index] for index in kept),
+            scores=tuple(recorder.scores[index] for index in kept),
+            grid_size=(height, width),
+        )
 
     # ------------------------------------------------------------------ targets
 

@@ -12,8 +12,9 @@ import torch
 from torch import nn
 from transformers.utils import ModelOutput
 
+from hf_explain.classifiers.attention import AttentionRecorder, TokenLayout
 from hf_explain.classifiers.features import ClassifierFeatures, LayerFeatures
-from hf_explain.classifiers.thread_hooks import Hook, thread_hooks
+from hf_explain.classifiers.thread_hooks import Hook, PreHook, thread_hooks
 from hf_explain.tensors.maps import grid_to_tokens, tokens_to_grid
 
 
@@ -38,7 +39,9 @@ class HookedLayers:
 
     def __init__(self, model: nn.Module, image_size: tuple[int, int] | None = None):
         self.model = model
-        self.config = getattr(model, "config", None)
+        config = getattr(model, "config", None)
+        # the image tower of a model of images and texts has a configuration of its own inside the whole one's
+        self.config = getattr(config, "vision_config", config)
         self.image_size = image_size or pair(getattr(self.config, "image_size", None) or 224)
 
     @property
@@ -56,6 +59,55 @@ class HookedLayers:
         """The deepest layer whose positions reach the logits, by the gradient of one pair of images."""
         names = tuple(self.layers)
         return next(filter(self._reaches_logits, reversed(names)), names[-1])
+
+    @cached_property
+    def token_layout(self) -> TokenLayout | None:
+        """What the sequence is made of, by running the classifier once; `None` where no block attends to all of it."""
+        images = self._images()
+        recorder = AttentionRecorder()
+        spans: dict[str, list[int]] = {}
+
+        def start(name: str) -> PreHook:
+            return lambda module, inputs: spans.__setitem__(name, [len(recorder.weights)])
+
+        def end(name: str) -> Hook:
+            return lambda module, inputs, output: spans[name].append(len(recorder.weights))
+
+        tokens = [name for name, layer in self.layers.items() if layer.num_prefix_tokens is not None]
+        modules = {name: self.model.get_submodule(name) for name in tokens}
+        before = [(module, start(name)) for name, module in modules.items()]
+        after = [(module, end(name)) for name, module in modules.items()]
+        with torch.inference_mode(False), torch.no_grad(), thread_hooks(after, before), recorder:
+            self.model(images)
+        blocks: dict[int, str] = {}
+        for name, (first, last) in spans.items():  # a module ends after what it contains: the outermost one is kept
+            if last - first == 1:
+                blocks[first] = name
+        names = tuple(blocks[index] for index in sorted(blocks))
+        prefixes = {self.layers[name].num_prefix_tokens for name in names}
+        lengths = {recorder.weights[index].shape for index in blocks}
+        if len(prefixes) != 1 or len(lengths) != 1:
+            return None
+        (shape,), (prefix,) = lengths, prefixes
+        if len(shape) != 4 or shape[0] != len(images) or shape[2] != shape[3]:
+            return None
+        if prefix is None or self._token_layout(shape[2], self.image_size, {prefix}) is None:
+            return None
+        read = self._tokens_read(names[-1])
+        patches = bool(read[prefix:].any())
+        return TokenLayout(names, prefix, tuple(index for index in range(prefix) if read[index]), patches)
+
+    def _tokens_read(self, layer: str) -> torch.Tensor:
+        """Which tokens of a layer's output the logits depend on, by the gradient of a pair of images."""
+        with torch.inference_mode(False), torch.enable_grad():
+            features = self.features(self._images(), [layer])[layer]
+            tokens = grid_to_tokens(features.feature_map, features.prefix_tokens).detach().requires_grad_()
+            grid, prefix = features.feature_map.shape[-2:], tokens.shape[1] - features.feature_map[0, 0].numel()
+            read = features.replace(
+                feature_map=tokens_to_grid(tokens, tuple(grid), prefix), prefix_tokens=tokens[:, :prefix]
+            )
+            (gradient,) = torch.autograd.grad(self.logits_from(read).sum(), tokens)
+        return gradient.abs().sum((0, 2)) > 0
 
     def features(self, pixel_values: torch.Tensor, names: list[str]) -> ClassifierFeatures:
         """One pass that keeps the outputs of the named modules, and the logits."""

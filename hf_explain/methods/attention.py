@@ -1,14 +1,14 @@
-"""Methods that read a transformer's attention; they switch the classifier to eager attention and back."""
+"""Methods that read a transformer's attention."""
 
 from __future__ import annotations
 
 import torch
 
+from hf_explain.classifiers.attention import AttentionFeatures, TokenLayout
 from hf_explain.classifiers.frozen_classifier import FrozenClassifier
-from hf_explain.classifiers.hooked_layers import pair
 from hf_explain.classifiers.targets import Target
 from hf_explain.methods.common import prepare_pixels, saliency_output, target_logits
-from hf_explain.methods.relevance import attention_relevance, block_layers, record, split_heads, token_classifiers
+from hf_explain.methods.relevance import attention_relevance, block_layers, record, token_classifiers
 from hf_explain.tensors.maps import check_finite
 from hf_explain.tensors.outputs import SaliencyOutput
 from hf_explain.tensors.scalars import check_choice
@@ -24,15 +24,12 @@ def raw_attention(
     r"""
     Raw attention: what the classifying token attends to in one block, the mean over heads. It looks at no class.
 
-    Of DeiT with its teacher's head, which reads two tokens, the map is the mean of the CLS token's and the
-    distillation token's; of DeiT without it, the CLS token's.
-
     Formula, with `a_h` the attention weights of head `h`, `H` of them:
 
         L = (1/H Σ_h a_h)[CLS, patches]
 
     Args:
-        classifier ([`FrozenClassifier`]): A ViT or DeiT to explain.
+        classifier ([`FrozenClassifier`]): A plain vision transformer to explain.
         pixel_values (`torch.FloatTensor` of shape `(batch_size, num_channels, height, width)`): Normalised pixels.
         target (`int`, `str`, list of them or `torch.Tensor`, *optional*): Class index or label name, for all images
             or one each; the classifier's top class when not given. The class reported; the map ignores it.
@@ -40,7 +37,8 @@ def raw_attention(
             not given.
 
     Returns:
-        [`SaliencyOutput`]: `saliency` in [0, 1] on the grid of patches.
+        [`SaliencyOutput`]: `saliency` in [0, 1] on the grid of patches. Where the classifier reads several tokens
+        after the last block, the map is the mean of theirs; the patches of mean pooling together count as one.
 
     Raises:
         ValueError: If the classifier has no attention, or the layer is not one of its blocks, or it has no such class.
@@ -62,9 +60,9 @@ def raw_attention(
     ```
     """
     block = _block_index(classifier, "raw_attention", layer, default=-1)
-    pixel_values, logits, attentions, classes = _attentions(classifier, pixel_values, target)
-    rows = _read_rows(classifier, attentions[block].float().mean(1)).mean(1)
-    return saliency_output(_to_grid(classifier, rows, pixel_values), logits, classes)
+    found, classes = _attend(classifier, pixel_values, target)
+    rows = _layout(classifier).read_rows(found.weights[block].float().mean(1)).mean(1)
+    return saliency_output(_to_grid(classifier, rows, found), found.logits, classes)
 
 
 @torch.inference_mode(False)
@@ -83,13 +81,13 @@ def rollout(
     Source: Abnar and Zuidema, ACL 2020 (https://huggingface.co/papers/2005.00928).
 
     Args:
-        classifier ([`FrozenClassifier`]): A ViT or DeiT to explain.
+        classifier ([`FrozenClassifier`]): A plain vision transformer to explain.
         pixel_values (`torch.FloatTensor` of shape `(batch_size, num_channels, height, width)`): Normalised pixels.
         target (`int`, `str`, list of them or `torch.Tensor`, *optional*): See [`raw_attention`].
         layer (`str` or `int`, *optional*): The first block that counts; the first of all when not given.
 
     Returns:
-        [`SaliencyOutput`]: See [`raw_attention`], also for DeiT's two tokens.
+        [`SaliencyOutput`]: See [`raw_attention`].
 
     Raises:
         ValueError: As for [`raw_attention`].
@@ -114,12 +112,12 @@ def rollout(
     ```
     """
     first = _block_index(classifier, "rollout", layer, default=0)
-    pixel_values, logits, attentions, classes = _attentions(classifier, pixel_values, target)
+    found, classes = _attend(classifier, pixel_values, target)
     # A row times a matrix per block, from the last to the first: the full product is never needed
-    rows = _start_rows(classifier, attentions[-1])
-    for attention in reversed(attentions[first:]):
+    rows = _start_rows(classifier, found)
+    for attention in reversed(found.weights[first:]):
         rows = 0.5 * (rows @ attention.float().mean(1)) + 0.5 * rows
-    return saliency_output(_to_grid(classifier, rows.mean(1), pixel_values), logits, classes)
+    return saliency_output(_to_grid(classifier, rows.mean(1), found), found.logits, classes)
 
 
 @torch.inference_mode(False)
@@ -148,7 +146,7 @@ def transformer_attribution(
     `rule="relevance"`.
 
     Args:
-        classifier ([`FrozenClassifier`]): A ViT or DeiT to explain.
+        classifier ([`FrozenClassifier`]): A plain vision transformer to explain.
         pixel_values (`torch.FloatTensor` of shape `(batch_size, num_channels, height, width)`): Normalised pixels.
         target (`int`, `str`, list of them or `torch.Tensor`, *optional*): Class index or label name, for all images
             or one each; the classifier's top class when not given.
@@ -156,7 +154,7 @@ def transformer_attribution(
         rule (`str`, *optional*, defaults to `"attention"`): What the gradient weights: `"attention"` or `"relevance"`.
 
     Returns:
-        [`SaliencyOutput`]: See [`raw_attention`], also for DeiT's two tokens.
+        [`SaliencyOutput`]: See [`raw_attention`].
 
     Raises:
         ValueError: As for [`raw_attention`], or if `rule` is unknown.
@@ -182,15 +180,15 @@ def transformer_attribution(
     check_choice(rule, "rule", RULES)
     first = _block_index(classifier, "transformer_attribution", layer, default=0)
     if rule == "attention":
-        pixel_values, logits, attentions, classes = _attentions(classifier, pixel_values, target, graph=True)
-        weighted = [attention.detach().float() for attention in attentions[first:]]
+        found, classes = _attend(classifier, pixel_values, target, graph=True)
+        weighted = [attention.detach().float() for attention in found.weights[first:]]
     else:
-        pixel_values, logits, attentions, classes, weighted = _relevance(classifier, pixel_values, target, first)
-    gradients = _attention_gradients(logits, attentions[first:], classes)
-    rows = _start_rows(classifier, attentions[-1])
+        found, classes, weighted = _relevance(classifier, pixel_values, target, first)
+    gradients = _attention_gradients(found, first, classes)
+    rows = _start_rows(classifier, found)
     for gradient, weight in zip(reversed(gradients), reversed(weighted)):
         rows = rows + rows @ (gradient * weight).clamp(min=0).mean(1)
-    return saliency_output(_to_grid(classifier, rows.mean(1), pixel_values), logits, classes)
+    return saliency_output(_to_grid(classifier, rows.mean(1), found), found.logits, classes)
 
 
 @torch.inference_mode(False)
@@ -209,14 +207,14 @@ def partial_lrp(
     2021 (https://huggingface.co/papers/2012.09838), whose propagation rules it uses.
 
     Args:
-        classifier ([`FrozenClassifier`]): A ViT or DeiT to explain.
+        classifier ([`FrozenClassifier`]): A plain vision transformer to explain.
         pixel_values (`torch.FloatTensor` of shape `(batch_size, num_channels, height, width)`): Normalised pixels.
         target (`int`, `str`, list of them or `torch.Tensor`, *optional*): Class index or label name, for all images
             or one each; the classifier's top class when not given.
         layer (`str` or `int`, *optional*): The block whose attention is shown; the last when not given.
 
     Returns:
-        [`SaliencyOutput`]: See [`raw_attention`], also for DeiT's two tokens. Where no weight has positive relevance,
+        [`SaliencyOutput`]: See [`raw_attention`]. Where no weight has positive relevance,
         the relevance itself, so that no map is all zeros.
 
     Raises:
@@ -240,12 +238,12 @@ def partial_lrp(
     """
     block = _block_index(classifier, "partial_lrp", layer, default=-1)
     first = block % len(block_layers(classifier))
-    pixel_values, logits, _, classes, relevance = _relevance(classifier, pixel_values, target, first, graph=False)
-    signed = _read_rows(classifier, relevance[0]).mean(2)
-    positive = _read_rows(classifier, relevance[0].clamp(min=0)).mean(2)
-    maps, fallback = (_to_grid(classifier, rows.mean(1), pixel_values) for rows in (positive, signed))
+    found, classes, relevance = _relevance(classifier, pixel_values, target, first, graph=False)
+    read_rows = _layout(classifier).read_rows
+    rows = (read_rows(relevance[0].clamp(min=0)), read_rows(relevance[0]))
+    maps, fallback = (_to_grid(classifier, part.mean((1, 2)), found) for part in rows)
     maps = torch.where((maps > 0).flatten(1).any(1)[:, None, None], maps, fallback)
-    return saliency_output(maps, logits, classes)
+    return saliency_output(maps, found.logits, classes)
 
 
 @torch.inference_mode(False)
@@ -263,14 +261,14 @@ def attention_guided_cam(
     Source: Leem and Seo, AAAI 2024 (https://huggingface.co/papers/2402.04563) and its released code.
 
     Args:
-        classifier ([`FrozenClassifier`]): A ViT or DeiT to explain.
+        classifier ([`FrozenClassifier`]): A plain vision transformer to explain.
         pixel_values (`torch.FloatTensor` of shape `(batch_size, num_channels, height, width)`): Normalised pixels.
         target (`int`, `str`, list of them or `torch.Tensor`, *optional*): Class index or label name, for all images
             or one each; the classifier's top class when not given.
         layer (`str` or `int`, *optional*): The first block that counts; the first of all when not given.
 
     Returns:
-        [`SaliencyOutput`]: See [`raw_attention`], also for DeiT's two tokens. Where no gradient is positive, the same
+        [`SaliencyOutput`]: See [`raw_attention`]. Where no gradient is positive, the same
         sum with the gradients' signs, so that no map is all zeros.
 
     Raises:
@@ -293,85 +291,138 @@ def attention_guided_cam(
     ```
     """
     first = _block_index(classifier, "attention_guided_cam", layer, default=0)
-    blocks = block_layers(classifier)[first:]
-    with record([module for layers in blocks for module in (layers.query, layers.key)]) as recorded:
-        pixel_values, logits, attentions, classes = _attentions(classifier, pixel_values, target, graph=True)
+    found, classes = _attend(classifier, pixel_values, target, graph=True)
+    read_rows = _layout(classifier).read_rows
     positive, signed = [], []
-    for layers, gradient in zip(blocks, _attention_gradients(logits, attentions[first:], classes)):
-        query, key = (split_heads(recorded[module][1], gradient.shape[1]) for module in (layers.query, layers.key))
-        scores = _read_rows(classifier, query) @ key.mT * query.shape[-1] ** -0.5
-        gradient = _read_rows(classifier, gradient)
-        positive.append((gradient.clamp(min=0) * scores.sigmoid()).sum(1))
-        signed.append((gradient * scores.sigmoid()).sum(1))
-    maps, fallback = (_to_grid(classifier, sum(rows).mean(1), pixel_values) for rows in (positive, signed))
+    for scores, gradient in zip(found.scores[first:], _attention_gradients(found, first, classes)):
+        gate = scores.detach().float().sigmoid()
+        positive.append(read_rows(gradient.clamp(min=0) * gate).sum(1))
+        signed.append(read_rows(gradient * gate).sum(1))
+    maps, fallback = (_to_grid(classifier, sum(rows).mean(1), found) for rows in (positive, signed))
     maps = torch.where((maps > 0).flatten(1).any(1)[:, None, None], maps, fallback)
-    return saliency_output(maps, logits, classes)
+    return saliency_output(maps, found.logits, classes)
+
+
+@torch.inference_mode(False)
+def legrad(
+    classifier: FrozenClassifier, pixel_values: torch.Tensor, target: Target = None, *, layer: str | int | None = None
+) -> SaliencyOutput:
+    r"""
+    LeGrad: per block, the class score read from that block's own tokens, and its gradient at that block's attention
+    weights; the positive part, averaged over heads and over the tokens that attend, says how much each patch is asked
+    for. Blocks add up.
+
+    Formula, with `Z_b` the tokens after block `b`, `s` the final norm, pooling and classification head, `a_bh` the
+    attention weights of head `h`, `H` heads, and `n` tokens that attend:
+
+        L = Σ_b 1/(H n) Σ_h Σ_i ReLU(∂ s(Z_b)[target] / ∂ a_bh)[i, patches]
+
+    Source: Bousselham et al., LeGrad (https://huggingface.co/papers/2404.03214).
+
+    Args:
+        classifier ([`FrozenClassifier`]): A plain vision transformer to explain.
+        pixel_values (`torch.FloatTensor` of shape `(batch_size, num_channels, height, width)`): Normalised pixels.
+        target (`int`, `str`, list of them or `torch.Tensor`, *optional*): Class index or label name, for all images
+            or one each; the classifier's top class when not given.
+        layer (`str` or `int`, *optional*): The first block that counts; the first of all when not given.
+
+    Returns:
+        [`SaliencyOutput`]: See [`raw_attention`].
+
+    Raises:
+        ValueError: As for [`raw_attention`].
+
+    Example:
+
+    ```python
+    >>> import torch
+    >>> from transformers import ViTConfig
+    >>> from hf_explain import FrozenClassifier
+    >>> from hf_explain.methods.attention import legrad
+
+    >>> _ = torch.manual_seed(0)
+    >>> sizes = {"hidden_size": 16, "num_hidden_layers": 3, "num_attention_heads": 2, "intermediate_size": 32}
+    >>> classifier = FrozenClassifier.from_config(ViTConfig(image_size=32, patch_size=8, num_labels=3, **sizes))
+    >>> pixel_values = torch.randn(2, 3, 32, 32)
+    >>> legrad(classifier, pixel_values, target=1).saliency.shape
+    torch.Size([2, 4, 4])
+    ```
+    """
+    first = _block_index(classifier, "legrad", layer, default=0)
+    found, classes = _attend(classifier, pixel_values, target, graph=True)
+    names = _layout(classifier).blocks
+    rows = torch.zeros(())
+    with torch.enable_grad():
+        for name, weights in list(zip(names, found.weights))[first:]:
+            # the tail behind the last block, on the tokens of this one
+            tokens = found.features[name].replace(layer=names[-1])
+            logits = classifier.forward_from_features(tokens)
+            (gradient,) = torch.autograd.grad(target_logits(logits, classes).sum(), weights, retain_graph=True)
+            rows = rows + gradient.float().clamp(min=0).mean((1, 2))
+    return saliency_output(_to_grid(classifier, rows, found), found.logits, classes)
 
 
 def _block_index(classifier: FrozenClassifier, method: str, layer: str | int | None, default: int) -> int:
     """Index into the attention of all blocks; one clear ValueError where there is no attention or no such block."""
-    if not classifier.is_transformer:
+    layout = classifier.token_layout
+    if layout is None:
         raise ValueError(
-            f"{method} needs attention; {type(classifier.model).__name__} has none that this package knows; use "
-            "gradcam, layercam or rise instead."
+            f"{method} needs attention among all patches; {type(classifier.model).__name__} has none; use gradcam, "
+            "layercam or rise instead."
         )
     if layer is None:
         return default
-    index = classifier.layer_names.index(classifier.resolve_layer(layer))
-    if index == 0:
+    name = classifier.resolve_layer(layer)
+    if name not in layout.blocks:
         raise ValueError(
-            f"`layer` {layer!r} has no attention; {method} takes {classifier.layer_names[1]!r} to "
-            f"{classifier.layer_names[-1]!r}."
+            f"`layer` {layer!r} has no attention; {method} takes {layout.blocks[0]!r} to {layout.blocks[-1]!r}."
         )
-    return index - 1
+    return layout.blocks.index(name)
 
 
-def _attentions(
+def _layout(classifier: FrozenClassifier) -> TokenLayout:
+    """The layout of a classifier that `_block_index` has let pass."""
+    assert classifier.token_layout is not None
+    return classifier.token_layout
+
+
+def _attend(
     classifier: FrozenClassifier, pixel_values: torch.Tensor, target: Target, graph: bool = False
-) -> tuple[torch.Tensor, torch.Tensor, tuple[torch.Tensor, ...], torch.Tensor]:
-    """Pixels, logits, attention weights and classes; with a graph from the weights to the logits if asked."""
+) -> tuple[AttentionFeatures, torch.Tensor]:
+    """Attention and classes; with a graph from the weights to the logits if asked."""
     pixel_values = prepare_pixels(pixel_values)
     with torch.set_grad_enabled(graph):
         # no parameter requires a gradient, so the pixels must for there to be a graph
-        logits, attentions = classifier.attentions(pixel_values.requires_grad_() if graph else pixel_values)
-    pixel_values = pixel_values.detach()
-    check_finite(logits.detach(), "logits that are")
-    return pixel_values, logits, attentions, classifier.resolve_target(target, len(pixel_values), logits.detach())
+        found = classifier.attentions(pixel_values.requires_grad_() if graph else pixel_values)
+    logits = found.logits.detach()
+    check_finite(logits, "logits that are")
+    return found, classifier.resolve_target(target, len(pixel_values), logits)
 
 
-def _attention_gradients(
-    logits: torch.Tensor, attentions: tuple[torch.Tensor, ...], classes: torch.Tensor
-) -> list[torch.Tensor]:
-    gradients = torch.autograd.grad(target_logits(logits, classes).sum(), attentions)
+def _attention_gradients(found: AttentionFeatures, first: int, classes: torch.Tensor) -> list[torch.Tensor]:
+    gradients = torch.autograd.grad(target_logits(found.logits, classes).sum(), found.weights[first:])
     return [gradient.float() for gradient in gradients]
 
 
 def _relevance(
     classifier: FrozenClassifier, pixel_values: torch.Tensor, target: Target, first: int, graph: bool = True
-) -> tuple[torch.Tensor, torch.Tensor, tuple[torch.Tensor, ...], torch.Tensor, list[torch.Tensor]]:
-    """What [`_attentions`] gives, and the relevance of the weights from block `first` on."""
+) -> tuple[AttentionFeatures, torch.Tensor, list[torch.Tensor]]:
+    """What [`_attend`] gives, and the relevance of the weights from block `first` on."""
     modules = [m for layers in block_layers(classifier)[first:] for m in layers.recorded]
     with record([*modules, *token_classifiers(classifier)]) as recorded:
-        pixel_values, logits, attentions, classes = _attentions(classifier, pixel_values, target, graph=graph)
+        found, classes = _attend(classifier, pixel_values, target, graph=graph)
     with torch.no_grad():
-        relevance = attention_relevance(classifier, recorded, attentions, classes, first)
-    return pixel_values, logits, attentions, classes, relevance
+        relevance = attention_relevance(classifier, recorded, found.weights, classes, first)
+    return found, classes, relevance
 
 
-def _start_rows(classifier: FrozenClassifier, attention: torch.Tensor) -> torch.Tensor:
-    """The identity's rows for the tokens a classification head reads, `(batch_size, num_read, sequence_length)`."""
-    length = attention.shape[-1]
-    rows = torch.eye(length, device=attention.device)[: len(token_classifiers(classifier))]
-    return rows.expand(len(attention), -1, -1)
+def _start_rows(classifier: FrozenClassifier, found: AttentionFeatures) -> torch.Tensor:
+    """The identity's rows for what the classifier reads, `(batch_size, num_read, sequence_length)`."""
+    weights = found.weights[-1]
+    identity = torch.eye(weights.shape[-1], device=weights.device)
+    return _layout(classifier).read_rows(identity).expand(len(weights), -1, -1)
 
 
-def _read_rows(classifier: FrozenClassifier, matrix: torch.Tensor) -> torch.Tensor:
-    """Rows of the prefix tokens that a classification head reads: CLS, and distillation where it has a head."""
-    return matrix[..., : len(token_classifiers(classifier)), :]
-
-
-def _to_grid(classifier: FrozenClassifier, rows: torch.Tensor, pixel_values: torch.Tensor) -> torch.Tensor:
+def _to_grid(classifier: FrozenClassifier, rows: torch.Tensor, found: AttentionFeatures) -> torch.Tensor:
     """The patches' part of `(batch_size, sequence_length)` as `(batch_size, height, width)`."""
-    patch = pair(classifier.config.patch_size)
-    grid = tuple(side // p for side, p in zip(pixel_values.shape[-2:], patch))
-    return rows[:, classifier.num_prefix_tokens :].unflatten(1, grid)
+    return rows[:, _layout(classifier).num_prefix_tokens :].unflatten(1, found.grid_size)

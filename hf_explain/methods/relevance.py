@@ -43,8 +43,13 @@ def block_layers(classifier: FrozenClassifier) -> list[BlockLayers]:
     The blocks of a ViT or DeiT with their linear maps, found by the order they are defined and run in.
 
     Raises:
-        ValueError: If a block is not built as ViT's and DeiT's are.
+        ValueError: If the classifier is another, or a block is not built as theirs are.
     """
+    if not classifier.is_transformer:
+        raise ValueError(
+            f"Relevance is propagated through the modules of ViT and DeiT, not of {type(classifier.model).__name__}; "
+            "use transformer_attribution with rule='attention', or legrad."
+        )
     parents = {child: module for module in classifier.model.modules() for child in module.children()}
     found = []
     for attention in classifier.attention_modules():

@@ -245,7 +245,9 @@ def test_attentions_whatever_the_implementation(family):
     classifier = FrozenClassifier(model)
     assert len(classifier.attention_modules()) == 3
     pixel_values = random_pixels(family, 2, other_size(family)).requires_grad_()
-    logits, attentions = classifier.attentions(pixel_values)
+    found = classifier.attentions(pixel_values)
+    logits, attentions = found.logits, found.weights
+    torch.testing.assert_close(found.scores[1].softmax(-1), attentions[1])
     tokens = classifier.num_prefix_tokens + 4 * 6
     assert [a.shape for a in attentions] == [(2, 2, tokens, tokens)] * 3
     torch.testing.assert_close(attentions[0].sum(-1), torch.ones(2, 2, tokens))
@@ -258,7 +260,9 @@ def test_attentions_whatever_the_implementation(family):
 
 
 def test_attention_of_a_classifier_without_any():
-    with pytest.raises(ValueError, match="ResNetForImageClassification has no attention .* need a ViT or DeiT"):
+    with pytest.raises(
+        ValueError, match="ResNetForImageClassification has no attention .* a plain vision transformer"
+    ):
         tiny_classifier("resnet").attentions(random_pixels("resnet"))
 
 

@@ -1,19 +1,39 @@
+import contextlib
+
 import pytest
 import torch
-from testing_common import random_pixels, tiny_classifier
+from testing_common import random_pixels, randomize, tiny_classifier
 from testing_methods import CONVOLUTIONAL, TRANSFORMERS, MethodTester, our_hooks, relu_unless_all_negative
+from transformers import (
+    BeitConfig,
+    BeitForImageClassification,
+    CLIPConfig,
+    CLIPForImageClassification,
+    Dinov2Config,
+    Dinov2ForImageClassification,
+    Dinov2WithRegistersConfig,
+    Dinov2WithRegistersForImageClassification,
+    SiglipConfig,
+    SiglipForImageClassification,
+    SwinConfig,
+    SwinForImageClassification,
+)
 
+from hf_explain import FrozenClassifier
 from hf_explain.methods.attention import (
     attention_guided_cam,
+    legrad,
     partial_lrp,
     raw_attention,
     rollout,
     transformer_attribution,
 )
 from hf_explain.methods.relevance import _linear, _product, _sum, block_layers, token_classifiers
+from hf_explain.registry import METHODS as METHODS_BY_NAME
+from hf_explain.registry import methods_for
 
 
-METHODS = (raw_attention, rollout, transformer_attribution, partial_lrp, attention_guided_cam)
+METHODS = (raw_attention, rollout, transformer_attribution, partial_lrp, attention_guided_cam, legrad)
 # how many prefix tokens a classification head reads, and how many there are
 READ = {"vit": 1, "deit": 1, "deit-teacher": 2}
 PREFIX = {"vit": 1, "deit": 2, "deit-teacher": 2}
@@ -55,6 +75,7 @@ class LiteralTransformer:
                     "normed_again": normed_again, "active": active, "contracted": contracted,
                 }
             )  # fmt: skip
+        self.norm = body.layernorm
         self.final = body.layernorm(self.hidden[-1])
         names = ["classifier"] if hasattr(self.model, "classifier") else ["cls_classifier", "distillation_classifier"]
         self.heads = [getattr(self.model, name) for name in names]
@@ -156,7 +177,7 @@ class AttentionTester(MethodTester):
         for family in CONVOLUTIONAL:
             classifier = tiny_classifier(family)
             name = type(classifier.model).__name__
-            with pytest.raises(ValueError, match=f"{type(self).method.__name__} needs attention; {name} has none"):
+            with pytest.raises(ValueError, match=f"{type(self).method.__name__} needs attention among .* {name} has"):
                 self.call(classifier, random_pixels(family))
 
 
@@ -229,6 +250,137 @@ class TestAttentionGuidedCam(AttentionTester):
             for gradient, scores in zip(gradients, step["scores"]):
                 total = total + (gradient.clamp(min=0) * scores.sigmoid())[:read].mean(0)
         return total
+
+
+class TestLeGrad(AttentionTester):
+    method = legrad
+
+    def literal(self, literal, label, read):
+        total = 0
+        for tokens, step in zip(literal.hidden[1:], literal.steps):
+            final = literal.norm(tokens)
+            score = sum(head(final[index])[label] for index, head in enumerate(literal.heads)) / len(literal.heads)
+            gradients = torch.autograd.grad(score, step["weights"], retain_graph=True)
+            total = total + sum(gradient.clamp(min=0).mean(0) for gradient in gradients) / len(gradients)
+        return total
+
+
+# ---------------------------------------------------------------------------------- transformers outside of the table
+
+
+def clip_classifier():
+    vision = {"hidden_size": 16, "intermediate_size": 32, "num_attention_heads": 2, "num_hidden_layers": 3}
+    vision |= {"image_size": 32, "patch_size": 8}
+    return CLIPForImageClassification(CLIPConfig(vision_config=vision, text_config={}, num_labels=5))
+
+
+def siglip_classifier():
+    vision = {"hidden_size": 16, "intermediate_size": 32, "num_attention_heads": 2, "num_hidden_layers": 3}
+    vision |= {"image_size": 32, "patch_size": 8}
+    return SiglipForImageClassification(SiglipConfig(vision_config=vision, text_config={}, num_labels=5))
+
+
+def dinov2(registers):
+    sizes = {"hidden_size": 16, "num_attention_heads": 2, "num_hidden_layers": 3, "mlp_ratio": 2, "num_labels": 5}
+    sizes |= {"image_size": 32, "patch_size": 8}
+    if registers:
+        config = Dinov2WithRegistersConfig(num_register_tokens=4, **sizes)
+        return Dinov2WithRegistersForImageClassification(config)
+    return Dinov2ForImageClassification(Dinov2Config(**sizes))
+
+
+def beit(use_mean_pooling):
+    sizes = {"hidden_size": 16, "num_attention_heads": 2, "num_hidden_layers": 3, "intermediate_size": 32}
+    sizes |= {"image_size": 32, "patch_size": 8, "num_labels": 5, "use_relative_position_bias": True}
+    return BeitForImageClassification(BeitConfig(use_mean_pooling=use_mean_pooling, **sizes))
+
+
+# prefix tokens, those of them that are read, whether the patches are
+PLAIN = {
+    "clip": (clip_classifier, 1, (), True),
+    "siglip": (siglip_classifier, 0, (), True),
+    "dinov2": (lambda: dinov2(registers=False), 1, (0,), True),
+    "dinov2_with_registers": (lambda: dinov2(registers=True), 5, (0,), True),
+    "beit": (lambda: beit(use_mean_pooling=True), 1, (), True),
+    "beit_cls": (lambda: beit(use_mean_pooling=False), 1, (0,), False),
+}
+
+
+@pytest.mark.parametrize("name", PLAIN)
+def test_plain_transformers(name):
+    """Weights are those of Transformers' own eager pass; the methods are their formulas on these weights."""
+    build, prefix, read, patches = PLAIN[name]
+    model = randomize(build())
+    model.set_attn_implementation("sdpa")
+    classifier, pixel_values = FrozenClassifier(model), random_pixels("vit", 2)
+    layout = classifier.token_layout
+    assert (len(layout.blocks), layout.num_prefix_tokens, layout.prefix_read, layout.patches_read) == (
+        3,
+        prefix,
+        read,
+        patches,
+    )
+    maps = {method: method(classifier, pixel_values, [0, 3]) for method in METHODS if method is not partial_lrp}
+    assert model.config._attn_implementation == "sdpa" and not our_hooks(classifier)
+    assert set(methods_for(classifier)) == set(METHODS_BY_NAME) - {"partial_lrp"}
+    with pytest.raises(ValueError, match="through the modules of ViT and DeiT, not of .*rule='attention', or legrad"):
+        transformer_attribution(classifier, pixel_values, rule="relevance")
+
+    model.set_attn_implementation("eager")
+    states = []
+    blocks = [model.get_submodule(block) for block in layout.blocks]
+    handles = [block.register_forward_hook(lambda module, inputs, output: states.append(output)) for block in blocks]
+    output = model(pixel_values.clone().requires_grad_(), output_attentions=True)
+    for handle in handles:
+        handle.remove()
+    states = [state[0] if isinstance(state, tuple) else state for state in states]
+    weights = output.attentions[:3]
+    torch.testing.assert_close(maps[rollout].logits, output.logits.detach(), rtol=1e-4, atol=1e-5)
+    gradients = torch.autograd.grad(output.logits[0, 0] + output.logits[1, 3], weights, retain_graph=True)
+    for image, label in enumerate((0, 3)):
+
+        def rows(matrix):
+            kept = [matrix[token] for token in read] + ([matrix[prefix:].mean(0)] if patches else [])
+            return (sum(kept) / len(kept))[prefix:].view(4, 4).detach()
+
+        product = attributed = torch.eye(prefix + 16)
+        for weight, gradient in zip(weights, gradients):
+            mean = weight[image].mean(0)
+            product = (mean + torch.eye(len(mean))) / 2 @ product
+            relevance = (weight[image] * gradient[image]).clamp(min=0).mean(0)
+            attributed = attributed + relevance @ attributed
+        total = 0
+        for weight, state in zip(weights, states):
+            with substituted(blocks[-1], state):
+                logits = model(pixel_values).logits
+            (gradient,) = torch.autograd.grad(logits[image, label], weight, retain_graph=True)
+            total = total + gradient[image].clamp(min=0).mean((0, 1))
+        expected = {
+            raw_attention: rows(weights[-1][image].mean(0)),
+            rollout: rows(product),
+            transformer_attribution: rows(attributed),
+            legrad: total[prefix:].view(4, 4),
+        }
+        for method, map_ in expected.items():
+            torch.testing.assert_close(maps[method].saliency_logits[image], map_, rtol=1e-3, atol=1e-6)
+
+
+@contextlib.contextmanager
+def substituted(module, value):
+    """Another output of a module, in the form it has."""
+    handle = module.register_forward_hook(
+        lambda module, inputs, output: (value, *output[1:]) if isinstance(output, tuple) else value
+    )
+    yield
+    handle.remove()
+
+
+def test_windows_of_attention_are_refused():
+    config = SwinConfig(image_size=32, patch_size=4, embed_dim=8, depths=[1, 1], num_heads=[1, 2], window_size=4)
+    classifier = FrozenClassifier(SwinForImageClassification(config))
+    assert classifier.token_layout is None and "rollout" not in methods_for(classifier)
+    with pytest.raises(ValueError, match="rollout needs attention among all patches; SwinForImageClassification has"):
+        rollout(classifier, random_pixels("vit"))
 
 
 def test_relevance_is_conserved():
