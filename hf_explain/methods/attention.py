@@ -312,10 +312,9 @@ def legrad(
     weights; the positive part, averaged over heads and over the tokens that attend, says how much each patch is asked
     for. Blocks add up.
 
-    Formula, with `Z_b` the tokens after block `b`, `s` the final norm, pooling and classification head, `a_bh` the
-    attention weights of head `h`, `H` heads, and `n` tokens that attend:
+    Formula, with `Z_b` the tokens after block `b`, `s` what follows the last block, `a_bh` the weights of head `h`:
 
-        L = Σ_b 1/(H n) Σ_h Σ_i ReLU(∂ s(Z_b)[target] / ∂ a_bh)[i, patches]
+        L = Σ_b 1/(H n) Σ_h Σ_i ReLU(∂ s(Z_b)[target] / ∂ a_bh)[i, patches],  H heads, n tokens that attend
 
     Source: Bousselham et al., LeGrad (https://huggingface.co/papers/2404.03214).
 
