@@ -2,41 +2,36 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from bisect import bisect_left, bisect_right
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
 
 import torch
 
-from hf_explain.tensors.perturbation import blend
+from hf_explain.tensors.batch_size import batches
+from hf_explain.tensors.perturbation import fill_values, full_size_saliency, rank_pixels
+from hf_explain.tensors.randomness import image_keys
 from hf_explain.tensors.scalars import check_choice, check_count, check_number
+from hf_explain.tensors.sharing import shared
 
 
 SCORES = ("accuracy", "probability", "agreement")
 MAX_BATCH = 64  # images per forward pass, where nothing else is asked for
 
 Predict = Callable[[torch.Tensor], torch.Tensor]
+Classes = torch.Tensor | Sequence[int] | int
 
 
-def run_predict(predict: Predict, pixel_values: torch.Tensor) -> torch.Tensor:
-    """
-    Logits of one batch, in float32, without a graph.
-
-    Args:
-        predict (`Callable`): `pixel_values` to logits (or to a model output that has `logits`).
-        pixel_values (`torch.Tensor` of shape `(batch_size, channels, height, width)`): Images.
-
-    Returns:
-        `torch.FloatTensor` of shape `(batch_size, num_labels)`.
-
-    Raises:
-        ValueError: If what comes back is not one row of at least two finite logits per image.
-    """
-    with torch.no_grad():
-        logits = predict(pixel_values)
-    return check_logits(getattr(logits, "logits", logits), len(pixel_values), "`predict`")
-
-
-def check_logits(logits: torch.Tensor, batch_size: int, name: str = "`logits`") -> torch.Tensor:
+def check_logits(logits: Any, batch_size: int, name: str = "`logits`") -> torch.Tensor:
     """`logits` as detached float32 if they are one row of at least two finite numbers per image, else ValueError."""
+    logits = _check_rows(logits, batch_size, name)
+    _check_finite(torch.isfinite(logits).all(), name)
+    return logits
+
+
+def _check_rows(logits: Any, batch_size: int, name: str) -> torch.Tensor:
+    """The check of the shape alone, for which the device need not be asked."""
     if not isinstance(logits, torch.Tensor) or logits.ndim != 2 or len(logits) != batch_size:
         got = tuple(logits.shape) if isinstance(logits, torch.Tensor) else type(logits).__name__
         raise ValueError(f"{name} must give logits of shape ({batch_size}, num_labels), got {got}.")
@@ -45,9 +40,12 @@ def check_logits(logits: torch.Tensor, batch_size: int, name: str = "`logits`") 
             f"{name} gives {logits.shape[1]} number{'s' * (logits.shape[1] != 1)} per image; class probabilities need "
             "logits of at least 2 classes."
         )
-    if not bool(torch.isfinite(logits).all()):
-        raise ValueError(f"{name} gives logits that are NaN or infinite.")
     return logits.detach().float()
+
+
+def _check_finite(finite: torch.Tensor, name: str) -> None:
+    if not bool(finite):
+        raise ValueError(f"{name} gives logits that are NaN or infinite.")
 
 
 def base_logits(
@@ -56,10 +54,9 @@ def base_logits(
     """Logits of the unperturbed images: those the caller already has, or one pass over the batch."""
     if logits is not None:
         return check_logits(logits, len(pixel_values)).to(pixel_values.device)
-    return torch.cat([run_predict(predict, chunk) for chunk in pixel_values.split(max_batch)])
-
-
-Classes = torch.Tensor | Sequence[int] | int
+    size = len(pixel_values)
+    passes = run_passes(predict, pixel_values, lambda span, batch: batch.copy_(pixel_values[span]), size, max_batch)
+    return torch.cat([found for _, found in passes])
 
 
 def resolve_classes(
@@ -120,98 +117,213 @@ def batch_limit(pixel_values: torch.Tensor, max_batch: int, max_bytes: int | Non
     return max(1, min(max_batch, int(max_bytes) // (pixel_values[0].numel() * pixel_values.element_size())))
 
 
-def run_jobs(
+@shared
+def saliency_ranks(
+    saliency: torch.Tensor, pixel_values: torch.Tensor, image_ids: torch.Tensor | Sequence[int] | None, seed: int
+) -> torch.Tensor:
+    """[`~hf_explain.tensors.perturbation.rank_pixels`] of maps at the size of the images."""
+    return rank_pixels(full_size_saliency(saliency, pixel_values), image_keys(pixel_values, image_ids, seed))
+
+
+shared_fill = shared(fill_values)
+
+
+@shared
+def as_input(predict: Predict, images: torch.Tensor) -> torch.Tensor:
+    """
+    `images` in the precision and the memory format in which `predict` runs: its `dtype` and `memory_format`, which a
+    [`FrozenClassifier`] has. What it does not name stays as it is.
+    """
+    dtype = getattr(predict, "dtype", None)
+    dtype = dtype if isinstance(dtype, torch.dtype) else images.dtype
+    return images.detach().to(dtype=dtype, memory_format=_memory_format(predict))
+
+
+def _memory_format(predict: Predict) -> torch.memory_format:
+    memory_format = getattr(predict, "memory_format", None)
+    return memory_format if isinstance(memory_format, torch.memory_format) else torch.contiguous_format
+
+
+def run_passes(
     predict: Predict,
-    build: Callable[[torch.Tensor], torch.Tensor],
-    read: Callable[[torch.Tensor, torch.Tensor], torch.Tensor],
+    pixel_values: torch.Tensor,
+    build: Callable[[slice, torch.Tensor], Any],
     num_jobs: int,
     max_batch: int,
-    device: torch.device,
-) -> torch.Tensor:
+) -> Iterator[tuple[slice, torch.Tensor]]:
     """
-    Run `num_jobs` perturbed images through the classifier, `max_batch` at a time, whatever image and step they are of.
+    Run `num_jobs` perturbed images through the classifier, whatever image and step they are of.
+
+    They are made in place, in one batch that serves all passes, in the classifier's own precision and memory format.
+    The device is waited for once, after the last pass.
 
     Args:
-        predict (`Callable`): `pixel_values` to logits.
-        build (`Callable`): Job indices (LongTensor) to their `pixel_values`.
-        read (`Callable`): Logits and job indices to one number per job.
+        predict (`Callable`): `pixel_values` to logits (or to a model output that has `logits`).
+        pixel_values (`torch.Tensor` of shape `(batch_size, channels, height, width)`): The unperturbed images.
+        build (`Callable`): Gets a slice of the jobs and the `pixel_values` to fill with them.
         num_jobs (`int`): How many jobs there are.
-        max_batch (`int`): Jobs per forward pass; only these are ever in memory at once.
-        device (`torch.device`): Where indices and results live.
+        max_batch (`int`): Jobs per pass at most; only these are ever in memory at once.
+
+    Yields:
+        `tuple`: the slice of the jobs, and their logits, a `torch.FloatTensor` of shape `(jobs, num_labels)`.
+
+    Raises:
+        ValueError: If what comes back is not one row of at least two finite logits per image.
+    """
+    like = as_input(predict, pixel_values[:1])
+    shape = (min(num_jobs, max_batch), *like.shape[1:])
+    batch = torch.empty(shape, dtype=like.dtype, device=like.device, memory_format=_memory_format(predict))
+    finite = torch.ones((), dtype=torch.bool, device=like.device)
+    for span in batches(predict, batch, num_jobs, max_batch):
+        images = batch[: span.stop - span.start]
+        with torch.no_grad():
+            build(span, images)
+            found: Any = predict(images)
+        logits = _check_rows(getattr(found, "logits", found), len(images), "`predict`")
+        finite = finite & torch.isfinite(logits).all()
+        yield span, logits
+    _check_finite(finite, "`predict`")
+
+
+def run_jobs(
+    predict: Predict,
+    pixel_values: torch.Tensor,
+    build: Callable[[slice, torch.Tensor], Any],
+    classes: torch.Tensor,
+    score: str,
+    max_batch: int,
+) -> torch.Tensor:
+    """
+    [`run_passes`], one job for each of `classes`, to the `score` of each.
 
     Returns:
-        `torch.FloatTensor` of shape `(num_jobs,)`.
+        `torch.FloatTensor` of the shape of `classes`.
     """
-    results = torch.empty(num_jobs, device=device)
-    for start in range(0, num_jobs, max_batch):
-        jobs = torch.arange(start, min(start + max_batch, num_jobs), device=device)
-        results[start : start + len(jobs)] = read(run_predict(predict, build(jobs)), jobs)
-    return results
+    passes = run_passes(predict, pixel_values, build, len(classes), max_batch)
+    return torch.cat([read_score(logits, classes[span], score) for span, logits in passes])
+
+
+@dataclass
+class Removal:
+    """
+    One curve: what is removed of every image, in which order, and for what.
+
+    Args:
+        order (`str`): `"positive"`: most salient pixels first; `"negative"`: least salient ones first.
+        counts (sequence of `int`): Pixels removed at each step, in any order.
+        filled (`torch.Tensor` of shape `(1, channels, 1, 1)` or that of the images): What replaces them.
+    """
+
+    order: str
+    counts: Sequence[int]
+    filled: torch.Tensor
+
+
+@dataclass
+class _Piece:
+    """Jobs in a row that are of one image and one curve."""
+
+    start: int
+    image: int
+    least_first: bool
+    differs: torch.Tensor
+    filled: torch.Tensor
+    counts: torch.Tensor
 
 
 def removal_scores(
     predict: Predict,
     pixel_values: torch.Tensor,
     ranks: torch.Tensor,
-    counts: Sequence[int],
-    orders: Sequence[str],
-    filled: torch.Tensor,
+    removals: Sequence[Removal],
     classes: torch.Tensor,
     score: str,
     logits: torch.Tensor,
     max_batch: int,
-) -> torch.Tensor:
+) -> list[torch.Tensor]:
     """
-    Scores after exactly `counts` pixels are removed, most (`"positive"`) or least (`"negative"`) salient first.
+    Scores after exactly so many pixels are removed; all steps of all curves and images share their passes.
 
     The two ends are the same image whatever the order: the unperturbed one is read from `logits`, the empty one is run
-    once for all orders, and once for the whole batch where `filled` is a plain colour.
+    once for all curves of the same fill, and once for the whole batch where that is a plain colour.
 
     Args:
         predict (`Callable`): `pixel_values` to logits.
         pixel_values (`torch.Tensor` of shape `(batch_size, channels, height, width)`): Images.
         ranks (`torch.LongTensor` of shape `(batch_size, height, width)`): 0 is the most salient pixel.
-        counts (sequence of `int`): Pixels removed at each step, in any order.
-        orders (sequence of `str`): `"positive"` and/or `"negative"`.
-        filled (`torch.Tensor` of shape `(1, channels, 1, 1)` or that of `pixel_values`): What replaces them.
+        removals (list of [`Removal`]): The curves.
         classes (`torch.LongTensor` of shape `(batch_size,)`): Class each score looks at.
         score (`str`): One of `SCORES`.
         logits (`torch.FloatTensor` of shape `(batch_size, num_labels)`): Of the unperturbed images.
         max_batch (`int`): Images per forward pass.
 
     Returns:
-        `torch.FloatTensor` of shape `(len(orders), batch_size, len(counts))`.
+        list of `torch.FloatTensor` of shape `(batch_size, len(counts))`, one per curve.
     """
-    size, device = len(pixel_values), pixel_values.device
-    num_pixels = ranks[0].numel()
-    inner = sorted(set(counts) - {0, num_pixels})
-    scores = torch.empty(len(orders), size, len(inner) + 2, device=device)
-    scores[:, :, 0] = read_score(logits, classes, score)
-    if num_pixels in counts:
-        ends = filled.expand(-1, -1, *pixel_values.shape[-2:])
-        end_logits = torch.cat([run_predict(predict, chunk) for chunk in ends.split(max_batch)])
-        scores[:, :, -1] = read_score(end_logits.expand(size, -1), classes, score)
-    if inner:
-        steps = torch.tensor(inner, device=device)
-        least_first = torch.tensor([order == "negative" for order in orders], device=device)
+    size, device, num_pixels = len(pixel_values), pixel_values.device, ranks[0].numel()
+    images = as_input(predict, pixel_values)
+    # Pixels are chosen as bit patterns, `kept * (image ^ filled) ^ filled`, which a CPU does several at a time, unlike
+    # `torch.where`; for the same reason ranks are as dense as the images, and as narrow as they can be
+    pattern = {2: torch.int16, 4: torch.int32, 8: torch.int64}[images.element_size()]
+    narrow, shift = (torch.int16, 2**15) if num_pixels < 2**16 else (torch.int32, 0)
+    places = (ranks - shift).to(narrow)[:, None].expand(images.shape).contiguous(memory_format=_memory_format(predict))
+    fills = {
+        id(one.filled): as_input(predict, one.filled.expand(-1, *images.shape[1:])).view(pattern) for one in removals
+    }
+    differs = {fill: images.view(pattern) ^ filled for fill, filled in fills.items()}
+    pieces: list[_Piece] = []
 
-        def split(jobs: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-            """Job number to (order, image, step); steps run fastest so that neighbours share an image."""
-            return jobs // (size * len(inner)), jobs // len(inner) % size, jobs % len(inner)
+    def add(one: Removal, steps: list[int], num_images: int) -> int:
+        """Jobs for each of the first images; returns the number of the first one."""
+        first = start = pieces[-1].start + len(pieces[-1].counts) if pieces else 0
+        least_first, differ, filled = one.order == "negative", differs[id(one.filled)], fills[id(one.filled)]
+        # The rank from which on (or, least salient first, before which) a pixel is kept
+        bounds = [(num_pixels - count if least_first else count) - shift for count in steps]
+        counts = torch.tensor(bounds).to(narrow).view(-1, 1, 1, 1).to(device, non_blocking=True)
+        for image in range(num_images):
+            own = filled[image if len(filled) > 1 else 0]
+            pieces.append(_Piece(start, image, least_first, differ[image], own, counts))
+            start += len(steps)
+        return first
 
-        def build(jobs: torch.Tensor) -> torch.Tensor:
-            order, image, step = split(jobs)
-            count, rank = steps[step].view(-1, 1, 1), ranks[image]
-            kept = torch.where(least_first[order].view(-1, 1, 1), rank < num_pixels - count, rank >= count)
-            return blend(pixel_values[image], kept, filled if len(filled) == 1 else filled[image])
+    inner = [sorted(set(one.counts) - {0, num_pixels}) for one in removals]
+    firsts = [add(one, steps, size) if steps else 0 for one, steps in zip(removals, inner)]
+    ends: dict[int, int] = {}  # of each fill, the first job
+    for one in removals:
+        if num_pixels in one.counts and id(one.filled) not in ends:
+            ends[id(one.filled)] = add(one, [num_pixels], len(one.filled))
+    starts = [piece.start for piece in pieces]
 
-        def read(job_logits: torch.Tensor, jobs: torch.Tensor) -> torch.Tensor:
-            return read_score(job_logits, classes[split(jobs)[1]], score)
+    def build(span: slice, batch: torch.Tensor) -> None:
+        batch = batch.view(pattern)
+        for piece in pieces[bisect_right(starts, span.start) - 1 : bisect_left(starts, span.stop)]:
+            first, last = max(span.start - piece.start, 0), min(span.stop - piece.start, len(piece.counts))
+            counts, place = piece.counts[first:last], places[piece.image]
+            kept = place < counts if piece.least_first else place >= counts
+            offset = piece.start - span.start
+            torch.mul(kept, piece.differs, out=batch[offset + first : offset + last]).bitwise_xor_(piece.filled)
 
-        results = run_jobs(predict, build, read, len(orders) * size * len(inner), max_batch, device)
-        scores[:, :, 1:-1] = results.view(len(orders), size, len(inner))
-    column = {0: 0, num_pixels: len(inner) + 1, **{count: place for place, count in enumerate(inner, start=1)}}
-    return scores[:, :, [column[count] for count in counts]]
+    job_classes = torch.cat(
+        [
+            *(classes.repeat_interleave(len(steps)) for steps in inner),
+            *(classes[: len(fills[fill])] for fill in ends),
+        ]
+    )
+    found, end_scores = [], {}
+    for span, job_logits in run_passes(predict, pixel_values, build, len(job_classes), max_batch):
+        found.append(read_score(job_logits, job_classes[span], score))
+        for fill, job in ends.items():
+            if len(fills[fill]) == 1 and span.start <= job < span.stop:  # one image, read for every image's class
+                end_scores[fill] = read_score(job_logits[job - span.start].expand(size, -1), classes, score)
+    scores = torch.cat(found) if found else classes.new_empty(0)
+    end_scores |= {fill: scores[job : job + size] for fill, job in ends.items() if fill not in end_scores}
+    tables = []
+    for one, steps, first in zip(removals, inner, firsts):
+        columns = {0: read_score(logits, classes, score)}
+        columns |= {num_pixels: end_scores[id(one.filled)]} if num_pixels in one.counts else {}
+        columns |= zip(steps, scores[first : first + size * len(steps)].view(size, -1).unbind(1) if steps else ())
+        tables.append(torch.stack([columns[count] for count in one.counts], dim=1))
+    return tables
 
 
 def fill_name(fill: str | Sequence[float]) -> str | list[float]:

@@ -16,6 +16,7 @@ import torch.nn.functional as F
 from hf_explain.metrics.engine import (
     MAX_BATCH,
     Predict,
+    Removal,
     base_logits,
     batch_limit,
     fill_name,
@@ -23,6 +24,8 @@ from hf_explain.metrics.engine import (
     reference_classes,
     removal_scores,
     run_jobs,
+    saliency_ranks,
+    shared_fill,
     target_name,
 )
 from hf_explain.metrics.imputation import Road, linear_imputation, road
@@ -32,16 +35,13 @@ from hf_explain.metrics.statistics import WinRate, bootstrap_interval, win_rate
 from hf_explain.tensors.checks import check_pixel_values
 from hf_explain.tensors.perturbation import (
     FILLS,
-    blend,
-    fill_values,
     full_size_saliency,
     keep_top,
     mask_space_fill,
     pixel_counts,
-    rank_pixels,
 )
-from hf_explain.tensors.randomness import image_keys
 from hf_explain.tensors.scalars import check_numbers, check_percent
+from hf_explain.tensors.sharing import sharing
 
 
 __all__ = [
@@ -235,13 +235,13 @@ def perturbation_curves(
     orders = (orders,) if isinstance(orders, str) else tuple(orders)
     if not orders or any(order not in ORDERS for order in orders):
         raise ValueError(f"`orders` must be some of {', '.join(ORDERS)}, got {orders}.")
-    full_size = full_size_saliency(_to_grid(saliency, grid_size), pixel_values)
-    filled = fill_values(pixel_values, fill, image_mean, image_std)
-    counts = pixel_counts(fractions, full_size[0].numel(), rounding)
+    ranks = saliency_ranks(_to_grid(saliency, grid_size), pixel_values, image_ids, seed)
+    filled = shared_fill(pixel_values, fill, image_mean, image_std)
+    counts = pixel_counts(fractions, ranks[0].numel(), rounding)
     logits = base_logits(predict, pixel_values, logits, limit)
     classes = reference_classes(score, logits, target, labels)
-    ranks = rank_pixels(full_size, image_keys(pixel_values, image_ids, seed))
-    scores = removal_scores(predict, pixel_values, ranks, counts, orders, filled, classes, score, logits, limit)
+    removals = [Removal(order, counts, filled) for order in orders]
+    scores = removal_scores(predict, pixel_values, ranks, removals, classes, score, logits, limit)
     protocol = {
         "score": score,
         "target": target_name(score, target),
@@ -385,7 +385,8 @@ def auc_d_fills(predict: Predict, pixel_values: torch.Tensor, saliency: torch.Te
     if options.get("logits") is None:  # of the images themselves: one pass for all fills
         limit = batch_limit(pixel_values, options.get("max_batch", 64), options.get("max_bytes"))
         options["logits"] = base_logits(predict, check_pixel_values(pixel_values), None, limit)
-    by_fill = {fill: auc_d(predict, pixel_values, saliency, fill=fill, **options) for fill in FILLS}
+    with sharing():
+        by_fill = {fill: auc_d(predict, pixel_values, saliency, fill=fill, **options) for fill in FILLS}
     protocol = {name: value for name, value in by_fill[FILLS[0]].protocol.items() if name != "fill"}
     mean = torch.stack([result.auc_d for result in by_fill.values()]).mean(0)
     return AucDFills(mean, by_fill, {**protocol, "fills": list(FILLS)})
@@ -483,21 +484,16 @@ def insertion_deletion(
     per_step = -(-num_pixels // steps)
     counts = [*range(0, num_pixels, per_step), num_pixels]
     limit = batch_limit(pixel_values, max_batch, max_bytes)
-    full_size = full_size_saliency(saliency, pixel_values)
-    fills = [fill_values(pixel_values, fill, image_mean, image_std) for fill in (deletion_fill, insertion_fill)]
+    ranks = saliency_ranks(saliency, pixel_values, image_ids, seed)
+    fills = [shared_fill(pixel_values, fill, image_mean, image_std) for fill in (deletion_fill, insertion_fill)]
     logits = base_logits(predict, pixel_values, logits, limit)
     classes = reference_classes("probability", logits, target, None)
-    ranks = rank_pixels(full_size, image_keys(pixel_values, image_ids, seed))
     # Inserting the k most salient pixels is removing all others, the least salient ones
-    deletion, insertion = (
-        removal_scores(predict, pixel_values, ranks, removed, (order,), filled, classes, "probability", logits, limit)[
-            0
-        ]
-        for order, filled, removed in (
-            ("positive", fills[0], counts),
-            ("negative", fills[1], [num_pixels - count for count in counts]),
-        )
-    )
+    removals = [
+        Removal("positive", counts, fills[0]),
+        Removal("negative", [num_pixels - count for count in counts], fills[1]),
+    ]
+    deletion, insertion = removal_scores(predict, pixel_values, ranks, removals, classes, "probability", logits, limit)
     protocol = {
         "score": "probability",
         "target": target_name("probability", target),
@@ -620,10 +616,8 @@ def average_drop(
     if not percents:
         raise ValueError("`percents` must name at least one percentage of pixels kept, in (0, 100].")
     limit = batch_limit(pixel_values, max_batch, max_bytes)
-    filled = fill_values(pixel_values, mask_space_fill(mask_space), image_mean, image_std)
-    ranks = None
-    if rule == "ceil":
-        ranks = rank_pixels(full_size_saliency(saliency, pixel_values), image_keys(pixel_values, image_ids, seed))
+    filled = shared_fill(pixel_values, mask_space_fill(mask_space), image_mean, image_std)
+    ranks = saliency_ranks(saliency, pixel_values, image_ids, seed) if rule == "ceil" else None
     # The values kept, and the quantiles, are those of the resize every head and method uses
     full_size = full_size_saliency(saliency, pixel_values, at_most_one=True, exact_ties=False)
     kept = torch.stack([keep_top(full_size, percent, rule, ranks) for percent in percents], dim=1)
@@ -631,14 +625,18 @@ def average_drop(
     logits = base_logits(predict, pixel_values, logits, limit)
     classes = reference_classes("probability", logits, target, None)
     probability = read_score(logits, classes, "probability")
+    evidence = pixel_values - filled
+    num_percents = len(percents)
+
+    def build(span: slice, batch: torch.Tensor) -> None:
+        for image in range(span.start // num_percents, -(-span.stop // num_percents)):
+            first, last = (min(max(end - image * num_percents, 0), num_percents) for end in (span.start, span.stop))
+            out = batch[image * num_percents + first - span.start : image * num_percents + last - span.start]
+            out.copy_(torch.addcmul(filled[0], kept[image, first:last, None].to(filled.dtype), evidence[image]))
+
     kept_probability = run_jobs(
-        predict,
-        lambda jobs: blend(pixel_values[jobs // len(percents)], kept.flatten(0, 1)[jobs], filled),
-        lambda job_logits, jobs: read_score(job_logits, classes[jobs // len(percents)], "probability"),
-        len(pixel_values) * len(percents),
-        limit,
-        pixel_values.device,
-    ).view(len(pixel_values), len(percents))
+        predict, pixel_values, build, classes.repeat_interleave(num_percents), "probability", limit
+    ).view(len(pixel_values), num_percents)
     base = probability[:, None]
     # A target the softmax gives exactly 0 has nothing left to lose: its drop is 0, not 0/0
     drop = torch.where(base > 0, (base - kept_probability).clamp(min=0) / torch.where(base > 0, base, 1.0), 0.0)

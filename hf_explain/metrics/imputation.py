@@ -28,11 +28,12 @@ from hf_explain.metrics.engine import (
     read_score,
     reference_classes,
     run_jobs,
+    saliency_ranks,
     target_name,
 )
 from hf_explain.metrics.presets import PRESETS
 from hf_explain.tensors.checks import check_pixel_values
-from hf_explain.tensors.perturbation import full_size_saliency, pixel_counts, rank_pixels
+from hf_explain.tensors.perturbation import pixel_counts
 from hf_explain.tensors.randomness import image_keys, random_normal
 from hf_explain.tensors.scalars import check_number, check_numbers
 
@@ -156,33 +157,37 @@ def road(
         raise ValueError(f"`percents` of pixels removed must lie in (0, 100), at least one, got {percents}.")
     check_number(noise, "noise", "[0, inf)")
     limit = batch_limit(pixel_values, max_batch, max_bytes)
-    full_size = full_size_saliency(saliency, pixel_values)
-    num_pixels = full_size[0].numel()
+    ranks = saliency_ranks(saliency, pixel_values, image_ids, seed)
+    num_pixels = ranks[0].numel()
     # On images of a few pixels 90 % may round to all of them, and nothing would be left to impute from
     counts = [min(count, num_pixels - 1) for count in pixel_counts([p / 100 for p in percents], num_pixels)]
     logits = base_logits(predict, pixel_values, logits, limit)
     classes = reference_classes(score, logits, target, labels)
-    ranks = rank_pixels(full_size, image_keys(pixel_values, image_ids, seed))
     noise_keys = image_keys(pixel_values, image_ids, ~seed)  # not the numbers that order ties
     noises = noise * random_normal(noise_keys, pixel_values[0].numel()).view(pixel_values.shape)
-    steps = torch.tensor(counts, device=pixel_values.device)
     size, num_steps = len(pixel_values), len(counts)
+    # Every job is an image, and the ranks from `low` up to, but not with, `high` that are removed: most relevant first
+    # in the first half of the jobs, least relevant first in the second half
+    low = [0] * num_steps + [num_pixels - count for count in counts]
+    high = [*counts, *[num_pixels] * num_steps]
+    lows, highs = (
+        torch.tensor(ends, dtype=ranks.dtype)
+        .to(ranks.device, non_blocking=True)
+        .view(2, 1, num_steps)
+        .expand(2, size, num_steps)
+        .reshape(-1, 1, 1)
+        for ends in (low, high)
+    )
+    images = torch.arange(size, device=ranks.device).repeat_interleave(num_steps).repeat(2)
 
-    def build(jobs: torch.Tensor) -> torch.Tensor:
-        least_first, image, count = jobs // (size * num_steps) > 0, jobs // num_steps % size, steps[jobs % num_steps]
-        rank, count = ranks[image], count.view(-1, 1, 1)
-        removed = torch.where(least_first.view(-1, 1, 1), rank >= num_pixels - count, rank < count)
+    def build(span: slice, batch: torch.Tensor) -> None:
+        image = images[span]
+        rank = ranks[image]
+        removed = (rank >= lows[span]) & (rank < highs[span])
         imputed = linear_imputation(pixel_values[image], removed, tolerance)
-        return imputed + torch.where(removed[:, None], noises[image], 0.0).to(imputed.dtype)
+        batch.copy_(imputed + torch.where(removed[:, None], noises[image], 0.0).to(imputed.dtype))
 
-    scores = run_jobs(
-        predict,
-        build,
-        lambda job_logits, jobs: read_score(job_logits, classes[jobs // num_steps % size], score),
-        2 * size * num_steps,
-        limit,
-        pixel_values.device,
-    ).view(2, size, num_steps)
+    scores = run_jobs(predict, pixel_values, build, classes[images], score, limit).view(2, size, num_steps)
     protocol = {
         "score": score,
         "target": target_name(score, target),

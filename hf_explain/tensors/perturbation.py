@@ -9,6 +9,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 
@@ -164,9 +165,16 @@ def rank_pixels(saliency: torch.Tensor, keys: torch.Tensor) -> torch.Tensor:
     bits = values.contiguous().view(torch.int32).long()
     bits = torch.where(bits < 0, bits ^ 0x7FFFFFFF, bits)  # integers in the order of the floats
     # The value above, random bits below: one sort orders both, and any number of equal values
-    order = ((bits << 31) | random_bits(keys, bits.shape[1])).argsort(dim=1, descending=True)
+    order = _argsort(~((bits << 31) | random_bits(keys, bits.shape[1])))
     places = torch.arange(bits.shape[1], device=bits.device).expand_as(order)
     return torch.empty_like(order).scatter_(1, order, places).view(saliency.shape)
+
+
+def _argsort(values: torch.Tensor) -> torch.Tensor:
+    """Rows of integers in rising order; on a CPU by NumPy, whose sort is twice as fast as PyTorch's."""
+    if values.device.type != "cpu":
+        return values.argsort(dim=1)
+    return torch.from_numpy(np.argsort(values.numpy(), axis=1))
 
 
 def pixel_counts(fractions: Sequence[float], num_pixels: int, rounding: str = "nearest") -> list[int]:

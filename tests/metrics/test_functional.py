@@ -7,6 +7,7 @@ from safetensors.torch import load_file
 
 import hf_explain.metrics
 from hf_explain.methods.controls import centre_maps, random_maps
+from hf_explain.metrics import engine
 from hf_explain.metrics.functional import (
     PRESETS,
     auc,
@@ -20,6 +21,7 @@ from hf_explain.metrics.functional import (
 from hf_explain.tensors.maps import min_max, resize_maps
 from hf_explain.tensors.perturbation import gaussian_blur, rank_pixels
 from hf_explain.tensors.randomness import image_keys
+from hf_explain.tensors.sharing import sharing
 
 
 GOLDEN = Path(__file__).parents[1] / "golden"
@@ -328,18 +330,57 @@ def test_half_precision_images(setting):
 def test_forward_passes_are_shared(setting):
     predict, pixel_values, saliency = setting
     auc_d(predict, pixel_values, saliency, **HALF, max_batch=50)
-    # 8 unperturbed, 1 black image for the whole batch, 9 steps x 2 orders x 8 images in full batches
-    assert predict.batches == [8, 1, 50, 50, 44]
+    # 8 unperturbed; 9 steps x 2 orders x 8 images and 1 black image for the whole batch, in full batches
+    assert predict.batches == [8, 50, 50, 45]
     predict.batches.clear()
     logits = pixel_values.flatten(1) @ predict.weight.T
     auc_d(predict, pixel_values, saliency, fill="blur", logits=logits, max_batch=50)
-    assert predict.batches == [8, 50, 50, 44]
+    assert predict.batches == [50, 50, 50, 2]
     predict.batches.clear()
     average_drop(predict, pixel_values, saliency, mask_space="normalized", max_batch=64, max_bytes=7 * 4 * 360)
     assert predict.batches == [7, 1, 7, 7, 7, 3]
     predict.batches.clear()
     perturbation_curves(predict, pixel_values[:2], saliency[:2], fill="mean", fractions=(0, 0.5, 1), max_bytes=1)
     assert predict.batches == [1] * 7  # at least one at a time, however little memory is allowed
+
+
+class Recorder(torch.nn.Module):
+    """A classifier that runs in bfloat16 and channels_last, and writes down what it is given."""
+
+    dtype, memory_format = torch.bfloat16, torch.channels_last
+
+    def __init__(self, weight):
+        super().__init__()
+        self.weight, self.seen = weight, []
+
+    def forward(self, pixel_values):
+        assert pixel_values.dtype == self.dtype
+        assert pixel_values.is_contiguous(memory_format=self.memory_format)
+        self.seen.append(pixel_values.data_ptr())
+        return pixel_values.float().flatten(1) @ self.weight.T
+
+
+@pytest.mark.parametrize("name", METRICS)
+def test_images_are_made_in_the_precision_and_layout_of_the_classifier(setting, name):
+    predict, pixel_values, saliency = setting
+    recorder = Recorder(predict.weight)
+    rounded = pixel_values.bfloat16().float()
+    found = per_image(name, recorder, rounded, saliency, 8)
+    torch.testing.assert_close(
+        found, per_image(name, predict, rounded, saliency, 8), rtol=0.05, atol=1.0 if "auc" in name else 0.05
+    )
+    assert len(set(recorder.seen)) <= 2 < len(recorder.seen)  # one batch for the images themselves, one for the others
+
+
+def test_maps_are_ranked_once_for_all_metrics_of_a_batch(setting, monkeypatch):
+    predict, pixel_values, saliency = setting
+    ranked = []
+    monkeypatch.setattr(engine, "rank_pixels", lambda *args: ranked.append(1) or rank_pixels(*args))
+    apart = [per_image(name, predict, pixel_values, saliency, 64) for name in METRICS]
+    assert len(ranked) == 4
+    with sharing():
+        together = [per_image(name, predict, pixel_values, saliency, 64) for name in METRICS]
+    assert len(ranked) == 5 and all(torch.equal(*pair) for pair in zip(apart, together))
 
 
 def test_random_maps_have_no_auc_d_and_the_centre_counts_where_the_object_is():

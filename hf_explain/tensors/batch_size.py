@@ -1,0 +1,79 @@
+"""How many images go into one pass: the number at which a model is fastest, found once, while it works."""
+
+from __future__ import annotations
+
+import threading
+import time
+import weakref
+from collections.abc import Iterator
+from typing import Any
+
+import torch
+from torch import nn
+
+
+_LEAST = 8  # smaller batches are slower everywhere
+_TRIALS = 2  # of each size; the first one may also have to compile something
+_TOLERANCE = 1.03  # a larger batch that is this close to the fastest one is taken: the clock is not exact
+
+_Timings = dict[int, list[float]]  # seconds per image by images per pass
+_LOCK = threading.Lock()
+_KNOWN: weakref.WeakKeyDictionary[nn.Module, dict[Any, _Timings]] = weakref.WeakKeyDictionary()
+
+
+def batches(model: Any, images: torch.Tensor, total: int, at_most: int) -> Iterator[slice]:
+    """
+    Slices that cover `range(total)`, each one pass of `model` through the body of the loop over them.
+
+    Where there is work for it, the first slices try a few sizes and the clock; from then on the fastest size is known
+    for this model, and slices are as equal as can be. What is timed is work that had to be done anyway. A callable
+    that is not a module gets slices of `at_most`.
+
+    Args:
+        model (`Callable`): What each pass runs.
+        images (`torch.Tensor` of shape `(any, channels, height, width)`): Images as the passes get them; device,
+            precision, memory format and size are read.
+        total (`int`): Images there are.
+        at_most (`int`): Images per pass that are allowed.
+
+    Yields:
+        `slice`: Of at most `at_most`.
+    """
+    timings = _timings_of(model, images) if isinstance(model, nn.Module) else {}
+    sizes = [size for size in (at_most >> shift for shift in range(4)) if size >= _LEAST]
+    start = 0
+    while start < total:
+        left = total - start
+        trial = None
+        if isinstance(model, nn.Module) and total >= at_most:
+            trial = next((size for size in sizes if size <= left and len(timings.get(size, ())) < _TRIALS), None)
+        size = trial or _fastest(timings, sizes, left) or at_most
+        span = slice(start, min(start + size, total))
+        if trial is None:
+            yield span
+        else:
+            began = _clock(images.device)
+            yield span
+            timings.setdefault(size, []).append((_clock(images.device) - began) / size)
+        start = span.stop
+
+
+def _fastest(timings: _Timings, sizes: list[int], left: int) -> int | None:
+    """The size for what is left, in equal parts; `None` while it is not known."""
+    if not sizes or any(len(timings.get(size, ())) < _TRIALS for size in sizes):
+        return None
+    best = {size: min(timings[size]) for size in sizes}
+    size = max(size for size in sizes if best[size] <= _TOLERANCE * min(best.values()))
+    return -(-left // -(-left // size))
+
+
+def _timings_of(model: nn.Module, images: torch.Tensor) -> _Timings:
+    key = (images.device, images.dtype, images.stride(1) == 1, images.shape[1:], torch.get_num_threads())
+    with _LOCK:
+        return _KNOWN.setdefault(model, {}).setdefault(key, {})
+
+
+def _clock(device: torch.device) -> float:
+    if device.type == "cuda":  # kernels run on after Python has gone on
+        torch.cuda.synchronize(device)
+    return time.perf_counter()
