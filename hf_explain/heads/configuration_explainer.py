@@ -4,13 +4,17 @@ from __future__ import annotations
 
 import copy
 import inspect
+import os
 import re
 from numbers import Integral, Real
+from pathlib import Path
 from typing import Any, ClassVar
 
 from transformers import CONFIG_MAPPING, AutoConfig, PreTrainedConfig
 
 from hf_explain.io.downloads import check_sizes
+from hf_explain.io.files import final_place
+from hf_explain.io.paths import relative_name
 
 
 # Annotations of fields whose values a command line or a config.json can get wrong, and what they take
@@ -25,7 +29,8 @@ class ExplainerConfig(PreTrainedConfig):
     What every head's configuration holds: which classifier it explains, and where it taps it.
 
     Args:
-        backbone (`str`, *optional*): Directory or Hub id of the classifier.
+        backbone (`str`, *optional*): Directory or Hub id of the classifier. In a file a directory is written by its
+            way from the file's own folder, so that the two can move together.
         backbone_revision (`str`, *optional*): Commit of the classifier on the Hub, or a branch or tag.
         backbone_config (`dict` or `PreTrainedConfig`, *optional*): The classifier's own configuration.
         backbone_fingerprint (`dict`, *optional*): Checksums of the classifier's weights, by dtype.
@@ -109,6 +114,15 @@ class ExplainerConfig(PreTrainedConfig):
             )
         if self.feature_layers is not None and len(self.feature_layers) == 0:
             raise ValueError("`feature_layers` is empty; name at least one layer, or leave it out for the default.")
+
+    def save_pretrained(self, save_directory: str | os.PathLike[str], *args: Any, **kwargs: Any) -> None:
+        """As Transformers does; a classifier's directory is written by its way from `save_directory`."""
+        backbone = self.backbone
+        try:
+            self.backbone = relative_name(backbone, final_place(Path(save_directory)))
+            super().save_pretrained(save_directory, *args, **kwargs)
+        finally:
+            self.backbone = backbone
 
     def to_dict(self) -> dict[str, Any]:
         output = super().to_dict()

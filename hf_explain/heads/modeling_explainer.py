@@ -29,7 +29,7 @@ from hf_explain.io.downloads import (
 )
 from hf_explain.io.files import write_directory
 from hf_explain.io.image_processor import load_image_processor
-from hf_explain.io.paths import base_name, is_hub_id, portable_name
+from hf_explain.io.paths import base_name, is_hub_id, portable_name, resolved_name
 from hf_explain.tensors.maps import check_finite, min_max
 from hf_explain.tensors.outputs import SaliencyOutput
 
@@ -484,6 +484,8 @@ class ExplainerPreTrainedModel(PreTrainedModel):
                 f"The weights of the head {name!r} lack {len(missing)} tensors, such as {missing[0]!r}; it was saved "
                 "incompletely or by another version: save or download it again."
             )
+        if model.config.backbone and os.path.isdir(name):
+            model.config.backbone = resolved_name(model.config.backbone, name)
         if model.config.self_contained:
             model.backbone.requires_grad_(False)  # the meta device forgets what __init__ froze and laid out
             model.backbone.lay_out()

@@ -28,6 +28,7 @@ _TEMPORARY = ".hf_explain.tmp"  # how the names of what is half-written end, and
 # what file systems that know no locks answer
 _NO_LOCKS = (errno.ENOLCK, errno.ENOSYS, errno.ENOTSUP, errno.EOPNOTSUPP)
 _HELD: set[int] = set()  # open lock files of this process
+_MOVES: dict[Path, Path] = {}  # directories that are being written, and where they will lie
 # what makes a directory look complete is moved there after everything else
 _LAST = ("config.json", RECORD_FILE)
 
@@ -225,6 +226,7 @@ def write_directory(directory: Path, argument: str = "output_dir", replace: bool
         temporary = Path(tempfile.mkdtemp(prefix=f".{directory.name}.", suffix=_TEMPORARY, dir=home))
         new = temporary / "new"  # a temporary directory itself is private to its owner
         new.mkdir()
+        _MOVES[new] = directory
         yield new
         _share_permissions(new)
         _sync_tree(new)
@@ -245,9 +247,19 @@ def write_directory(directory: Path, argument: str = "output_dir", replace: bool
         ) from error
     finally:
         if temporary is not None:
+            _MOVES.pop(temporary / "new", None)
             shutil.rmtree(temporary, ignore_errors=True)
         if created is not None and not saved:
             shutil.rmtree(created, ignore_errors=True)
+
+
+def final_place(path: Path) -> Path:
+    """Where what is written to `path` will lie: there, or where [`write_directory`] is going to move it."""
+    path = Path(os.path.abspath(path))
+    for folder in (path, *path.parents):
+        if folder in _MOVES:
+            return final_place(_MOVES[folder]) / path.relative_to(folder)
+    return path
 
 
 def _missing_ancestor(directory: Path) -> Path | None:

@@ -94,6 +94,33 @@ def portable_name(source: str | None) -> str | None:
     return os.path.abspath(source) if source and os.path.isdir(source) else source or None
 
 
+def relative_name(source: str | None, folder: Path) -> str | None:
+    """
+    A directory by its way from a folder, so that it is found where both have moved; `.` or `..` comes first, which no
+    Hub id has. What is not an absolute path of this machine, as a Hub id, stays as it is.
+    """
+    if not source or not os.path.isabs(source):
+        return source
+    try:
+        way = os.path.relpath(source, folder).replace(os.sep, "/")
+    except ValueError:  # on another drive
+        return source
+    return way if way.split("/")[0] == ".." else f"./{way}"
+
+
+def resolved_name(source: str, folder: str | os.PathLike) -> str:
+    """
+    What [`relative_name`] made of a directory, as an absolute path again; other names stay as they are. A path that
+    does not lead to a directory from `folder` may do so from the working directory.
+    """
+    if source.split("/")[0] not in (".", ".."):
+        return source
+    # a folder that is reached by a link has two parents
+    starts = (os.path.abspath(folder), os.path.realpath(folder), os.getcwd())
+    places = [os.path.normpath(os.path.join(start, source)) for start in starts]
+    return next(filter(os.path.isdir, places), places[0])
+
+
 def output_folder(path: str | os.PathLike, argument: str = "output_dir") -> Path:
     """
     A folder to write to, as somebody names it; `"."` means the working directory, an empty name is a mistake.

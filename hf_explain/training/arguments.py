@@ -38,7 +38,9 @@ class ExplainerTrainingArguments:
             `torch.optim.lr_scheduler.OneCycleLR`), `"exponential"` (times `lr_decay` after every epoch), `"cosine"`,
             `"constant"`.
         resume_from_checkpoint (`str`, *optional*): A checkpoint directory, or `"last"`: the newest in `output_dir`, or
-            a fresh start if there is none.
+            a fresh start if there is none. The run ends at the weights it would have had without a break. With more
+            steps than it was begun with (`max_steps`, `num_train_epochs`) it is made longer: from the step it resumes
+            at, the learning rate is that of a run of the new length, which `"onecycle"` and `"cosine"` jump to.
 
     The other fields are described by their `help` metadata.
 
@@ -90,7 +92,10 @@ class ExplainerTrainingArguments:
     max_eval_samples: int | None = option(None, "validate on this many images, the first ones", minimum=1)
     report_to: list[str] = option([], "Accelerate trackers, e.g. tensorboard wandb", several=True)
     project_name: str = option("hf_explain", "project name for trackers")
-    resume_from_checkpoint: str | None = option(None, "checkpoint directory, or 'last'")
+    resume_from_checkpoint: str | None = option(
+        None,
+        "checkpoint directory, or 'last'; with more steps than before it is the schedule of the new length",
+    )
     overwrite_output_dir: bool = option(False, "delete the checkpoints of an earlier run in output_dir")
     device: str | None = option(None, "cpu, or the accelerator: that is taken where there is one")
     progress: bool = option(True, "progress bars")
@@ -188,14 +193,14 @@ def describe_path(
     path = {name: getattr(args, name) for name in _PATH_FIELDS}
     path.update(num_processes=num_processes, mixed_precision=precision, num_examples=num_examples)
     if args.lr_scheduler in ("onecycle", "cosine"):
-        # These schedules bend to the length of the run; under the others a run may be made longer.
+        # These schedules bend to the length of the run; under the others it makes no difference.
         path["total_steps"] = total_steps
     return path
 
 
 def check_same_path(checkpoint: Path, info: dict[str, Any], now: dict[str, Any], total_steps: int) -> None:
     r"""
-    Refuse a checkpoint that a run with these settings could not have written.
+    Refuse a checkpoint that a run with these settings, or a shorter one of them, could not have written.
 
     Args:
         checkpoint (`Path`): Named in the error.
@@ -206,18 +211,25 @@ def check_same_path(checkpoint: Path, info: dict[str, Any], now: dict[str, Any],
     Raises:
         ValueError: Naming the first setting that differs, with both values.
     """
-    for name, value in now.items():
-        saved = info["path"].get(name)
-        if saved != value:
-            raise ValueError(
-                f"checkpoint {str(checkpoint)!r} was written with {name} {saved!r}, this run has {value!r}: resume "
-                f"with {name} {saved!r}, or start anew in another output_dir."
-            )
     if info["step"] > total_steps:
         raise ValueError(
             f"checkpoint {str(checkpoint)!r} is at step {info['step']}, past the {total_steps} steps asked for: raise "
             "max_steps or num_train_epochs."
         )
+    for name, value in now.items():
+        saved = info["path"].get(name)
+        if saved != value and not (name == "total_steps" and lengthened(info, now)):
+            same = f"{saved!r} or more (max_steps, num_train_epochs)" if name == "total_steps" else f"{saved!r}"
+            raise ValueError(
+                f"checkpoint {str(checkpoint)!r} was written with {name} {saved!r}, this run has {value!r}: resume "
+                f"with {name} {same}, or start anew in another output_dir."
+            )
+
+
+def lengthened(info: dict[str, Any], now: dict[str, Any]) -> bool:
+    """Whether a run goes on for longer than it was planned, under a schedule that bends to the length of a run."""
+    before, after = info["path"].get("total_steps"), now.get("total_steps")
+    return isinstance(before, int) and after is not None and after > before
 
 
 def learning_rate_at(args: ExplainerTrainingArguments, step: int, total: int, per_epoch: int | None) -> tuple:

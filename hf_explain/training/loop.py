@@ -33,6 +33,7 @@ from hf_explain.training.arguments import (
     check_same_path,
     describe_path,
     learning_rate_at,
+    lengthened,
     plan_steps,
 )
 from hf_explain.training.batches import (
@@ -65,6 +66,9 @@ from hf_explain.training.runtime import (
     summarize_losses,
 )
 from hf_explain.training.transforms import TrainingTransform
+
+
+logger = transformers_logging.get_logger(__name__)
 
 
 def train(
@@ -134,6 +138,7 @@ class _Run:
         self.image_processor = image_processor
         self.steps_done, self.elapsed, self.data_wait = 0, 0.0, 0.0
         self.last_checkpoint: Path | None = None
+        self.extended: list[list[int]] = []
         self._sums: dict[str, Any] = {}
         self._sum_count = 0
 
@@ -207,8 +212,25 @@ class _Run:
             check_same_path(checkpoint, info, self.path, self.total_steps)
             on_main_process(self.accelerator, lambda: check_same_run(checkpoint, info.get("run"), self.identity))
             self.steps_done, self.elapsed, self.last_checkpoint = info["step"], info["elapsed"], checkpoint
+            self.extended = [*info.get("extended", []), *self._lengthen(info)]
         on_main_process(self.accelerator, lambda: trim_log(self.output_dir, self.steps_done))
         return state
+
+    def _lengthen(self, info: dict[str, Any]) -> list[list[int]]:
+        """The step from which a checkpoint's run goes on for longer, and how long it was planned; said once."""
+        args, step, planned = self.args, info["step"], info["path"].get("total_steps")
+        if not lengthened(info, self.path):
+            return []
+        if self.accelerator.is_main_process and step < self.total_steps:
+            before = learning_rate_at(args, max(step - 1, 0), planned, self.steps_per_epoch)[0]
+            after = learning_rate_at(args, step, self.total_steps, self.steps_per_epoch)[0]
+            logger.warning(
+                f"The run of {planned} steps is made longer, to {self.total_steps}: from step {step} on the learning "
+                f"rate is that of the {args.lr_scheduler} schedule over {self.total_steps} steps, which goes on at "
+                f"{after:.3g} after {before:.3g}; so the weights will not be those of one run of "
+                f"{self.total_steps} steps."
+            )
+        return [[step, planned]]
 
     def _open(self, images: _Images, position: dict[str, Any] | None) -> None:
         """The training batches from the first step that is not done; `position` is a stream's."""
@@ -492,6 +514,7 @@ class _Run:
             info = {
                 "path": self.path,
                 "run": self.identity,
+                "extended": self.extended,
                 "elapsed": started - self.started,
                 "versions": package_versions(),
             }
@@ -529,6 +552,7 @@ class _Run:
             streaming=self.stream,
             seed=self.args.seed,
             steps=self.steps_done,
+            extended=self.extended,
             epochs=self.steps_done / self.steps_per_epoch if self.steps_per_epoch else None,
             global_batch_size=self.global_batch_size,
             trainable_parameters=sum(p.numel() for p in self.model.parameters() if p.requires_grad),

@@ -21,6 +21,8 @@ class TrainingRecord:
         streaming (`bool`, *optional*): Whether the data was a stream.
         seed (`int`, *optional*): Seed of everything random.
         steps, global_batch_size (`int`, *optional*): Optimiser steps, and images in each.
+        extended (`list[list[int]]`): `[step, planned]` for each time the run was made longer: the step it went on
+            from with the schedule of its new length, and how many steps were planned until then.
         epochs (`float`, *optional*): Passes over the data, where its length is known.
         trainable_parameters (`int`, *optional*): Numbers that were trained.
         seconds, seconds_waiting_for_data (`float`, *optional*): From the start, those before resuming included; and
@@ -38,6 +40,7 @@ class TrainingRecord:
     streaming: bool | None = None
     seed: int | None = None
     steps: int | None = None
+    extended: list[list[int]] = field(default_factory=list)
     epochs: float | None = None
     global_batch_size: int | None = None
     trainable_parameters: int | None = None

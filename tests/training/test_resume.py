@@ -9,12 +9,15 @@ import datasets
 import pytest
 import torch
 from test_training import run, same
-from testing_training import encoded, parquet_shards, picture_dataset, processor
-from transformers import ResNetConfig, ResNetForImageClassification
+from testing_training import encoded, parquet_shards, picture, picture_dataset, processor
+from transformers import ResNetConfig, ResNetForImageClassification, pipeline
 
 from hf_explain import FrozenClassifier, LCamForSaliency
+from hf_explain.cli import main
 from hf_explain.io.data_checksum import data_checksum
 from hf_explain.io.datasets import load_image_dataset
+from hf_explain.publish.hub import plan_explainer
+from hf_explain.training.arguments import ExplainerTrainingArguments, learning_rate_at
 from hf_explain.training.checkpoints import INFO_FILE, LOG_FILE, STATE_FILE
 
 
@@ -285,3 +288,79 @@ def test_a_stream_whose_length_only_the_cache_knew(tmp_path, monkeypatch):
     whole, _ = go("unknown", None, max_steps=14)
     resumed, _ = go("unknown", 30, max_steps=14, resume_from_checkpoint=str(tmp_path / "unknown/checkpoint-5"))
     assert same(whole, resumed)
+
+
+@pytest.mark.parametrize("scheduler", ["onecycle", "cosine", "constant"])
+def test_a_finished_run_is_made_longer(tmp_path, caplog, scheduler):
+    options = {"save_steps": 3, "save_total_limit": 0, "logging_steps": 1, "lr_scheduler": scheduler}
+    run(tmp_path / "out", max_steps=6, **options)
+    first = (tmp_path / "out" / LOG_FILE).read_text()
+    whole, record = run(tmp_path / "out", max_steps=10, resume_from_checkpoint="last", **options)
+    log = (tmp_path / "out" / LOG_FILE).read_text()
+    assert log.startswith(first) and record["steps"] == 10 and len(whole.seen) == 4
+    rates = [json.loads(line)["learning_rate"] for line in log.splitlines()]
+    args = ExplainerTrainingArguments(output_dir="out", lr_scheduler=scheduler)
+    assert rates == [learning_rate_at(args, step, 6 if step < 6 else 10, 7)[0] for step in range(10)]
+    said = [entry.getMessage() for entry in caplog.records if "longer" in entry.getMessage()]
+    if scheduler == "constant":
+        assert said == [] and record["extended"] == []
+    else:
+        assert record["extended"] == [[6, 6]] and len(said) == 1
+        assert "The run of 6 steps is made longer, to 10: from step 6 on the learning rate is that of the" in said[0]
+        assert f"goes on at {rates[6]:.3g} after {rates[5]:.3g}" in said[0]
+    # killed and resumed it is the same run, and says what happened before
+    options["resume_from_checkpoint"] = str(tmp_path / "out/checkpoint-9")
+    again, resumed = run(tmp_path / "out", max_steps=10, **options)
+    assert same(whole, again) and resumed["extended"] == record["extended"]
+    with pytest.raises(ValueError, match="checkpoint-9' is at step 9, past the 6 steps asked for: raise max_steps"):
+        run(tmp_path / "out", max_steps=6, **options)
+
+
+def test_shorter_than_planned(tmp_path):
+    run(tmp_path, max_steps=9, save_steps=3, save_total_limit=0)
+    with pytest.raises(
+        ValueError, match="total_steps 9, this run has 7: resume with total_steps 9 or more .max_steps"
+    ):
+        run(tmp_path, max_steps=7, resume_from_checkpoint=str(tmp_path / "checkpoint-6"))
+
+
+def test_a_run_moves_with_its_classifier(tmp_path, monkeypatch):
+    """No file of a run has an absolute path; from any working directory head and checkpoint find the classifier."""
+    here = tmp_path / "here"
+    torch.manual_seed(0)
+    config = ResNetConfig(embedding_size=8, hidden_sizes=[8, 16], depths=[1, 1], layer_type="basic", num_labels=3)
+    ResNetForImageClassification(config).save_pretrained(here / "classifier")
+    processor().save_pretrained(here / "classifier")
+    parquet_shards(here / "pictures")
+    words = ["train", "--dataset", "pictures", "--per_device_batch_size", "4", "--dataloader_num_workers", "0",
+             "--disable_tqdm", "--save_steps", "1", "--output_dir", "runs/out", "--classifier", "classifier",
+             "--streaming"]  # fmt: skip
+    monkeypatch.chdir(here)
+    assert main([*words, "--max_steps", "1"]) == 0
+    found = {path.parent.name: json.loads(path.read_text())["backbone"] for path in here.glob("runs/**/config.json")}
+    assert found == {"out": "../../classifier", "checkpoint-1": "../../../classifier"}
+    written = list(here.glob("runs/**/*.json*"))
+    assert len(written) > 6 and not [path for path in written if str(tmp_path) in path.read_text()]
+    there = here.rename(tmp_path / "there")
+    monkeypatch.chdir(there)
+    assert main([*words, "--max_steps", "2", "--resume_from_checkpoint", "last"]) == 0
+    monkeypatch.chdir("/")
+    picture(0).save(there / "picture.png")
+    for directory in (there / "runs/out", there / "runs/out/checkpoint-1"):
+        head = LCamForSaliency.from_pretrained(directory)
+        assert head.config.backbone == str(there / "classifier")
+        assert pipeline("saliency", model=str(directory))(str(there / "picture.png"))[0]["saliency"].size == (24, 20)
+    explain = ["explain", str(there / "picture.png"), "--model", str(there / "runs/out"), "-o", str(there / "map.png")]
+    assert main(explain) == 0
+    # saved elsewhere, it is the way from there; within the head's folder it is not taken for a name on the Hub
+    head.save_pretrained(tmp_path / "elsewhere")
+    assert json.loads((tmp_path / "elsewhere/config.json").read_text())["backbone"] == "../there/classifier"
+    head.save_pretrained(there)
+    assert json.loads((there / "config.json").read_text())["backbone"] == "./classifier"
+    assert LCamForSaliency.from_pretrained(there).config.backbone == str(there / "classifier")
+    with pytest.raises(ValueError, match="classifier .* is a local directory, which nobody else has"):
+        plan_explainer(there, "user/head")
+    (there / "classifier").rename(tmp_path / "gone")
+    with pytest.raises(FileNotFoundError, match=f"^The classifier directory '{there / 'classifier'}' that the head .* "
+                       r"does not exist; put it back or pass from_pretrained\(..., classifier=...\)\.$"):  # fmt: skip
+        LCamForSaliency.from_pretrained(there / "runs/out")

@@ -120,9 +120,6 @@ def run_quickstart(
         write_json_file(work / "results.json", results)
         pictures = {name: (work / name).read_bytes() for name in _PICTURES}
         write_atomically(work / "index.html", render_page(results, pictures).encode())
-        # The head names its classifier by the place it will have
-        pipe.head.config.backbone = str(output_dir / "classifier")
-        pipe.head.config.save_pretrained(work / "head")
         _replace(output_dir, work)
     finally:
         shutil.rmtree(work, ignore_errors=True)
