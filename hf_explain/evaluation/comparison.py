@@ -214,25 +214,48 @@ def _measure(
 ) -> MeasuredComparison:
     """Every explainer measured, or the reason why one could not be."""
     known = fingerprint(classifier.model)  # once: all explainers share this classifier
-    evaluations: dict[str, EvaluationResult] = {}
     failed: dict[str, FailedExplainer] = {}
-    columns: dict[str, dict[str, list]] = {}
-    built: dict[str, Explainer] = {}
+
+    def fail(name: str, error: Exception) -> None:
+        # one failing method must not cost the hours of the others; the command still ends with an error
+        reason = " ".join(str(error).split()) or type(error).__name__
+        if not isinstance(error, (ValueError, OSError)):
+            reason = f"{type(error).__name__}: {reason}"
+        failed[name] = FailedExplainer(reason)
+        report(f"{name} failed: {reason}")
+
+    tasks = {}
     # the controls first: where they cannot be measured, no explainer can
     for name in sorted(explainers, key=lambda name: name not in CONTROLS):
         try:
-            explainer = _resolve(name, explainers[name], classifier, arguments, known)
-            evaluations[name], columns[name] = _measure_one(name, explainer, data, arguments)
-            built[name] = explainer
+            own = _own_arguments(name, arguments)
+            tasks[name] = _resolve(name, explainers[name], classifier, arguments, known), load_metrics(own), own
         except Exception as error:
             if name in CONTROLS:
                 raise
-            # one failing method must not cost the hours of the others; the command still ends with an error
-            reason = " ".join(str(error).split()) or type(error).__name__
-            if not isinstance(error, (ValueError, OSError)):
-                reason = f"{type(error).__name__}: {reason}"
-            failed[name] = FailedExplainer(reason)
-            report(f"{name} failed: {reason}")
+            fail(name, error)
+    outcomes = SaliencyEvaluator().evaluate_all(tasks, data, essential=CONTROLS, report=fail)
+    evaluations: dict[str, EvaluationResult] = {}
+    columns: dict[str, dict[str, list]] = {}
+    built: dict[str, Explainer] = {}
+    for name, outcome in outcomes.items():
+        if isinstance(outcome, Exception):
+            continue
+        explainer, _, own = tasks[name]
+        try:
+            if arguments.sanity and name not in CONTROLS:
+                outcome[0].found.sanity = check_explainer(
+                    explainer,
+                    data,
+                    image_column=own.image_column,
+                    max_examples=min(own.sanity_examples, own.max_examples or own.sanity_examples),
+                    batch_size=own.batch_size,
+                    seed=own.seed,
+                )
+        except Exception as error:
+            fail(name, error)
+        else:
+            (evaluations[name], columns[name]), built[name] = outcome, explainer
     if "win_rate" in numbers:
         _add_win_rates(evaluations, columns, numbers)
     first = evaluations[next(name for name in explainers if name in evaluations)]
@@ -263,29 +286,17 @@ def _resolve(name: str, source, classifier: FrozenClassifier, arguments: Compari
     return resolve_explainer(source, None, options, arguments.seed, classifier_fingerprint=known if own else None)
 
 
-def _measure_one(
-    name: str, explainer: Explainer, data, arguments: ComparisonArguments
-) -> tuple[EvaluationResult, dict[str, list]]:
+def _own_arguments(name: str, arguments: ComparisonArguments) -> ComparisonArguments:
+    """The settings of one explainer: its folder and, where it is slow, fewer images."""
     count = arguments.max_examples
     if name in (SLOW_METHODS if arguments.slow is None else arguments.slow) and arguments.slow_examples is not None:
         count = min(arguments.slow_examples, count or arguments.slow_examples)
-    own = replace(
+    return replace(
         arguments,
         metrics=[one for one in arguments.metrics if one != "win_rate"],
         max_examples=count,
         output_dir=arguments.folder / "explainers" / name,
     )
-    evaluation, columns = SaliencyEvaluator().evaluate(explainer, data, load_metrics(own), own)
-    if arguments.sanity and name not in CONTROLS:
-        evaluation.found.sanity = check_explainer(
-            explainer,
-            data,
-            image_column=arguments.image_column,
-            max_examples=min(arguments.sanity_examples, count or arguments.sanity_examples),
-            batch_size=arguments.batch_size,
-            seed=arguments.seed,
-        )
-    return evaluation, columns
 
 
 def _add_win_rates(

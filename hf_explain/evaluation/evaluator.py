@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import contextlib
 import json
+import math
 import os
 import time
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 from importlib import metadata
 from pathlib import Path
 from typing import Any
@@ -17,6 +18,8 @@ import torch
 from accelerate.utils import gather_object
 from tqdm.auto import tqdm
 
+from hf_explain.classifiers.frozen_classifier import FrozenClassifier
+from hf_explain.classifiers.passes import Stopwatch
 from hf_explain.evaluation.arguments import EvaluationArguments
 from hf_explain.evaluation.explainer import Explainer, PassCounter, resolve_explainer
 from hf_explain.evaluation.inputs import Example, ExampleReader
@@ -24,6 +27,7 @@ from hf_explain.evaluation.results import EvaluationResult, ExplainerResult, Met
 from hf_explain.io.files import check_writable, lock_directory, read_json_file, write_atomically, write_json_file
 from hf_explain.io.processes import launched_processes, on_first_process, package_versions
 from hf_explain.metrics import path as metric_path
+from hf_explain.tensors.sharing import sharing
 
 
 SETTINGS_FILE = "settings.json"
@@ -169,90 +173,126 @@ class SaliencyEvaluator:
         Raises:
             ValueError, TypeError, OSError: As for [`SaliencyEvaluator.compute`].
         """
-        task = _Task(explainer, _read(data, explainer, metrics, arguments), metrics, arguments)
-        settings, folder = _settings(task), arguments.output_dir
+        outcome = self.evaluate_all({"": (explainer, metrics, arguments)}, data, essential=("",))[""]
+        assert not isinstance(outcome, Exception)  # it was raised
+        return outcome
+
+    def evaluate_all(
+        self,
+        explainers: Mapping[str, tuple[Explainer, Mapping[str, LoadedMetric], EvaluationArguments]],
+        data,
+        essential: Collection[str] = (),
+        report: Callable[[str, Exception], None] = lambda name, error: None,
+    ) -> dict[str, Outcome]:
+        """
+        [`SaliencyEvaluator.evaluate`] for several explainers in one sweep over the data: every image is read once, and
+        what several explainers or metrics need of it is made once. No number depends on who else is in the sweep.
+
+        Args:
+            explainers (`dict`): By name an explainer, its metrics and its settings, which may differ from the others'
+                in `max_examples` and `output_dir`.
+            data: As for [`SaliencyEvaluator.compute`].
+            essential (collection of `str`, *optional*): Names of those whose failure ends the sweep.
+            report (`Callable`, *optional*): Told the name and the error of any other one that fails.
+
+        Returns:
+            `dict`: By name what [`SaliencyEvaluator.evaluate`] returns, or the error that it ended with.
+
+        Raises:
+            ValueError, TypeError, OSError: As for [`SaliencyEvaluator.compute`], of those that are essential.
+        """
         rank, world, _ = launched_processes()
+        outcomes: dict[str, Outcome] = {}
+
+        def fail(name: str, error: Exception) -> None:
+            if name in essential:
+                raise error
+            outcomes[name] = error
+            report(name, error)
+
         with contextlib.ExitStack() as held:
-            if folder is not None:
-                on_first_process(rank, world, lambda: _claim(folder, settings, held))
-            records = self._measure_shards(task, rank, world)
-            return on_first_process(rank, world, lambda: _summarize(records, task, settings))
+            runs: dict[str, _Run] = {}
+            for name, (explainer, metrics, arguments) in explainers.items():
+                try:
+                    task = _Task(explainer, _read(data, explainer, metrics, arguments), metrics, arguments)
+                    runs[name] = _Run.start(task, rank, world, held)
+                except Exception as error:
+                    fail(name, error)
+            if runs:
+                self._sweep(runs, rank, world, essential, fail)
+            for name, run in runs.items():
+                if name not in outcomes:
+                    try:
+                        outcomes[name] = run.finish(rank, world)
+                    except Exception as error:
+                        fail(name, error)
+        return outcomes
 
     # ------------------------------------------------------------------------------------------------------ measuring
 
-    def _measure_shards(self, task: _Task, rank: int, world: int) -> list[dict[str, Any]]:
-        """The records of all shards, including those of an earlier run and of the other processes."""
-        reader, folder, shard_size = task.reader, task.arguments.output_dir, task.arguments.shard_size
-        if folder is None and reader.total is not None:
-            # nothing to resume, so every process may get an equal share
-            shard_size = max(1, min(shard_size, -(-reader.total // world)))
+    def _sweep(
+        self,
+        runs: Mapping[str, _Run],
+        rank: int,
+        world: int,
+        essential: Collection[str],
+        fail: Callable[[str, Exception], None],
+    ) -> None:
+        """Measure this process' shards for every run that lacks them."""
+        longest = max(runs.values(), key=lambda run: run.limit)
+        arguments, total = longest.task.arguments, sum(run.task.reader.total or 0 for run in runs.values())
+        explained = longest.task.explainer.identity["explainer"] if len(runs) == 1 else f"{len(runs)} explainers"
         bar = tqdm(
-            total=reader.total if world == 1 else None,
+            total=(total or None) if world == 1 else None,
             unit="image",
-            desc=task.explainer.identity["explainer"],
-            disable=not task.arguments.progress or rank != 0,
+            desc=explained,
+            disable=not arguments.progress or rank != 0,
         )
-        finished: dict[int, dict[str, Any]] = {}
-        records: list[dict[str, Any]] = []
-        failure: Exception | None = None
+
+        def wanted(shard: int) -> bool:
+            return shard % world == rank and any(run.lacks(shard) for run in runs.values())
+
         with bar:
-            try:
-                finished = _finished(folder)
-                bar.update(sum(record["num_images"] for record in finished.values()))
+            bar.update(sum(record["num_images"] for run in runs.values() for record in run.finished.values()))
+            for shard, rows in longest.task.reader.shards(longest.shard_size, wanted):
+                current = {name: _Shard(run, rows) for name, run in runs.items() if run.lacks(shard)}
+                for start in range(0, len(rows), arguments.batch_size):
+                    known: dict[Any, list[_Batch]] = {}
+                    with sharing():
+                        for name, one in list(current.items()):
+                            try:
+                                bar.update(self._measure_rows(one, start, known))
+                            except Exception as error:
+                                one.run.failure = error
+                                if world == 1:
+                                    _give_back(one.run.task.arguments.output_dir)
+                                    fail(name, error)
+                                elif name in essential:
+                                    return  # the others wait for this process in `finish`, and learn of it there
+                                del current[name]
+                for one in current.values():
+                    one.close(shard)
 
-                def wanted(shard: int) -> bool:
-                    return shard % world == rank and shard not in finished
+    def _measure_rows(self, shard: _Shard, start: int, known: dict[Any, list[_Batch]]) -> int:
+        """One batch of a shard; `known` holds what was read of it for other explainers. Returns the images in it."""
+        task = shard.run.task
+        rows = shard.rows[start : start + task.arguments.batch_size]
+        read_alike = task.explainer.classifier, task.explainer.image_processor
+        key = (*map(id, read_alike), len(rows))
+        if key not in known:
+            known[key] = _read_batches(task, rows)
+        for batch in known[key]:
+            for name, entries in self._measure_batch(batch.examples, batch, task, shard.cost).items():
+                shard.columns.setdefault(name, {}).update(
+                    (example.index, entry) for example, entry in zip(batch.examples, entries, strict=True)
+                )
+        return len(rows)
 
-                for shard, rows in reader.shards(shard_size, wanted):
-                    record = {**self._measure_shard(task, rows, bar), "shard": shard}
-                    if folder is not None:
-                        write_atomically(_shard_file(folder, shard), json.dumps(record).encode())
-                    records.append(record)
-            except Exception as error:
-                if world == 1:
-                    _give_back(folder)
-                    raise
-                failure = error  # the others wait below: they must learn of it
-        if world > 1:
-            records = _gather(records, failure, rank, folder)
-        # by number: a process may also have read partial results that another one has just written
-        return list({**finished, **{record["shard"]: record for record in records}}.values())
-
-    def _measure_shard(self, task: _Task, rows: list, bar: tqdm) -> dict[str, Any]:
-        columns: dict[str, dict[int, Any]] = {}
-        cost = {name: [0.0, 0, 0] for name in ("explain", *task.metrics)}  # seconds, full passes, tail passes
-        batch_size = task.arguments.batch_size
-        for start in range(0, len(rows), batch_size):
-            examples = [task.reader.read(index, row) for index, row in rows[start : start + batch_size]]
-            # an image processor may leave images of different sizes; those of one size go together
-            sizes: dict[tuple[int, ...], list[Example]] = {}
-            for example in examples:
-                sizes.setdefault(tuple(example.pixel_values.shape), []).append(example)
-            for batch in sizes.values():
-                for name, entries in self._measure_batch(batch, task, cost).items():
-                    columns.setdefault(name, {}).update(
-                        (example.index, entry) for example, entry in zip(batch, entries, strict=True)
-                    )
-                bar.update(len(batch))
-        indices = [index for index, _ in rows]
-        return {
-            "num_images": len(rows),
-            "start": indices[0],
-            "columns": {name: [entries[index] for index in indices] for name, entries in columns.items()},
-            "protocols": {name: _jsonable(metric.module.protocol) for name, metric in task.metrics.items()},
-            "cost": cost,
-        }
-
-    def _measure_batch(self, batch: list[Example], task: _Task, cost: dict[str, list]) -> dict[str, list]:
+    def _measure_batch(
+        self, examples: list[Example], batch: _Batch, task: _Task, cost: dict[str, _Cost]
+    ) -> dict[str, list]:
         classifier = task.explainer.classifier
-        pixel_values = torch.stack([example.pixel_values for example in batch])
-        pixel_values = pixel_values.to(device=classifier.device, dtype=classifier.dtype)
-        ids = torch.tensor([example.index for example in batch])
-        labels = masks = None
-        if batch[0].label is not None:
-            labels = torch.tensor([example.label for example in batch], device=classifier.device)
-        if batch[0].mask is not None:
-            masks = torch.stack([example.mask for example in batch if example.mask is not None]).to(classifier.device)
+        pixel_values, ids, labels = batch.pixel_values, batch.ids, batch.labels
         with _cost(cost["explain"], classifier):
             target = labels if task.arguments.target == "label" else None
             output = task.explainer.explain(pixel_values, target, ids)
@@ -275,7 +315,7 @@ class SaliencyEvaluator:
                     image_ids=ids,
                     image_mean=classifier.image_mean,
                     image_std=classifier.image_std,
-                    masks=masks,
+                    masks=batch.masks,
                     **metric.options,
                 )
             found.update({f"{name}/{column}": entries for column, entries in measured.items()})
@@ -301,6 +341,117 @@ class _Task:
     reader: ExampleReader
     metrics: Mapping[str, LoadedMetric]
     arguments: EvaluationArguments
+
+
+Outcome = tuple[EvaluationResult, dict[str, list]] | Exception
+
+
+@dataclass
+class _Run:
+    """One explainer's part of a sweep: what is known from before, what is measured now, what went wrong."""
+
+    task: _Task
+    settings: dict[str, Any]
+    shard_size: int
+    finished: dict[int, dict[str, Any]] = field(default_factory=dict)
+    records: list[dict[str, Any]] = field(default_factory=list)
+    failure: Exception | None = None
+
+    @classmethod
+    def start(cls, task: _Task, rank: int, world: int, held: contextlib.ExitStack) -> _Run:
+        """Claim the folder, if there is one, and read what an earlier run left there."""
+        folder, reader, shard_size = task.arguments.output_dir, task.reader, task.arguments.shard_size
+        if folder is None and reader.total is not None:
+            # nothing to resume, so every process may get an equal share
+            shard_size = max(1, min(shard_size, -(-reader.total // world)))
+        run = cls(task, _settings(task), shard_size)
+        if folder is not None:
+            on_first_process(rank, world, lambda: _claim(folder, run.settings, held))
+        try:
+            run.finished = _finished(folder)
+        except ValueError as error:
+            if world == 1:
+                _give_back(folder)
+                raise
+            run.failure = error
+        return run
+
+    @property
+    def limit(self) -> float:
+        """How many images there are for it, as far as anybody knows."""
+        known = self.task.reader.total if self.task.reader.total is not None else self.task.reader.limit
+        return math.inf if known is None else known
+
+    def lacks(self, shard: int) -> bool:
+        return self.failure is None and shard not in self.finished and shard * self.shard_size < self.limit
+
+    def finish(self, rank: int, world: int) -> tuple[EvaluationResult, dict[str, list]]:
+        """The result of all records, also those of the other processes; an error of one is raised on all."""
+        records = self.records
+        if world > 1:
+            records = _gather(records, self.failure, rank, self.task.arguments.output_dir)
+        # by number: a process may also have read partial results that another one has just written
+        whole = list({**self.finished, **{record["shard"]: record for record in records}}.values())
+        return on_first_process(rank, world, lambda: _summarize(whole, self.task, self.settings))
+
+
+class _Shard:
+    """A shard of a run while it is measured."""
+
+    def __init__(self, run: _Run, rows: list[tuple[int, Any]]):
+        self.run = run
+        self.rows = [(index, row) for index, row in rows if index < run.limit]
+        self.columns: dict[str, dict[int, Any]] = {}
+        self.cost = {name: _Cost() for name in ("explain", *run.task.metrics)}
+
+    def close(self, shard: int) -> None:
+        """Keep the record, in the folder, too, where there is one."""
+        task, indices = self.run.task, [index for index, _ in self.rows]
+        record = {
+            "num_images": len(indices),
+            "start": indices[0],
+            "columns": {name: [entries[index] for index in indices] for name, entries in self.columns.items()},
+            "protocols": {name: _jsonable(metric.module.protocol) for name, metric in task.metrics.items()},
+            "cost": {name: [cost.seconds, cost.full, cost.tail] for name, cost in self.cost.items()},
+            "shard": shard,
+        }
+        if task.arguments.output_dir is not None:
+            write_atomically(_shard_file(task.arguments.output_dir, shard), json.dumps(record).encode())
+        self.run.records.append(record)
+
+
+@dataclass
+class _Batch:
+    """Examples whose images have one size, as tensors on the classifier's device."""
+
+    examples: list[Example]
+    pixel_values: torch.Tensor
+    ids: torch.Tensor
+    labels: torch.Tensor | None
+    masks: torch.Tensor | None
+
+
+def _read_batches(task: _Task, rows: list[tuple[int, Any]]) -> list[_Batch]:
+    """An image processor may leave images of different sizes; those of one size go together."""
+    sizes: dict[tuple[int, ...], list[Example]] = {}
+    for index, row in rows:
+        example = task.reader.read(index, row)
+        sizes.setdefault(tuple(example.pixel_values.shape), []).append(example)
+    device = task.explainer.classifier.device
+    found = []
+    for examples in sizes.values():
+        labels = [example.label for example in examples if example.label is not None]
+        masks = [example.mask for example in examples if example.mask is not None]
+        found.append(
+            _Batch(
+                examples,
+                torch.stack([example.pixel_values for example in examples]).to(device, non_blocking=True),
+                torch.tensor([example.index for example in examples]),
+                torch.tensor(labels).to(device, non_blocking=True) if labels else None,
+                torch.stack(masks).to(device, non_blocking=True) if masks else None,
+            )
+        )
+    return found
 
 
 def load_metrics(arguments: EvaluationArguments) -> dict[str, LoadedMetric]:
@@ -466,22 +617,27 @@ def _common_protocol(records: list[dict[str, Any]], name: str) -> dict[str, Any]
 # ------------------------------------------------------------------------------------------------------------- pieces
 
 
+@dataclass
+class _Cost:
+    """What explaining, or one metric, costs by itself: a pass that it shared with others is counted in full."""
+
+    watches: list[Stopwatch] = field(default_factory=list)
+    full: int = 0
+    tail: int = 0
+
+    @property
+    def seconds(self) -> float:
+        return sum(watch.seconds for watch in self.watches)
+
+
 @contextlib.contextmanager
-def _cost(entry: list, classifier):
+def _cost(entry: _Cost, classifier: FrozenClassifier) -> Iterator[None]:
     counter = PassCounter(classifier)
-    _synchronize(classifier.device)
-    start = time.perf_counter()
-    with counter:
+    with counter, Stopwatch(classifier.device) as watch:
         yield
-    _synchronize(classifier.device)
-    entry[0] += time.perf_counter() - start
-    entry[1] += counter.full
-    entry[2] += counter.tail
-
-
-def _synchronize(device: torch.device) -> None:
-    if device.type == "cuda":  # kernels run on after Python has gone on
-        torch.cuda.synchronize(device)
+    entry.watches += [watch, *counter.shared]
+    entry.full += counter.full
+    entry.tail += counter.tail
 
 
 def _jsonable(value):

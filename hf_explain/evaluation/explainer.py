@@ -17,7 +17,7 @@ from transformers import Pipeline, pipeline
 
 from hf_explain.classifiers.fingerprint import fingerprint
 from hf_explain.classifiers.frozen_classifier import ClassifierFeatures, FrozenClassifier
-from hf_explain.classifiers.passes import watch_passes
+from hf_explain.classifiers.passes import Stopwatch, watch_passes
 from hf_explain.heads.modeling_explainer import ExplainerPreTrainedModel
 from hf_explain.io.downloads import usable_files
 from hf_explain.io.paths import check_source, public_name
@@ -204,10 +204,12 @@ class PassCounter:
     Attributes:
         full (`int`): Images that entered as pixels, however far they went.
         tail (`int`): Images that entered as features of a layer.
+        shared (list of [`Stopwatch`]): Of the passes counted that had been run before, for somebody else.
     """
 
     def __init__(self, classifier: FrozenClassifier):
         self.classifier, self.full, self.tail = classifier, 0, 0
+        self.shared: list[Stopwatch] = []
         self._watch = contextlib.ExitStack()
 
     def __enter__(self) -> PassCounter:
@@ -217,9 +219,11 @@ class PassCounter:
     def __exit__(self, *error) -> None:
         self._watch.close()
 
-    def _count(self, classifier: FrozenClassifier, name: str, inputs: Any) -> None:
+    def _count(self, classifier: FrozenClassifier, name: str, inputs: Any, known: Stopwatch | None) -> None:
         if classifier is not self.classifier:
             return
+        if known is not None:
+            self.shared.append(known)
         if name != "forward_from_features":
             self.full += len(inputs)
         else:

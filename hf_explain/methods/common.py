@@ -8,11 +8,13 @@ import torch
 
 from hf_explain.classifiers.features import LayerFeatures
 from hf_explain.classifiers.frozen_classifier import FrozenClassifier
+from hf_explain.classifiers.passes import shared_pass
 from hf_explain.classifiers.targets import Target
 from hf_explain.tensors.checks import check_pixel_values
 from hf_explain.tensors.maps import check_finite, min_max, position_contributions
 from hf_explain.tensors.outputs import SaliencyOutput
 from hf_explain.tensors.perturbation import fill_values
+from hf_explain.tensors.sharing import shared
 
 
 # Images per pass, by default: a backward pass keeps every layer's output
@@ -20,6 +22,7 @@ FORWARD_BATCH_SIZE = 64
 BACKWARD_BATCH_SIZE = 16
 
 
+@shared
 def prepare_pixels(pixel_values: torch.Tensor) -> torch.Tensor:
     """Checked `pixel_values`, detached and usable by autograd even if they were made in inference mode."""
     pixel_values = check_pixel_values(pixel_values).detach()
@@ -37,8 +40,7 @@ def features_and_target(
     """
     layer = classifier.default_layer if layer is None else classifier.resolve_layer(layer)
     pixel_values = prepare_pixels(pixel_values)
-    with torch.no_grad():
-        features = classifier.features(pixel_values, [layer])
+    features = shared_pass(classifier, "features", pixel_values, [layer])
     check_finite(features.logits, "logits that are")
     classes = classifier.resolve_target(target, len(pixel_values), features.logits)
     return features[layer], features.logits, classes
@@ -51,8 +53,7 @@ def logits_and_target(
     if layer is not None:
         classifier.resolve_layer(layer)
     pixel_values = prepare_pixels(pixel_values)
-    with torch.no_grad():
-        logits = classifier(pixel_values)
+    logits = shared_pass(classifier, "forward", pixel_values)
     check_finite(logits, "logits that are")
     return pixel_values, logits, classifier.resolve_target(target, len(pixel_values), logits)
 

@@ -11,10 +11,11 @@ from PIL import Image
 from testing_common import save_classifier, tiny_classifier
 from testing_training import picture_dataset
 
-from hf_explain import LCamForSaliency, SaliencyEvaluator
+from hf_explain import FrozenClassifier, LCamForSaliency, SaliencyEvaluator
 from hf_explain.apps.command_line import parse_assignments
 from hf_explain.cli import main
 from hf_explain.evaluation.comparison import compare, parse_explainers
+from hf_explain.evaluation.inputs import ExampleReader
 from hf_explain.evaluation.results import Comparison
 from hf_explain.io.files import LOCK_FILE
 from hf_explain.metrics.module import SaliencyMetric
@@ -94,6 +95,33 @@ def test_one_run_at_a_time(directories, tmp_path, capsys):
     error = capsys.readouterr().err
     assert codes == [1] and f"output_dir {str(tmp_path / 'out')!r} is in use by another run" in error
     assert not list((tmp_path / "out").rglob(LOCK_FILE))
+
+
+def test_one_sweep_over_the_data_for_all_explainers(directories, tmp_path, monkeypatch):
+    """Images are read once and passes shared, and every number and every count is that of the explainer alone."""
+    read, passes = [], []
+    reader, features = ExampleReader.read, FrozenClassifier.features
+    monkeypatch.setattr(ExampleReader, "read", lambda self, index, row: read.append(index) or reader(self, index, row))
+    monkeypatch.setattr(
+        FrozenClassifier, "features", lambda self, *args: passes.append(len(args[0])) or features(self, *args)
+    )
+    data, names = picture_dataset(5), ["gradcam", "layercam", "gradcam++"]
+    options = {"metric_options": {"auc_d": {"steps": 2}}, "progress": False, "batch_size": 2}
+    result = compare(
+        directories / "classifier", data, names, "auc_d", output_dir=tmp_path / "out", slow=["gradcam++"],
+        slow_examples=3, pictures=0, report=lambda line: None, **options,
+    )["explainers"]  # fmt: skip
+    # the image that the slow one reads in a batch of its own is the exception
+    assert sorted(read) == [0, 1, 2, 2, 3, 4] and sorted(passes) == [1, 1, 2, 2]
+    for name in names:
+        count = 3 if name == "gradcam++" else 5
+        alone = SaliencyEvaluator().compute(
+            str(directories / "classifier"), data, "auc_d", method=name, max_examples=count, **options
+        )
+        assert result[name]["num_images"] == count and alone["auc_d"]["auc_d"] == result[name]["auc_d"]["auc_d"]
+        for key in ("forward_passes_per_image", "tail_passes_per_image"):
+            assert result[name][key] == alone[key]
+        assert result[name]["seconds_per_image"] > 0
 
 
 def test_head_of_another_classifier_is_a_row(directories, tmp_path):

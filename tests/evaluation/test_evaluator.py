@@ -299,6 +299,8 @@ def test_two_processes_equal_one(classifier, directory, tmp_path):
         assert found[name] == other[name] == pytest.approx(alone, abs=1e-4), name
     for one in (found, other):
         assert "busy' is in use by another run" in one["busy"] and "busy' is in use by" in one["compared"]
+        failed = one["comparison"].pop("raw_attention")
+        assert "attention" in failed and one["comparison"] == {"gradcam": 5, "random": 5, "centre": 5}
     # the one bad image lies on one of them; both end, and say which
     assert "image 4 of `data` cannot be used" in found["bad"] and "image 4 of `data`" in other["bad"]
 
