@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Mapping
+from typing import Any
 
 import torch
 from torch import nn
@@ -31,7 +32,12 @@ def fingerprint(module: nn.Module, dtype: torch.dtype | None = None) -> str:
     Returns:
         `str`: 32 hexadecimal digits.
     """
-    return fingerprint_tensors(module.state_dict(), dtype)
+    tensors = _plain_tensors(module.state_dict())
+    if any(tensor.is_meta for tensor in tensors.values()):  # offloaded: brought here, one layer after the other
+        from accelerate.utils.modeling import get_state_dict_offloaded_model
+
+        tensors = get_state_dict_offloaded_model(module)
+    return fingerprint_tensors(tensors, dtype)
 
 
 def fingerprint_tensors(tensors: Mapping[str, torch.Tensor], dtype: torch.dtype | None = None) -> str:
@@ -64,8 +70,10 @@ def fingerprints(module: nn.Module) -> dict[str, str]:
         module (`torch.nn.Module`): The classifier.
 
     Returns:
-        `dict[str, str]`: dtype name to fingerprint.
+        `dict[str, str]`: dtype name to fingerprint; empty for quantised weights.
     """
+    if is_quantized(module):
+        return {}
     own = _dtype_name(module)
     names = (own,) if own in FINGERPRINT_DTYPES and own != "float32" else FINGERPRINT_DTYPES
     return {name: fingerprint(module, getattr(torch, name)) for name in names}
@@ -88,6 +96,30 @@ def matches(module: nn.Module, recorded: dict[str, str]) -> bool:
         return fingerprint(module) == recorded[own]
     known = next((name for name in FINGERPRINT_DTYPES if name in recorded), None)
     return known is not None and fingerprint(module, getattr(torch, known)) == recorded[known]
+
+
+def is_quantized(module: nn.Module) -> bool:
+    """
+    Whether a module's weights are stored as integers, which depend on what made them: no fingerprint tells whose.
+
+    Args:
+        module (`torch.nn.Module`): The classifier.
+    """
+    if getattr(getattr(module, "config", None), "quantization_config", None) is not None:
+        return True
+    makers = (type(each).__module__ for each in (*module.modules(), *(p.data for p in module.parameters())))
+    return any(maker.startswith(("torch.ao.nn.quantized", "torchao")) for maker in makers)
+
+
+def _plain_tensors(state: Mapping[str, Any]) -> dict[str, torch.Tensor]:
+    """A state without what PyTorch's quantised layers pack into it: their integers, and no dtypes."""
+    found: dict[str, torch.Tensor] = {}
+    for name, value in state.items():
+        if isinstance(value, tuple):
+            found |= _plain_tensors({f"{name}.{index}": part for index, part in enumerate(value)})
+        elif isinstance(value, torch.Tensor):
+            found[name] = value.int_repr() if value.is_quantized else value
+    return found
 
 
 def _dtype_name(module: nn.Module) -> str:

@@ -186,7 +186,13 @@ class FrozenClassifier(nn.Module):
 
     @property
     def device(self) -> torch.device:
-        return next(self.model.parameters()).device
+        """Where the classifier computes; weights that are offloaded lie on the meta device meanwhile."""
+        device = next(self.model.parameters()).device
+        if device.type != "meta":
+            return device
+        hooks = (getattr(module, "_hf_hook", None) for module in self.model.modules())
+        places = (getattr(hook, "execution_device", None) for hook in hooks)
+        return next((torch.device(place) for place in places if place is not None), device)
 
     @property
     def dtype(self) -> torch.dtype:
@@ -386,6 +392,7 @@ class FrozenClassifier(nn.Module):
             known = ", ".join(self.normed_layers) or "none"
             raise ValueError(f"`normed` is given for layer {layer!r}; layers read through a norm alone: {known}.")
         if self._architecture is None:
+            self._check_gradients(features.feature_map)
             return self._hooked.logits_from(features)
         state = self._to_state(features)
         with contextlib.ExitStack() as stack:
@@ -548,6 +555,7 @@ class FrozenClassifier(nn.Module):
         return self._in_format(pixel_values.to(self.dtype))
 
     def _in_format(self, values: torch.Tensor) -> torch.Tensor:
+        self._check_gradients(values)
         if self.memory_format is torch.channels_last:
             return values.contiguous(memory_format=torch.channels_last)
         return values
@@ -594,7 +602,19 @@ class FrozenClassifier(nn.Module):
         """The inverse of `_to_features`."""
         if not self.is_transformer:
             return self._in_format(features.feature_map)
+        self._check_gradients(features.feature_map)
         return grid_to_tokens(features.feature_map, features.prefix_tokens)
+
+    def _check_gradients(self, values: torch.Tensor) -> None:
+        """An error, rather than gradients of what lies beside the quantised layers alone."""
+        if not torch.is_grad_enabled() or not values.requires_grad or torch.compiler.is_compiling():
+            return
+        if any(type(module).__module__.startswith("torch.ao.nn.quantized") for module in self.model.modules()):
+            raise ValueError(
+                f"The layers of this {type(self.model).__name__} are quantised by PyTorch and have no gradients; it "
+                "can be explained by heads and methods that take none, but to train a head, give the classifier "
+                "itself."
+            )
 
     def _to_features(self, layer: str, state: torch.Tensor, pixel_values: torch.Tensor) -> LayerFeatures:
         if not self.is_transformer:

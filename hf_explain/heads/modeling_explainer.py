@@ -15,7 +15,7 @@ from transformers import initialization as init
 from transformers.utils import can_return_tuple, logging
 
 from hf_explain.classifiers.features import ClassifierFeatures
-from hf_explain.classifiers.fingerprint import fingerprint, fingerprints, matches
+from hf_explain.classifiers.fingerprint import fingerprint, fingerprints, is_quantized, matches
 from hf_explain.classifiers.frozen_classifier import FrozenClassifier
 from hf_explain.classifiers.targets import Target
 from hf_explain.heads.configuration_explainer import ExplainerConfig
@@ -42,7 +42,12 @@ _PLACES = ("backbone", "backbone_revision", "backbone_fingerprint", "transformer
            "torch_dtype", "auto_map", "custom_pipelines", "architectures", "_attn_implementation",
            "_attn_implementation_internal")  # fmt: skip
 # What `from_pretrained` is told about loading that the classifier must hear too
-_SHARED_LOADING = ("dtype", "torch_dtype", "device_map", "token", "cache_dir", "local_files_only", "trust_remote_code")
+_SHARED_LOADING = (
+    "dtype", "torch_dtype", "device_map", "max_memory", "offload_folder", "offload_buffers", "token", "cache_dir",
+    "local_files_only", "trust_remote_code",
+)  # fmt: skip
+# And what is the classifier's alone
+_CLASSIFIER_LOADING = ("attn_implementation", "quantization_config")
 
 
 class ExplainerPreTrainedModel(PreTrainedModel):
@@ -140,8 +145,11 @@ class ExplainerPreTrainedModel(PreTrainedModel):
         Returns:
             [`ClassifierFeatures`].
         """
-        with torch.no_grad():
-            return self.attached.features(pixel_values, self.config.feature_layers)
+        try:
+            with torch.no_grad():
+                return self.attached.features(pixel_values, self.config.feature_layers)
+        except KeyError as error:
+            raise lost_weights(error) from error
 
     def select_features(self, features: ClassifierFeatures, rows: list[int]) -> ClassifierFeatures:
         """
@@ -326,11 +334,13 @@ class ExplainerPreTrainedModel(PreTrainedModel):
                 f"This head taps {list(config.taps)} with {list(config.taps.values())} channels, the "
                 f"classifier has {channels} there; load the classifier the head was trained on."
             )
-        if (
-            verify_fingerprint
-            and config.backbone_fingerprint
-            and not matches(classifier.model, config.backbone_fingerprint)
-        ):
+        recorded = config.backbone_fingerprint if verify_fingerprint else None
+        if recorded and is_quantized(classifier.model):
+            logger.warning(
+                f"The classifier {classifier.name_or_path or type(classifier.model).__name__!r} is quantised: its "
+                "weights have no fingerprint that shows whether it is the one this head was trained on."
+            )
+        elif recorded and not matches(classifier.model, recorded):
             raise ValueError(
                 f"The classifier {classifier.name_or_path or type(classifier.model).__name__!r} is not the one this "
                 "head was trained on: its weights have another fingerprint. Load the right classifier, or pass "
@@ -372,7 +382,7 @@ class ExplainerPreTrainedModel(PreTrainedModel):
         kwargs = {cls.config_class.renamed.get(name, name): value for name, value in kwargs.items()}
         known = {field.name for field in fields(cls.config_class)}
         own = {field.name for field in fields(ExplainerConfig)} - {"feature_layers", "self_contained"}
-        loading = {key: kwargs.pop(key) for key in (*_SHARED_LOADING, "attn_implementation") if key in kwargs}
+        loading = {key: kwargs.pop(key) for key in (*_SHARED_LOADING, *_CLASSIFIER_LOADING) if key in kwargs}
         loading = {key: value for key, value in loading.items() if value is not None}
         unknown = set(kwargs) - known
         if unknown:
@@ -410,7 +420,7 @@ class ExplainerPreTrainedModel(PreTrainedModel):
             config.backbone_config.architectures = [type(classifier.model).__name__]
         config.id2label = dict(classifier.id2label)
         config.label2id = {label: index for index, label in classifier.id2label.items()}
-        config.backbone_fingerprint = fingerprints(classifier.model)
+        config.backbone_fingerprint = fingerprints(classifier.model) or None
         config.image_mean, config.image_std = list(classifier.image_mean), list(classifier.image_std)
         layers = config.feature_layers or cls.default_feature_layers(classifier, config)
         names = [classifier.resolve_layer(layer) for layer in layers]
@@ -445,7 +455,8 @@ class ExplainerPreTrainedModel(PreTrainedModel):
             verify_fingerprint (`bool`, *optional*, defaults to `True`): Refuse a classifier whose weights differ from
                 those the head was trained on.
             kwargs: As for `PreTrainedModel.from_pretrained`; dtype, device_map, token, cache_dir, local_files_only,
-                trust_remote_code and attn_implementation also reach the classifier.
+                trust_remote_code and the options of offloading also reach the classifier, attn_implementation and
+                quantization_config the classifier alone.
 
         Returns:
             The head in eval mode, with its classifier attached.
@@ -457,7 +468,9 @@ class ExplainerPreTrainedModel(PreTrainedModel):
         """
         in_memory = pretrained_model_name_or_path is None
         name = cls.__name__ if pretrained_model_name_or_path is None else os.fspath(pretrained_model_name_or_path)
-        attn_implementation = kwargs.pop("attn_implementation", None)
+        own = {key: kwargs.pop(key) for key in _CLASSIFIER_LOADING if key in kwargs}
+        own = {key: value for key, value in own.items() if value is not None}
+        attn_implementation = own.get("attn_implementation")
         want_info = kwargs.pop("output_loading_info", False)
         shared = {key: kwargs[key] for key in _SHARED_LOADING if kwargs.get(key) is not None}
         kwargs["use_safetensors"] = True  # a pickle can run code; heads are never saved as one
@@ -493,11 +506,14 @@ class ExplainerPreTrainedModel(PreTrainedModel):
                 model.backbone.image_processor = load_image_processor(
                     name, kwargs["revision"], trust_remote_code=shared.get("trust_remote_code"), **hub_options
                 )
+            if classifier is None and "quantization_config" in own:
+                raise ValueError(
+                    f"`quantization_config` is for a classifier that is loaded, but {name!r} has its own inside; pass "
+                    "from_pretrained(..., classifier=...) as well."
+                )
         if classifier is not None or not model.config.self_contained:
-            if attn_implementation is not None:
-                shared["attn_implementation"] = attn_implementation
             with usable_files(name):
-                found = model._load_classifier(name, classifier, shared, in_memory)
+                found = model._load_classifier(name, classifier, shared | own, in_memory)
             if "device_map" not in shared and not isinstance(classifier, (nn.Module,)):
                 found.to(model.device)
             try:
@@ -648,6 +664,17 @@ def check_output(output: SaliencyOutput) -> SaliencyOutput:
             check_finite(logits, "logits that are")
             check_finite(maps, "a map that is")
     return output
+
+
+def lost_weights(error: KeyError) -> Exception:
+    """What a classifier's missing weights mean, which Accelerate looks up in the head's state; else `error` itself."""
+    if _BACKBONE not in str(error):
+        return error
+    return ValueError(
+        "The classifier's weights were lost when the head was offloaded, because a head's state_dict() holds its own "
+        "alone. Load it again, with device_map= and offload_folder=, or set config.self_contained to true before you "
+        "offload it."
+    )
 
 
 def _drop_backbone(module: Any, state_dict: dict[str, Any], prefix: str, local_metadata: Any) -> None:

@@ -1,10 +1,9 @@
 from __future__ import annotations
 
 import torch
-import torch.nn.functional as F
-from torch import nn
 
 from hf_explain.classifiers.features import ClassifierFeatures, LayerFeatures
+from hf_explain.heads.class_maps import ClassConv2d, class_maps
 from hf_explain.heads.lcam.configuration_lcam import LCamConfig
 from hf_explain.heads.modeling_mask_trained import MaskTrainedExplainer
 from hf_explain.tensors.maps import resize_maps
@@ -31,17 +30,14 @@ class LCamForSaliency(MaskTrainedExplainer):
         super().__init__(config)
         (channels,) = config.taps.values()
         assert config.num_labels is not None  # a configuration has two where nothing else is said
-        self.attention = nn.Conv2d(channels, config.num_labels, kernel_size=1)
+        self.attention = ClassConv2d(channels, config.num_labels)
         self.post_init()
 
     def saliency_logits(self, features: ClassifierFeatures, target: torch.Tensor) -> torch.Tensor:
-        weight, bias = self._rows(target)
-        feature_map = self._tapped(features).feature_map.to(weight.dtype)
-        return torch.einsum("bchw,bc->bhw", feature_map, weight[:, :, 0, 0]) + bias[:, None, None]
+        return self._maps(features, target, pairwise=False)
 
     def pairwise_saliency_logits(self, features: ClassifierFeatures, target: torch.Tensor) -> torch.Tensor:
-        weight, bias = self._rows(target)
-        return F.conv2d(self._tapped(features).feature_map.to(weight.dtype), weight, bias)
+        return self._maps(features, target, pairwise=True)
 
     def masked_logits(
         self, pixel_values: torch.Tensor, features: ClassifierFeatures, attention: torch.Tensor
@@ -63,7 +59,6 @@ class LCamForSaliency(MaskTrainedExplainer):
         (layer,) = self.config.taps
         return features[layer]
 
-    def _rows(self, target: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        """Weights and biases of the classes asked for: the others stay out of the pass, forward and backward."""
-        assert self.attention.bias is not None
-        return self.attention.weight[target], self.attention.bias[target]
+    def _maps(self, features: ClassifierFeatures, target: torch.Tensor, pairwise: bool) -> torch.Tensor:
+        feature_map = self._tapped(features).feature_map.to(self.attention.weight.dtype)
+        return class_maps(self.attention, [feature_map], target, feature_map.shape[-2:], pairwise)

@@ -14,7 +14,7 @@ from hf_explain.classifiers.frozen_classifier import FrozenClassifier
 from hf_explain.classifiers.targets import Target
 from hf_explain.heads.distributed import batch_uniform
 from hf_explain.heads.losses import confidence_loss, confident_reconstruction_loss
-from hf_explain.heads.modeling_explainer import ExplainerPreTrainedModel, check_output
+from hf_explain.heads.modeling_explainer import ExplainerPreTrainedModel, check_output, lost_weights
 from hf_explain.heads.scan.configuration_scan import ScanConfig
 from hf_explain.heads.scan.decoders import CnnDecoder, TransformerDecoder, default_widths
 from hf_explain.tensors.maps import check_finite, min_max, position_contributions, resize_maps
@@ -165,7 +165,10 @@ class ScanForSaliency(ExplainerPreTrainedModel):
         Returns:
             [`ScanFeatures`]; `logits` has no graph.
         """
-        return _split(self.attached, pixel_values, self.config)
+        try:
+            return _split(self.attached, pixel_values, self.config)
+        except KeyError as error:
+            raise lost_weights(error) from error
 
     def select_features(self, features: ClassifierFeatures, rows: list[int]) -> ScanFeatures:
         """

@@ -1,7 +1,5 @@
 from __future__ import annotations
 
-import functools
-from collections.abc import Callable
 from typing import Any, ClassVar
 
 import torch
@@ -11,10 +9,10 @@ from torch.nn.modules.batchnorm import _BatchNorm
 
 from hf_explain.classifiers.features import ClassifierFeatures, LayerFeatures
 from hf_explain.classifiers.frozen_classifier import FrozenClassifier
+from hf_explain.heads.class_maps import ClassConv2d, class_maps, is_bare
 from hf_explain.heads.distributed import GlobalBatchNorm2d
 from hf_explain.heads.modeling_mask_trained import MaskTrainedExplainer
 from hf_explain.heads.ttame.configuration_ttame import TTameConfig
-from hf_explain.tensors.maps import resize_maps
 
 
 class TTameForSaliency(MaskTrainedExplainer):
@@ -62,7 +60,7 @@ class TTameForSaliency(MaskTrainedExplainer):
             )
         self.bns = nn.ModuleList(GlobalBatchNorm2d(width) for width in channels) if config.batch_norm else None
         assert config.num_labels is not None  # a configuration has two where nothing else is said
-        self.fuser = nn.Conv2d(sum(channels), config.num_labels, kernel_size=1)
+        self.fuser = ClassConv2d(sum(channels), config.num_labels)
         self.post_init()
 
     @classmethod
@@ -108,37 +106,16 @@ class TTameForSaliency(MaskTrainedExplainer):
             )
 
     def saliency_logits(self, features: ClassifierFeatures, target: torch.Tensor) -> torch.Tensor:
-        rows, bias = self._rows(target)
-
-        def fuse(branch: torch.Tensor, row: torch.Tensor) -> torch.Tensor:
-            return torch.bmm(row[:, None], branch.flatten(2))[:, 0].unflatten(1, branch.shape[-2:])
-
-        return self._fuse(features, rows.flatten(1), fuse) + bias[:, None, None]
+        return self._maps(features, target, pairwise=False)
 
     def pairwise_saliency_logits(self, features: ClassifierFeatures, target: torch.Tensor) -> torch.Tensor:
-        rows, bias = self._rows(target)
-        return self._fuse(features, rows, F.conv2d) + bias[:, None, None]
+        return self._maps(features, target, pairwise=True)
 
-    def _rows(self, target: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        """Weights and biases of the classes asked for: the others stay out of the pass, forward and backward."""
-        assert self.fuser.bias is not None
-        return self.fuser.weight[target], self.fuser.bias[target]
-
-    def _fuse(
-        self,
-        features: ClassifierFeatures,
-        rows: torch.Tensor,
-        fuse: Callable[[torch.Tensor, torch.Tensor], torch.Tensor],
-    ) -> torch.Tensor:
-        """The sum over branches of `fuse(branch, its part of rows)`, each resized to the map's size."""
-        taps = self.config.taps
-        finest = features[next(iter(taps))].feature_map.shape[-2:]
-        size = [min(side, self.config.max_map_size) for side in finest]
-        parts = (
-            resize_maps(fuse(self._branch(index, self._tap(features[layer])), row), size)
-            for index, (layer, row) in enumerate(zip(taps, rows.split(list(taps.values()), 1)))
-        )
-        return functools.reduce(torch.add, parts)
+    def _maps(self, features: ClassifierFeatures, target: torch.Tensor, pairwise: bool) -> torch.Tensor:
+        taps = list(self.config.taps)
+        size = [min(side, self.config.max_map_size) for side in features[taps[0]].feature_map.shape[-2:]]
+        branches = (self._branch(index, self._tap(features[layer])) for index, layer in enumerate(taps))
+        return class_maps(self.fuser, branches, target, size, pairwise)
 
     def _tap(self, features: LayerFeatures) -> torch.Tensor:
         """One layer's features as its branch reads them."""
@@ -153,18 +130,21 @@ class TTameForSaliency(MaskTrainedExplainer):
     def _branch(self, index: int, feature_map: torch.Tensor) -> torch.Tensor:
         """Convolutions, BatchNorm, skip, activation of one tap, `(batch_size, channels, height, width)`."""
         conv, norm = self.convs[index], self.bns[index] if self.bns is not None else None
-        assert isinstance(conv, nn.Conv2d) and isinstance(norm, _BatchNorm | None)
         context = self.contexts[index] if self.config.context_size > 1 else None
         branch = feature_map if context is None else context(feature_map)
-        if self.training:
+        skip = self.config.skip
+        if not self.training and is_bare(conv) and (norm is None or is_bare(norm)):
+            assert isinstance(conv, nn.Conv2d) and isinstance(norm, _BatchNorm | None)
+            folds_skip = skip and context is None
+            weight, bias = _folded(conv, norm, folds_skip)
+            # a convolution, not a product over positions: on a CPU its kernels take half the time on every grid
+            branch = F.conv2d(branch, weight[:, :, None, None], bias)
+            skip = skip and not folds_skip
+        else:
             branch = conv(branch)
             if norm is not None:
                 branch = norm(branch)
-        else:
-            weight, bias = _folded(conv, norm, self.config.skip and context is None)
-            # a convolution, not a product over positions: on a CPU its kernels take half the time on every grid
-            branch = F.conv2d(branch, weight[:, :, None, None], bias)
-        if self.config.skip and (self.training or context is not None):
+        if skip:
             branch = branch + feature_map
         # in place: neither a convolution, nor BatchNorm, nor a sum needs its output for its gradient
         return branch.relu_() if self.config.branch_activation == "relu" else branch.sigmoid_()
