@@ -5,6 +5,7 @@ from __future__ import annotations
 import inspect
 import os
 from collections.abc import Iterator
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -12,13 +13,14 @@ import torch
 from PIL import Image
 from torch.utils.data import Dataset
 from transformers import Pipeline, dynamic_module_utils, pipeline
+from transformers.models.auto.auto_factory import _BaseAutoModelClass
 from transformers.pipelines import PIPELINE_REGISTRY
 
 from hf_explain.classifiers.frozen_classifier import FrozenClassifier
 from hf_explain.classifiers.targets import is_several
 from hf_explain.heads.modeling_explainer import ExplainerPreTrainedModel, check_output
 from hf_explain.io.datasets import leave_encoded
-from hf_explain.io.downloads import usable_files
+from hf_explain.io.downloads import whole_downloads
 from hf_explain.io.image_processor import (
     check_image_processor,
     load_image_processor,
@@ -26,9 +28,8 @@ from hf_explain.io.image_processor import (
     to_pixel_values,
 )
 from hf_explain.io.images import is_image_cell, load_rgb
-from hf_explain.io.paths import check_source
 from hf_explain.methods.common import class_probabilities
-from hf_explain.registry import DEFAULT_METHOD, AutoModelForSaliency, resolve_method
+from hf_explain.registry import DEFAULT_METHOD, load_model, resolve_method
 from hf_explain.tensors.maps import CropGeometry, uncrop
 from hf_explain.tensors.outputs import SaliencyOutput
 from hf_explain.tensors.scalars import check_choice, check_count
@@ -59,6 +60,8 @@ class SaliencyPipeline(Pipeline):
     _load_tokenizer = False  # type: ignore[assignment]  # likewise
 
     def __init__(self, *args, **kwargs):
+        if isinstance(failed := kwargs.get("model"), _NotLoaded):
+            raise failed.error
         if not args and kwargs.get("model") is None:
             raise ValueError(
                 "`model` is missing: give a trained head or an image classifier, as in "
@@ -300,14 +303,22 @@ class SaliencyPipeline(Pipeline):
         return logits.float().sigmoid() if problem == "multi_label_classification" else class_probabilities(logits)
 
 
-def load_pipeline(model: str | os.PathLike[str] | ExplainerPreTrainedModel, **kwargs: Any) -> SaliencyPipeline:
+def load_pipeline(
+    model: str | os.PathLike[str] | ExplainerPreTrainedModel,
+    *,
+    revision: str | None = None,
+    trust_remote_code: bool = False,
+    **kwargs: Any,
+) -> SaliencyPipeline:
     """
-    `pipeline("saliency")` as the commands load it: no code of a repository runs, and nobody is asked whether it may.
+    `pipeline("saliency")` as the commands load it: nobody is asked whether code of a repository may run.
 
     Args:
         model (`str`, `os.PathLike` or [`ExplainerPreTrainedModel`]): Directory or Hub id of a head or a classifier, or
             a head.
-        kwargs: revision, device, pipeline_class.
+        revision (`str`, *optional*): Branch, tag or commit on the Hub.
+        trust_remote_code (`bool`, *optional*, defaults to `False`): Whether code of the repository may run.
+        kwargs: device, pipeline_class.
 
     Returns:
         [`SaliencyPipeline`], or an instance of `pipeline_class`.
@@ -320,11 +331,33 @@ def load_pipeline(model: str | os.PathLike[str] | ExplainerPreTrainedModel, **kw
     if isinstance(model, ExplainerPreTrainedModel):
         return pipeline("saliency", model=model, **kwargs)  # type: ignore[call-overload]  # for Transformers' own tasks
     name = os.fspath(model)
-    check_source(name)
-    with usable_files(name):
+    with whole_downloads(name, revision) as commit:
         return pipeline(  # type: ignore[call-overload]  # for Transformers' own tasks
-            "saliency", model=name, trust_remote_code=False, **kwargs
+            "saliency", model=name, revision=commit, trust_remote_code=trust_remote_code, **kwargs
         )
+
+
+class HeadOrClassifier(_BaseAutoModelClass):
+    """
+    What Transformers' `pipeline()` loads a model with. It would try one class after another, take what lacks weights,
+    and put the traceback of each into one message; so an error is kept until the pipeline itself can raise it.
+    """
+
+    @classmethod
+    def from_pretrained(cls, pretrained_model_name_or_path, *model_args, **kwargs):
+        try:
+            model = load_model(pretrained_model_name_or_path, **kwargs)
+        except Exception as error:
+            return _NotLoaded(error)
+        return model.model if isinstance(model, FrozenClassifier) else model
+
+
+@dataclass(frozen=True)
+class _NotLoaded:
+    """Stands for a model until the pipeline is made, which raises the error."""
+
+    error: Exception
+    device: torch.device = torch.device("cpu")  # `pipeline()` asks
 
 
 class _Items(Dataset):
@@ -381,7 +414,7 @@ if "saliency" not in PIPELINE_REGISTRY.supported_tasks:
     PIPELINE_REGISTRY.register_pipeline(
         "saliency",
         SaliencyPipeline,
-        pt_model=(AutoModelForSaliency,),
+        pt_model=(HeadOrClassifier,),
         default={"model": (None, None)},  # no classifier is everybody's: the pipeline itself asks for one
         type="image",
     )

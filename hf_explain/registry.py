@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from collections import OrderedDict
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -17,7 +17,7 @@ from hf_explain.heads import lcam, scan, ttame
 from hf_explain.heads.configuration_explainer import ExplainerConfig
 from hf_explain.heads.entry import Head
 from hf_explain.heads.modeling_explainer import ExplainerPreTrainedModel
-from hf_explain.io.downloads import HUB_OPTIONS, hub_errors, pin_revision, whole_downloads
+from hf_explain.io.downloads import HUB_OPTIONS, read_config, whole_downloads
 from hf_explain.methods.attention import (
     attention_guided_cam,
     legrad,
@@ -127,12 +127,46 @@ class AutoModelForSaliency(_BaseAutoModelClass):
         # for None, Transformers stops and asks on the terminal
         kwargs["trust_remote_code"] = bool(kwargs.get("trust_remote_code"))
         options = {key: kwargs[key] for key in HUB_OPTIONS if kwargs.get(key) is not None}
-        with hub_errors(name, f"loading the head {name!r}"):
-            revision = pin_revision(name, kwargs.get("revision"), **options)
-        if revision is not None:
-            kwargs["revision"] = revision
-        with whole_downloads(name, revision, **options):
-            return super().from_pretrained(name, *model_args, **kwargs)
+        with whole_downloads(name, kwargs.get("revision"), "the head ", **options) as revision:
+            if revision is not None:
+                kwargs["revision"] = revision
+            head = _registered_head(read_config(name, revision, **options))
+            if head is None or "config" in kwargs:
+                return super().from_pretrained(name, *model_args, **kwargs)
+        # without the code beside it, which is there for those who have not this package
+        kwargs.pop("code_revision", None)
+        return head.model.from_pretrained(name, *model_args, **kwargs)
+
+
+def _registered_head(values: Mapping[str, Any]) -> Head | None:
+    """The entry of the head that a config.json describes."""
+    name = values.get("model_type")
+    return HEADS.get(name) if isinstance(name, str) else None
+
+
+def load_model(
+    name: str | os.PathLike[str], *, revision: str | None = None, **kwargs: Any
+) -> ExplainerPreTrainedModel | FrozenClassifier:
+    """
+    A trained head with its classifier, or a plain classifier, whichever there is.
+
+    Args:
+        name (`str` or `os.PathLike`): Directory or Hub id.
+        revision (`str`, *optional*): Branch, tag or commit on the Hub.
+        kwargs: As for [`AutoModelForSaliency.from_pretrained`] and [`FrozenClassifier.from_pretrained`].
+
+    Raises:
+        OSError: If there is no such model, it cannot be downloaded, or a download was damaged.
+        ValueError: If its files cannot be used, lack weights, or its own code would have to run.
+    """
+    name = os.fspath(name)
+    options = {key: kwargs[key] for key in HUB_OPTIONS if kwargs.get(key) is not None}
+    with whole_downloads(name, revision, **options) as commit:
+        values = read_config(name, commit, **options)
+    code = values.get("auto_map")
+    if _registered_head(values) or isinstance(code, dict) and AutoModelForSaliency.__name__ in code:
+        return AutoModelForSaliency.from_pretrained(name, revision=commit, **kwargs)
+    return FrozenClassifier.from_pretrained(name, revision=commit, **kwargs)
 
 
 def register_head(head: Head) -> None:

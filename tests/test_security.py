@@ -22,7 +22,10 @@ from safetensors.torch import load_file, save_file
 from transformers import pipeline
 
 from hf_explain import AutoModelForSaliency, FrozenClassifier, LCamForSaliency
+from hf_explain.apps.demo_explainers import Demo
+from hf_explain.evaluation.explainer import resolve_explainer
 from hf_explain.io.images import MAX_PIXELS, load_rgb
+from hf_explain.pipeline import load_pipeline
 
 
 REFUSALS = (ValueError, TypeError, OSError)  # OSError: FileNotFoundError, PermissionError, ConnectionError among it
@@ -382,9 +385,14 @@ def test_a_classifier_with_missing_tensors_is_refused(saved, lost):
     for load in (
         lambda: FrozenClassifier.from_pretrained(classifier),
         lambda: AutoModelForSaliency.from_pretrained(saved),
+        lambda: pipeline("saliency", model=str(classifier)),
+        lambda: pipeline("saliency", model=str(saved)),
+        lambda: load_pipeline(classifier),
+        lambda: resolve_explainer(str(classifier)),
+        lambda: Demo(str(classifier)),
     ):
         with pytest.raises(
-            ValueError, match=rf"classifier '.*classifier' lack {len(lost)} of its tensors \({', '.join(lost)}\)"
+            ValueError, match=rf"^.*classifier '.*classifier' lack {len(lost)} of its tensors \({', '.join(lost)}\).*$"
         ):
             load()
 

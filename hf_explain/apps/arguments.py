@@ -53,6 +53,17 @@ class DatasetArguments:
 
 
 @dataclass(kw_only=True)
+class LoadingArguments:
+    """How every model that a command is given is loaded, and its image processor."""
+
+    options_title = "loading"
+
+    trust_remote_code: bool = option(
+        False, "run code that comes with a model or its image processor on this machine; read that code first"
+    )
+
+
+@dataclass(kw_only=True)
 class QuickstartCommand:
     """`hf-explain quickstart`."""
 
@@ -65,7 +76,7 @@ class QuickstartCommand:
 
 
 @dataclass(kw_only=True)
-class TrainCommand(DatasetArguments, ExplainerTrainingArguments):
+class TrainCommand(LoadingArguments, DatasetArguments, ExplainerTrainingArguments):
     """`hf-explain train`: a head and what it is trained on, beside the settings of the training itself."""
 
     options_title = "what to train"
@@ -92,7 +103,7 @@ class TrainCommand(DatasetArguments, ExplainerTrainingArguments):
 
 
 @dataclass(kw_only=True)
-class ExplainCommand:
+class ExplainCommand(LoadingArguments):
     """`hf-explain explain`."""
 
     images: list[str] = option(help="path or http(s) URL", positional=True, metavar="IMAGE")
@@ -112,7 +123,7 @@ class ExplainCommand:
 
 
 @dataclass(kw_only=True)
-class EvaluateCommand(ComparisonArguments, DatasetArguments):
+class EvaluateCommand(ComparisonArguments, DatasetArguments, LoadingArguments):
     """`hf-explain evaluate`: what is compared and on what, beside the settings of the comparison itself."""
 
     options_title = "what to compare"
@@ -132,7 +143,7 @@ class EvaluateCommand(ComparisonArguments, DatasetArguments):
 
 
 @dataclass(kw_only=True)
-class ErrorsCommand(ErrorStudyArguments, DatasetArguments):
+class ErrorsCommand(ErrorStudyArguments, DatasetArguments, LoadingArguments):
     """`hf-explain errors`: whose errors and on what, beside what counts as one of a kind."""
 
     options_title = "whose errors"
@@ -160,7 +171,7 @@ class ErrorsCommand(ErrorStudyArguments, DatasetArguments):
 
 
 @dataclass(kw_only=True)
-class ExportArguments(DatasetArguments):
+class ExportArguments(DatasetArguments, LoadingArguments):
     """
     What to explain and how, for [`~hf_explain.apps.export.export_saliency`].
 
@@ -286,7 +297,7 @@ class CardCommand(CardFields):
 
 
 @dataclass(kw_only=True)
-class DemoCommand:
+class DemoCommand(LoadingArguments):
     """`hf-explain demo`."""
 
     model: list[str] = option(help="head or classifier: directory or Hub id; repeat to compare")

@@ -64,6 +64,7 @@ def launch(
     share: bool = False,
     port: int | None = None,
     block: bool = True,
+    trust_remote_code: bool = False,
 ):
     """
     Start the demo.
@@ -73,7 +74,7 @@ def launch(
     page closes, and all of it when the server stops: at `close()`, at Ctrl-C, and with `block` at SIGTERM too.
 
     Args:
-        models, classifier, device: As for [`Demo`].
+        models, classifier, device, trust_remote_code: As for [`Demo`].
         examples: As for [`example_files`].
         share (`bool`, *optional*, defaults to `False`): Also make a temporary public link, through Gradio's servers.
         port (`int`, *optional*): Of the local server; the first free one from 7860 on when not given.
@@ -91,7 +92,7 @@ def launch(
         raise ValueError(f"`port` must lie in 1 to 65535, got {port}.")
     _need_gradio()
     with _ended_by_sigterm() if block else nullcontext():
-        app = build_app(Demo(models, classifier, device), examples)
+        app = build_app(Demo(models, classifier, device, trust_remote_code), examples)
         try:
             # without ssr_mode=False a Node server is started where there is one, and asks for more ports
             app.launch(
@@ -132,7 +133,8 @@ def _ended_by_sigterm() -> Iterator[None]:
 def run(arguments: DemoCommand) -> None:
     """`hf-explain demo`: the page, or the files of a Space that shows it."""
     if arguments.write_space:
-        print(f"Wrote {write_space(arguments.write_space, arguments.model, arguments.classifier)}")
+        found = write_space(arguments.write_space, arguments.model, arguments.classifier, arguments.trust_remote_code)
+        print(f"Wrote {found}")
         return
     launch(
         arguments.model,
@@ -141,6 +143,7 @@ def run(arguments: DemoCommand) -> None:
         device=arguments.device,
         share=arguments.share,
         port=arguments.port,
+        trust_remote_code=arguments.trust_remote_code,
     )
 
 
@@ -439,7 +442,12 @@ def _remove_folders(folders: list[str], keep: int = 0) -> None:
 # --------------------------------------------------------------------------------------------------------------- Space
 
 
-def write_space(directory: str | os.PathLike, model: str | Sequence[str], classifier: str | None = None) -> Path:
+def write_space(
+    directory: str | os.PathLike,
+    model: str | Sequence[str],
+    classifier: str | None = None,
+    trust_remote_code: bool = False,
+) -> Path:
     """
     Write the files of a Hugging Face Space that runs this demo.
 
@@ -448,6 +456,7 @@ def write_space(directory: str | os.PathLike, model: str | Sequence[str], classi
             in it are replaced.
         model (`str` or `Sequence[str]`): Hub ids of heads or classifiers.
         classifier (`str`, *optional*): Hub id of a classifier to use instead of the one that the heads name.
+        trust_remote_code (`bool`, *optional*, defaults to `False`): Whether the Space runs code of the repositories.
 
     Returns:
         `pathlib.Path`: The folder; publish it with `HfApi().upload_folder(..., repo_type="space")`.
@@ -479,6 +488,7 @@ def write_space(directory: str | os.PathLike, model: str | Sequence[str], classi
     header = "\n".join(f"{key}: {json.dumps(value, ensure_ascii=False)}" for key, value in front.items())
     linked = ", ".join(f"[{name}](https://huggingface.co/{name})" for name in models)
     arguments = json.dumps(models) + (f", classifier={json.dumps(classifier)}" if classifier else "")
+    arguments += ", trust_remote_code=True" if trust_remote_code else ""
     files = {
         "app.py": f"from hf_explain.apps.demo import launch\n\n\nlaunch({arguments})\n",
         "requirements.txt": "hf-explain[demo]\n",

@@ -139,6 +139,7 @@ class Demo:
             ids, all of the same classes. Heads of one classifier share it in memory.
         classifier (`str` or `os.PathLike`, *optional*): Used instead of the classifier that the heads name.
         device (`str`, *optional*): Torch device; the accelerator where there is one, or else the CPU.
+        trust_remote_code (`bool`, *optional*, defaults to `False`): Whether code of the repositories may run.
 
     Raises:
         ValueError: If there is no model, the models' classes differ, or one cannot be used.
@@ -150,10 +151,11 @@ class Demo:
         models: str | os.PathLike | Sequence[str | os.PathLike],
         classifier: str | os.PathLike | None = None,
         device: str | None = None,
+        trust_remote_code: bool = False,
     ):
         names = as_names(models)
         self._lock = threading.Lock()  # hooks and the switch to eager attention are the classifier's, not a visitor's
-        pipes = {name: _load(name, classifier, choose_device(device)) for name in names}
+        pipes = {name: _load(name, classifier, choose_device(device), trust_remote_code) for name in names}
         known: dict[tuple, Any] = {}
         for pipe in pipes.values():
             key = _identity(pipe.classifier)
@@ -351,10 +353,12 @@ def as_names(models) -> list[str]:
     return names
 
 
-def _load(name: str, classifier: str | os.PathLike | None, device: torch.device) -> SaliencyPipeline:
+def _load(
+    name: str, classifier: str | os.PathLike | None, device: torch.device, trust_remote_code: bool = False
+) -> SaliencyPipeline:
     if classifier is None:
-        return load_pipeline(name, device=device)
-    head = AutoModelForSaliency.from_pretrained(name, classifier=classifier)
+        return load_pipeline(name, device=device, trust_remote_code=trust_remote_code)
+    head = AutoModelForSaliency.from_pretrained(name, classifier=classifier, trust_remote_code=trust_remote_code)
     return load_pipeline(head, device=device)
 
 

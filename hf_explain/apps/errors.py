@@ -35,7 +35,9 @@ def run(arguments: ErrorsCommand) -> dict[str, Any]:
         resolve_method(arguments.method)
     data = arguments.load()
     device = choose_device(arguments.device)
-    pipe = load_pipeline(arguments.model, revision=arguments.revision, device=device)
+    pipe = load_pipeline(
+        arguments.model, revision=arguments.revision, device=device, trust_remote_code=arguments.trust_remote_code
+    )
     method = arguments.method or (DEFAULT_METHOD if pipe.head is None else None)
     for name in arguments.method_options:
         if name != method:

@@ -36,6 +36,7 @@ def run(arguments: EvaluateCommand) -> dict[str, Any]:
         part_of(arguments, ComparisonArguments),
         command=[*program, *as_words(arguments)],
         revision=arguments.classifier_revision,
+        trust_remote_code=arguments.trust_remote_code,
     ).to_json()
     failed = [name for name, result in comparison["explainers"].items() if "error" in result]
     if failed:

@@ -34,7 +34,12 @@ def run(arguments: ExplainCommand) -> None:
         output.mkdir(parents=True, exist_ok=True)
     elif output.is_dir():
         output = output / f"{Path(images[0]).stem}.png"
-    pipe = load_pipeline(arguments.model, revision=arguments.revision, device=choose_device(arguments.device))
+    pipe = load_pipeline(
+        arguments.model,
+        revision=arguments.revision,
+        device=choose_device(arguments.device),
+        trust_remote_code=arguments.trust_remote_code,
+    )
     results = pipe(
         ({"image": source} for source in images),
         target=[_class(word) for word in arguments.target] or None,

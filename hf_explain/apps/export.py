@@ -119,7 +119,11 @@ def export_saliency(output_dir: str | os.PathLike, args: ExportArguments) -> dic
     with accelerator.local_main_process_first():
         source = ExportSource.load(args)
         pipe = load_pipeline(
-            args.model, revision=args.revision, device=accelerator.device, pipeline_class=_ExportPipeline
+            args.model,
+            revision=args.revision,
+            device=accelerator.device,
+            trust_remote_code=args.trust_remote_code,
+            pipeline_class=_ExportPipeline,
         )
     read_label = None
     if source.label_column is not None:

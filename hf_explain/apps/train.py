@@ -41,7 +41,7 @@ def run(arguments: TrainCommand) -> dict[str, Any]:
         eval_dataset = arguments.load(arguments.eval_dataset, arguments.eval_split or "validation")
     elif arguments.eval_split is not None:
         eval_dataset = arguments.load(split=arguments.eval_split)
-    loading = {}
+    loading: dict[str, Any] = {"trust_remote_code": arguments.trust_remote_code}
     if arguments.attn_implementation is not None:
         loading["attn_implementation"] = arguments.attn_implementation
     classifier = FrozenClassifier.from_pretrained(

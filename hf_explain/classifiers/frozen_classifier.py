@@ -22,7 +22,7 @@ from hf_explain.classifiers.hooked_layers import HookedLayers, logits_of, pair
 from hf_explain.classifiers.passes import watched
 from hf_explain.classifiers.targets import Target, resolve_target
 from hf_explain.classifiers.thread_hooks import thread_hooks
-from hf_explain.io.downloads import check_config, hub_errors, pin_revision, whole_downloads
+from hf_explain.io.downloads import check_shapes, whole_downloads
 from hf_explain.io.image_processor import load_image_processor, normalisation
 from hf_explain.io.paths import is_hub_id
 from hf_explain.tensors.maps import grid_to_tokens, tokens_to_grid
@@ -114,14 +114,15 @@ class FrozenClassifier(nn.Module):
         kwargs["use_safetensors"] = True  # a pickle can run code
         # for None, Transformers stops and asks on the terminal
         trusted = kwargs["trust_remote_code"] = bool(kwargs.get("trust_remote_code"))
-        with hub_errors(name, f"loading the classifier {name!r}"):
-            revision = pin_revision(name, revision, **hub_kwargs)
-        with whole_downloads(name, revision, **hub_kwargs):
-            check_config(name, revision, **hub_kwargs)
+        with whole_downloads(name, revision, "the classifier ", **hub_kwargs) as revision:
             loaded: Any = AutoModelForImageClassification.from_pretrained(
-                name, revision=revision or "main", **{**kwargs, "output_loading_info": True}
+                name,
+                revision=revision or "main",
+                **{**kwargs, "output_loading_info": True, "ignore_mismatched_sizes": True},
             )
         model, info = loaded
+        if not kwargs.get("ignore_mismatched_sizes"):
+            check_shapes(info["mismatched_keys"], name, "the classifier ")
         missing = sorted(info["missing_keys"])  # filled with random numbers, which explain nothing
         if missing:
             listed = ", ".join(missing[:5]) + (", ..." if len(missing) > 5 else "")

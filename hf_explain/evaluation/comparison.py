@@ -77,6 +77,7 @@ def compare(
     seed: int = 0,
     device: str | torch.device | None = None,
     revision: str | None = None,
+    trust_remote_code: bool = False,
     report: Callable[[str], None] = print,
     **options,
 ) -> dict[str, Any]:
@@ -109,6 +110,8 @@ def compare(
         seed (`int`, *optional*, defaults to 0): Seed of everything random.
         device (*optional*): Where the classifier is put; the accelerator where there is one, or else the CPU.
         revision (`str`, *optional*): Of a classifier given by its Hub id.
+        trust_remote_code (`bool`, *optional*, defaults to `False`): Whether code that comes with the classifier or a
+            head may run.
         report (`Callable`, *optional*): Gets the table and progress, line by line.
         options: More arguments of [`SaliencyEvaluator.compute`] (`target`, `presets`, `batch_size`, `image_column`,
             `shard_size`, ...).
@@ -136,7 +139,14 @@ def compare(
         **options,
     )
     return run_comparison(
-        classifier, data, explainers, arguments, command=command, revision=revision, report=report
+        classifier,
+        data,
+        explainers,
+        arguments,
+        command=command,
+        revision=revision,
+        trust_remote_code=trust_remote_code,
+        report=report,
     ).to_json()
 
 
@@ -148,13 +158,14 @@ def run_comparison(
     *,
     command: Sequence[str] | None = None,
     revision: str | None = None,
+    trust_remote_code: bool = False,
     report: Callable[[str], None] = print,
 ) -> Comparison:
     """
     [`compare`] with its settings in one object.
 
     Args:
-        classifier, data, explainers, command, revision, report: As for [`compare`].
+        classifier, data, explainers, command, revision, trust_remote_code, report: As for [`compare`].
         arguments ([`ComparisonArguments`]): The settings; its `output_dir` is needed.
 
     Returns:
@@ -183,9 +194,12 @@ def run_comparison(
     with contextlib.ExitStack() as held:
         on_first_process(rank, world, claim)
         if not isinstance(classifier, FrozenClassifier):
-            classifier = FrozenClassifier.from_pretrained(classifier, revision=revision)
+            classifier = FrozenClassifier.from_pretrained(
+                classifier, revision=revision, trust_remote_code=trust_remote_code
+            )
         classifier.to(choose_device(own_device if arguments.device is None else arguments.device))
-        measured = _measure(classifier, data, explainers, arguments, numbers, report if main else lambda line: None)
+        told = report if main else lambda line: None
+        measured = _measure(classifier, data, explainers, arguments, numbers, told, trust_remote_code)
         if main:
             write_comparison(measured, data, arguments, command)
             report((folder / "table.md").read_text())
@@ -211,6 +225,7 @@ def _measure(
     arguments: ComparisonArguments,
     numbers: dict[str, tuple[Number, ...]],
     report: Callable[[str], None],
+    trust_remote_code: bool,
 ) -> MeasuredComparison:
     """Every explainer measured, or the reason why one could not be."""
     known = fingerprint(classifier.model)  # once: all explainers share this classifier
@@ -229,7 +244,8 @@ def _measure(
     for name in sorted(explainers, key=lambda name: name not in CONTROLS):
         try:
             own = _own_arguments(name, arguments)
-            tasks[name] = _resolve(name, explainers[name], classifier, arguments, known), load_metrics(own), own
+            explainer = _resolve(name, explainers[name], classifier, arguments, known, trust_remote_code)
+            tasks[name] = explainer, load_metrics(own), own
         except Exception as error:
             if name in CONTROLS:
                 raise
@@ -273,14 +289,23 @@ def _measure(
     return MeasuredComparison(comparison, columns, built)
 
 
-def _resolve(name: str, source, classifier: FrozenClassifier, arguments: ComparisonArguments, known: str) -> Explainer:
+def _resolve(
+    name: str,
+    source,
+    classifier: FrozenClassifier,
+    arguments: ComparisonArguments,
+    known: str,
+    trust_remote_code: bool,
+) -> Explainer:
     """The head `source`, or where that is `None` the training-free method called `name`."""
     options = arguments.method_options.get(name)
     if source is None:
         return resolve_explainer(classifier, name, options, arguments.seed, classifier_fingerprint=known)
     if isinstance(source, (str, os.PathLike)):
         # attached to this classifier: a head of another one is an error
-        source = AutoModelForSaliency.from_pretrained(source, classifier=classifier)
+        source = AutoModelForSaliency.from_pretrained(
+            source, classifier=classifier, trust_remote_code=trust_remote_code
+        )
     own = source.backbone is classifier
     source = source.to(classifier.device)
     return resolve_explainer(source, None, options, arguments.seed, classifier_fingerprint=known if own else None)

@@ -19,8 +19,8 @@ from hf_explain.classifiers.fingerprint import fingerprint
 from hf_explain.classifiers.frozen_classifier import ClassifierFeatures, FrozenClassifier
 from hf_explain.classifiers.passes import Stopwatch, watch_passes
 from hf_explain.heads.modeling_explainer import ExplainerPreTrainedModel
-from hf_explain.io.downloads import usable_files
-from hf_explain.io.paths import check_source, public_name
+from hf_explain.io.downloads import whole_downloads
+from hf_explain.io.paths import public_name
 from hf_explain.registry import DEFAULT_METHOD, resolve_method
 from hf_explain.tensors.outputs import SaliencyOutput
 
@@ -106,10 +106,9 @@ def resolve_explainer(
     head, processor, options = None, None, dict(method_options or {})
     if isinstance(model_or_pipeline, (str, os.PathLike)):
         name = os.fspath(model_or_pipeline)
-        check_source(name)
-        with usable_files(name):
+        with whole_downloads(name) as commit:
             model_or_pipeline = pipeline(  # type: ignore[call-overload]  # for Transformers' own tasks
-                "saliency", model=name, device=device, trust_remote_code=False
+                "saliency", model=name, revision=commit, device=device, trust_remote_code=False
             )
     if isinstance(model_or_pipeline, Pipeline):
         # told by its attributes: the class is defined in a module above this one

@@ -19,14 +19,7 @@ from hf_explain.classifiers.fingerprint import fingerprint, fingerprints, is_qua
 from hf_explain.classifiers.frozen_classifier import FrozenClassifier
 from hf_explain.classifiers.targets import Target
 from hf_explain.heads.configuration_explainer import ExplainerConfig
-from hf_explain.io.downloads import (
-    HUB_OPTIONS,
-    check_downloads,
-    hub_errors,
-    pin_revision,
-    usable_files,
-    whole_downloads,
-)
+from hf_explain.io.downloads import HUB_OPTIONS, check_downloads, check_shapes, usable_files, whole_downloads
 from hf_explain.io.files import write_directory
 from hf_explain.io.image_processor import load_image_processor
 from hf_explain.io.paths import base_name, is_hub_id, portable_name, resolved_name
@@ -473,18 +466,21 @@ class ExplainerPreTrainedModel(PreTrainedModel):
         attn_implementation = own.get("attn_implementation")
         want_info = kwargs.pop("output_loading_info", False)
         shared = {key: kwargs[key] for key in _SHARED_LOADING if kwargs.get(key) is not None}
+        fill_up = kwargs.pop("ignore_mismatched_sizes", False)
         kwargs["use_safetensors"] = True  # a pickle can run code; heads are never saved as one
         hub_options = {key: kwargs[key] for key in HUB_OPTIONS if kwargs.get(key) is not None}
         loaded: Any
+        loading = {**kwargs, "output_loading_info": True, "ignore_mismatched_sizes": True}
         if in_memory:
-            loaded = super().from_pretrained(None, *model_args, output_loading_info=True, **kwargs)
+            loaded = super().from_pretrained(None, *model_args, **loading)
         else:
-            with hub_errors(name, f"loading the head {name!r}"):
-                kwargs["revision"] = pin_revision(name, kwargs.get("revision"), **hub_options) or "main"
-            with whole_downloads(name, kwargs["revision"], **hub_options):
-                loaded = super().from_pretrained(name, *model_args, output_loading_info=True, **kwargs)
+            with whole_downloads(name, kwargs.get("revision"), "the head ", **hub_options) as revision:
+                kwargs["revision"] = revision or "main"
+                loaded = super().from_pretrained(name, *model_args, **{**loading, "revision": kwargs["revision"]})
             check_downloads(name, kwargs["revision"], **hub_options)
         model, info = loaded
+        if not fill_up:
+            check_shapes(info["mismatched_keys"], name, "the head ")
         missing = sorted(info["missing_keys"])  # filled with random numbers, which explain nothing
         lost = [key for key in missing if key.startswith(_BACKBONE)]
         if lost:

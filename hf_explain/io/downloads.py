@@ -9,8 +9,9 @@ import json
 import os
 import re
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
+from typing import Any
 
 import torch
 from huggingface_hub import HfApi, constants, get_session, get_token, try_to_load_from_cache
@@ -83,10 +84,11 @@ def pin_revision(name: str, revision: str | None = None, **options) -> str | Non
 
 
 @contextlib.contextmanager
-def whole_downloads(name: str, revision: str | None = None, **options) -> Iterator[None]:
+def whole_downloads(name: str, revision: str | None = None, what: str = "", **options) -> Iterator[str | None]:
     """
-    Around loading a model: files from the Hub's cache are compared with their checksums, pickles are refused by name,
-    and errors of the Hub client become one sentence.
+    Around loading a model: all its files come from one commit, those from the Hub's cache are compared with their
+    checksums, a configuration that nothing can be built from and pickles are refused by name, and errors of the Hub
+    client become one sentence.
 
     The client compares lengths only. A file that is proven to have arrived with the right length and the wrong bytes
     is removed from the cache, so that loading again downloads it again. The client waits for a server as long as it
@@ -94,17 +96,24 @@ def whole_downloads(name: str, revision: str | None = None, **options) -> Iterat
 
     Args:
         name (`str`): Directory or Hub id.
-        revision (`str`, *optional*): Commit, from [`pin_revision`].
+        revision (`str`, *optional*): Branch, tag or commit; `main` when not given.
+        what (`str`, *optional*): What it is, in front of its name, such as `"the head "`.
         options: cache_dir, token, local_files_only, subfolder.
 
+    Yields:
+        `str`, *optional*: The commit, as of [`pin_revision`].
+
     Raises:
-        OSError: If a file is damaged, or the Hub fails.
-        ValueError: If the weights are there as a pickle only.
+        OSError: If there is no such model, a file of it is damaged, or the Hub fails.
+        ValueError: If the configuration cannot be used, or the weights are there as a pickle only.
     """
+    with hub_errors(name, f"loading {what}{name!r}"):
+        revision = pin_revision(name, revision, **options)
     try:
         with hub_errors(name, f"loading {name!r}"), usable_files(name):
             _check_index(name, options.get("subfolder") or "")
-            yield
+            read_config(name, revision, **options)
+            yield revision
     except (OSError, ValueError) as error:
         check_downloads(name, revision, **options)
         names = _file_names(name, revision, **options)
@@ -147,8 +156,8 @@ def no_code_of_its_own(name: str) -> Iterator[None]:
         raise UntrustedCodeError(
             said[0]
             if said
-            else f"{name!r} brings code of its own, which would run on this machine, and that is "
-            "refused; read the code, and if you trust it, load the model in Python with `trust_remote_code=True`."
+            else f"{name!r} brings code of its own, which would run on this machine, and that is refused; read the "
+            "code, and if you trust it, load it with `trust_remote_code=True` (in a terminal: --trust_remote_code)."
         ) from None
 
 
@@ -164,12 +173,20 @@ def usable_files(name: str) -> Iterator[None]:
     Raises:
         UntrustedCodeError: If the repository's own code would have to run.
         ValueError: In the place of errors that say nothing to a user (`KeyError`, `AttributeError`, ...).
+        OSError, ValueError, TypeError, ImportError: As the library says, in one line.
     """
     try:
         with no_code_of_its_own(name):
             yield
-    except (OSError, ValueError, TypeError, ImportError, torch.OutOfMemoryError):
+    except torch.OutOfMemoryError:
         raise
+    except (OSError, ValueError, TypeError, ImportError) as error:
+        first, *more = str(error).strip().split("\n")
+        if not more:
+            raise
+        # what follows in a library's message is advice, or a list of all it knows
+        kind = next(kind for kind in (OSError, ValueError, TypeError, ImportError) if isinstance(error, kind))
+        raise kind(f"{name!r} cannot be loaded: {first}") from error
     except SafetensorError as error:
         raise ValueError(f"The weights of {name!r} are not a valid safetensors file: {error}.") from error
     except RecursionError as error:
@@ -207,26 +224,50 @@ def check_sizes(values, where: str = "config.json", limit: int = _MAX_SIZE) -> N
             raise ValueError(f"`{place}` is {value}, more than any image classifier has ({most}).")
 
 
-def check_config(name: str, revision: str | None = None, **options) -> None:
+def read_config(name: str, revision: str | None = None, **options) -> dict[str, Any]:
     """
-    Refuse a model's config.json whose numbers no classifier has, before anything is built from it.
+    A model's config.json; one whose numbers no classifier has is refused, before anything is built from it.
 
     Args:
         name (`str`): Directory or Hub id.
         revision (`str`, *optional*): Commit, from [`pin_revision`].
         options: cache_dir, token, local_files_only, subfolder.
 
+    Returns:
+        `dict`: Its content; empty where there is none, which loading complains about.
+
     Raises:
         ValueError: If a number is out of all proportion, or the file holds no JSON object.
     """
     found = cached_file(name, "config.json", revision=revision or "main", **options)
     if found is None:
-        return  # loading says what is missing
+        return {}
     try:
         values = read_json_file(Path(found))
     except ValueError as error:
         raise ValueError(f"The configuration of {name!r} cannot be used: {error}") from error
     check_sizes(values)
+    return values
+
+
+def check_shapes(mismatched: Iterable[tuple[str, Any, Any]], name: str, what: str) -> None:
+    """
+    Refuse weights that the configuration beside them does not describe.
+
+    Args:
+        mismatched (list of `(name of the tensor, shape in the file, shape by the configuration)`): From Transformers'
+            loading info.
+        name (`str`): Directory or Hub id.
+        what (`str`): What it is, in front of its name, such as `"the head "`.
+
+    Raises:
+        ValueError: If there is one; the message names it and both shapes.
+    """
+    for tensor, found, described in sorted(mismatched, key=lambda entry: entry[0]):
+        raise ValueError(
+            f"The weights of {what}{name!r} do not fit its config.json: {tensor!r} has the shape {tuple(found)} in "
+            f"the one and {tuple(described)} by the other; save or download it again."
+        )
 
 
 def check_downloads(name: str, revision: str | None = None, **options) -> None:

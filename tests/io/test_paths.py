@@ -9,8 +9,8 @@ from transformers import PreTrainedModel
 
 from hf_explain import FrozenClassifier, LCamForSaliency
 from hf_explain.apps.demo import write_space
-from hf_explain.classifiers import frozen_classifier
 from hf_explain.heads.modeling_explainer import _find_classifier
+from hf_explain.io import downloads
 from hf_explain.io.datasets import load_image_dataset
 from hf_explain.io.paths import base_name, exists_here, is_hub_id, is_local_path, portable_name, public_name
 from hf_explain.publish.cards import _classifier
@@ -61,7 +61,7 @@ def elsewhere(tmp_path, monkeypatch):
     monkeypatch.setenv("HOME", str(home))
     monkeypatch.chdir(home / "work")
     monkeypatch.setattr("datasets.load_dataset", to_the_hub)
-    monkeypatch.setattr(frozen_classifier, "pin_revision", to_the_hub)
+    monkeypatch.setattr(downloads, "pin_revision", to_the_hub)
     monkeypatch.setattr(PreTrainedModel, "push_to_hub", to_the_hub)
 
 
