@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import ipaddress
 import socket
 import threading
 import time
+import urllib.request
+from collections.abc import Callable
 from typing import Any
 
 
@@ -19,7 +22,9 @@ def download(url: str, timeout: float | None = None) -> bytes:
     """
     The content behind a URL.
 
-    A redirect may lead to an address of this machine or of a private network only where the URL is one itself.
+    A redirect may lead to an address of this machine or of a private network only where the URL is one itself. A name
+    is looked up once per request, and the connection is made to the addresses that were found then. Where the
+    environment names a proxy, the proxy looks up the name again and connects, which this cannot watch.
 
     Args:
         url (`str`): An http(s) URL.
@@ -39,7 +44,13 @@ def download(url: str, timeout: float | None = None) -> bytes:
         # the client's own timeouts are for each read, so a server that drips is never late for them
         limits = httpx.Timeout(None, connect=seconds)
         try:
-            with httpx.Client(timeout=limits) as client:
+            with contextlib.ExitStack() as stack:
+
+                @functools.cache
+                def client(proxied: bool) -> Any:
+                    transport = None if proxied else _pinned_transport(httpx)
+                    return stack.enter_context(httpx.Client(timeout=limits, transport=transport))
+
                 return _follow(client, httpx.URL(url), deadline)
         except Exception as error:
             if deadline.passed or isinstance(error, httpx.TimeoutException):
@@ -47,18 +58,63 @@ def download(url: str, timeout: float | None = None) -> bytes:
             raise
 
 
-def _follow(client: Any, url: Any, deadline: _Deadline) -> bytes:
-    local = _is_local(url, all)
+def _follow(client: Callable[[bool], Any], url: Any, deadline: _Deadline) -> bytes:
+    local: bool | None = None
     for _ in range(MAX_REDIRECTS + 1):
-        with client.stream("GET", url, extensions={"trace": deadline.watch}) as response:
+        proxied = _is_proxied(url)
+        addresses = _addresses(url, proxied)
+        inside = [not ipaddress.ip_address(address).is_global for address in addresses]
+        if local is None:
+            local = bool(inside) and all(inside)
+        elif not local and any(inside):
+            raise ValueError("the server redirects to an address of this machine or of a private network")
+        extensions = {"trace": deadline.watch, "addresses": addresses}
+        with client(proxied).stream("GET", url, extensions=extensions) as response:
             if response.next_request is None:
                 return _read(response, deadline)
             url = response.next_request.url
         if url.scheme not in ("http", "https"):
             raise ValueError(f"the server redirects to {url.scheme}:, which is not an http(s) URL")
-        if not local and _is_local(url, any):
-            raise ValueError("the server redirects to an address of this machine or of a private network")
     raise ValueError(f"the server redirects more than {MAX_REDIRECTS} times")
+
+
+def _is_proxied(url: Any) -> bool:
+    proxies = urllib.request.getproxies()
+    return (url.scheme in proxies or "all" in proxies) and not urllib.request.proxy_bypass(url.host)
+
+
+def _addresses(url: Any, proxied: bool) -> list[str]:
+    """The addresses of a host; none where only the proxy knows it."""
+    try:
+        found = socket.getaddrinfo(url.raw_host.decode(), None, type=socket.SOCK_STREAM)
+    except OSError:
+        if proxied:
+            return []
+        raise
+    return list(dict.fromkeys(str(entry[4][0]) for entry in found))
+
+
+def _pinned_transport(httpx: Any) -> Any:
+    """
+    Connects to the `addresses` of a request, and not to wherever its name leads by now: whoever owns the name could
+    answer the check with one address and the connection with another.
+    """
+
+    class Pinned(httpx.HTTPTransport):
+        def handle_request(self, request: Any) -> Any:
+            *others, last = request.extensions["addresses"]
+            for address in others:
+                with contextlib.suppress(httpx.ConnectError):
+                    return super().handle_request(to(request, address))
+            return super().handle_request(to(request, last))
+
+    def to(request: Any, address: str) -> Any:
+        # the name stays in the Host header, and is what the certificate must be for
+        extensions = {**request.extensions, "sni_hostname": request.url.raw_host.decode()}
+        url = request.url.copy_with(host=address)
+        return httpx.Request(request.method, url, headers=request.headers, extensions=extensions)
+
+    return Pinned()
 
 
 def _read(response: Any, deadline: _Deadline) -> bytes:
@@ -78,15 +134,6 @@ def _read(response: Any, deadline: _Deadline) -> bytes:
     if deadline.passed:  # a connection that is shut down can look like the end of the file
         raise TimeoutError
     return bytes(content)
-
-
-def _is_local(url: Any, quantifier: Any) -> bool:
-    """Whether all or any addresses of a host are not of the public internet."""
-    try:
-        found = socket.getaddrinfo(url.raw_host.decode(), None, type=socket.SOCK_STREAM)
-    except OSError:
-        return False  # connecting fails, too, or it is a proxy that knows the host
-    return quantifier(not ipaddress.ip_address(entry[4][0]).is_global for entry in found)
 
 
 class _Deadline:

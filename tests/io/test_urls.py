@@ -1,6 +1,8 @@
 """URLs that somebody else chose: size, time, and where redirects lead."""
 
+import contextlib
 import socket
+import ssl
 import threading
 import time
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -151,3 +153,94 @@ def test_one_private_address_among_public_ones_is_enough(server, monkeypatch):
 def test_redirects_are_to_http(server, target):
     with pytest.raises(ValueError, match=f"the server redirects to {target.split(':')[0]}:, which is not an http"):
         load_rgb(server.at("127.0.0.1", f"/to/{target}"))
+
+
+def answers(monkeypatch, **hosts):
+    """A resolver that gives each host its answers one after the other, and from then on the last."""
+    waiting = {f"{host}.test": list(found) for host, found in hosts.items()}
+    resolve = socket.getaddrinfo
+
+    def getaddrinfo(host, *args, **kwargs):
+        if host not in waiting:
+            return resolve(host, *args, **kwargs)
+        found = waiting[host].pop(0) if len(waiting[host]) > 1 else waiting[host][0]
+        return [(socket.AF_INET, socket.SOCK_STREAM, 6, "", (address, 0)) for address in found.split()]
+
+    monkeypatch.setattr(socket, "getaddrinfo", getaddrinfo)
+
+
+@pytest.fixture
+def connected(server, monkeypatch):
+    """Where connections were made to."""
+    found, connect = [], socket.create_connection
+
+    def create_connection(address, *args, **kwargs):
+        found.append(address[0])
+        if address[0] == "8.8.4.4":
+            raise OSError("nobody is there")
+        return connect(address, *args, **kwargs)
+
+    monkeypatch.setattr(socket, "create_connection", create_connection)
+    return found
+
+
+def test_the_address_that_was_checked_is_the_one_connected_to(server, connected, monkeypatch):
+    """A name that is public when it is looked at and private when it is used, directly and behind a redirect."""
+    answers(monkeypatch, first=["8.8.8.8", "127.0.0.1"], then=["1.1.1.1", "10.0.0.1"])
+    assert download(server.at("first.test", "/to/" + server.at("then.test", "/secret"))) == b"content"
+    assert connected == ["8.8.8.8", "1.1.1.1"]
+    assert server.seen[-1] == ("then.test", "/secret")  # by its name, as without all this
+    # inside at first, and then a server outside that asks for what is inside
+    answers(monkeypatch, first=["10.0.0.1", "8.8.8.8"])
+    connected.clear()
+    download(server.at("first.test", "/x"))
+    assert connected == ["10.0.0.1"]
+
+
+def test_a_name_that_is_looked_up_again_is_checked_again(server, monkeypatch):
+    answers(monkeypatch, first=["8.8.8.8", "127.0.0.1"])
+    with pytest.raises(ValueError, match="redirects to an address of this machine"):
+        download(server.at("first.test", "/to//secret"))
+    assert [path for _, path in server.seen] == ["/to//secret"]
+
+
+def test_a_host_is_tried_at_all_its_addresses(server, connected, monkeypatch):
+    answers(monkeypatch, first=["8.8.4.4 8.8.8.8"])
+    assert download(server.at("first.test", "/x")) == b"content"
+    assert connected == ["8.8.4.4", "8.8.8.8"]
+
+
+def test_a_host_without_an_address(server, connected):
+    with pytest.raises(ValueError, match="'http://nowhere.invalid/x.png' cannot be read: .*[Nn]ame"):
+        load_rgb("http://nowhere.invalid/x.png")
+    assert connected == []
+
+
+def test_certificates_are_for_the_name(monkeypatch, server):
+    """The server is asked for the name's certificate, though the connection is made to an address."""
+    asked = []
+    with socket.create_server(("127.0.0.1", 0)) as listening:
+
+        def serve():
+            context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+            context.sni_callback = lambda connection, name, own: asked.append(name)
+            with contextlib.suppress(OSError):  # it has no certificate at all
+                context.wrap_socket(listening.accept()[0], server_side=True)
+
+        thread = threading.Thread(target=serve, daemon=True)
+        thread.start()
+        with pytest.raises(Exception, match="(?i)ssl|tls"):
+            download(f"https://public.test:{listening.getsockname()[1]}/x")
+        thread.join(10)
+    assert asked == ["public.test"]
+
+
+def test_a_proxy_is_told_the_name(server, connected, monkeypatch):
+    """It may know hosts that nobody here does."""
+    for variable in ("http_proxy", "HTTP_PROXY"):
+        monkeypatch.setenv(variable, server.at("127.0.0.1", ""))
+    monkeypatch.setenv("no_proxy", "public.test")
+    assert download("http://known.invalid/x") == b"content"
+    assert server.seen[-1] == ("known.invalid", "http://known.invalid/x")
+    assert download(server.at("public.test", "/x")) == b"content"
+    assert server.seen[-1] == ("public.test", "/x") and connected[-1] == HOSTS["public.test"]
