@@ -9,6 +9,8 @@ from __future__ import annotations
 
 import contextlib
 import logging
+import multiprocessing
+import pickle
 import queue
 import threading
 from collections import deque
@@ -318,11 +320,36 @@ class StreamBatchSampler:
             stopped.set()
 
 
+class _Loader(torch.utils.data.DataLoader):
+    """Says in a sentence why its workers do not start, or what they may have ended of."""
+
+    def __iter__(self) -> Any:
+        try:
+            yield from super().__iter__()
+        except (AttributeError, TypeError, pickle.PicklingError) as error:
+            if not self.num_workers or "pickle" not in str(error):
+                raise
+            raise ValueError(
+                f"dataloader_num_workers {self.num_workers} needs a data set that can be sent to another process, "
+                f"where processes start by {multiprocessing.get_start_method()!r} ({error}): define its classes and "
+                "functions in a module, or set dataloader_num_workers to 0."
+            ) from error
+        except RuntimeError as error:
+            if not str(error).startswith("DataLoader worker"):
+                raise
+            spawned = multiprocessing.get_start_method() != "fork"
+            guard = ", or the script that was started lacks `if __name__ == '__main__':`" if spawned else ""
+            raise ChildProcessError(
+                f"A process that decodes images has ended ({str(error).splitlines()[0].rstrip('.')}): the memory may "
+                f"be full{guard}; with dataloader_num_workers 0 there are none."
+            ) from error
+
+
 def make_loader(
     batches: ImageBatches, sampler: Any, num_workers: int, pin_memory: bool, seed: int
 ) -> torch.utils.data.DataLoader:
     """The `DataLoader` that gives each of the sampler's batches to a worker and returns the result unchanged."""
-    return torch.utils.data.DataLoader(
+    return _Loader(
         batches,
         batch_sampler=sampler,
         num_workers=num_workers,
