@@ -32,7 +32,7 @@ def load_image_dataset(
             streaming.
         config_name (`str`, *optional*): Configuration of a Hub data set.
         revision (`str`, *optional*): Branch, tag or commit of a Hub data set.
-        streaming (`bool`, *optional*, defaults to `False`): Read while training instead of downloading first.
+        streaming (`bool`, *optional*, defaults to `False`): Read it on the way instead of downloading it first.
         cache_dir (`str`, *optional*): Where `datasets` keeps its cache.
 
     Returns:
@@ -131,7 +131,7 @@ def resolve_columns(
         dataset: A `datasets` data set, or anything whose examples are dictionaries.
         image_column (`str`, *optional*): Name of the image column.
         label_column (`str`, *optional*): Name of the label column.
-        need_label (`bool`, *optional*, defaults to `False`): Whether training cannot do without labels.
+        need_label (`bool`, *optional*, defaults to `False`): Whether a label column must be found.
 
     Returns:
         `tuple[str, str | None]`: The two names; the second is `None` if no label is needed or none was found.
@@ -141,11 +141,11 @@ def resolve_columns(
     """
     features = getattr(dataset, "features", None)
     if not is_stream(dataset) and len(dataset) == 0:
-        raise ValueError("the dataset is empty: training needs at least one image.")
+        raise ValueError("the dataset is empty: at least one image is needed.")
     if features is None:
         first = dataset[0] if not is_stream(dataset) else next(iter(dataset), None)
         if first is None:
-            raise ValueError("the dataset is empty: training needs at least one image.")
+            raise ValueError("the dataset is empty: at least one image is needed.")
         if not isinstance(first, dict):
             raise TypeError(
                 f"dataset examples must be dictionaries of columns, got {type(first).__name__}: return for example "
@@ -179,7 +179,10 @@ def resolve_columns(
 
 
 def gives_rows_as_stored(dataset: Any) -> bool:
-    """Whether `dataset` is one of `datasets` with known columns that no transform makes when they are read."""
+    """
+    Whether `dataset` is of the `datasets` library, its columns are known, and no transform (`set_transform`) makes
+    other rows of them.
+    """
     import datasets
 
     if isinstance(dataset, datasets.Dataset):
@@ -192,7 +195,7 @@ def leave_encoded(dataset: Any, columns: Sequence[str]) -> Any:
     A data set whose images are left encoded, for `load_rgb` to decode later, where an error can name the image.
 
     Args:
-        dataset: Anything; it comes back as it is unless its rows come as they are stored.
+        dataset: A data set of the `datasets` library without a transform; any other comes back as it is.
         columns (`Sequence[str]`): Columns of it. Those of another type than `datasets.Image` stay as they are.
 
     Returns:

@@ -128,7 +128,7 @@ def _is_url(source: str) -> bool:
 
 
 def _name(source: Any) -> str:
-    """How messages call an image; a data set's cell by its file alone, because its folder is not the reader's."""
+    """How messages call an image; a cell of a data set by its file name, since its folder may be another machine's."""
     if isinstance(source, dict):
         path, content = source.get("path"), source.get("bytes")
         source = os.path.basename(path) if path else content if content is not None else source
@@ -179,7 +179,7 @@ def _to_rgb(image: Image.Image) -> Image.Image:
     elif image.mode == "La":  # which Pillow converts to nothing else
         image = image.convert("LA")
     with warnings.catch_warnings():
-        # of a palette with transparency, for which Pillow would have RGBA
+        # Pillow warns that a palette with transparency should become RGBA; here transparency is left out
         warnings.simplefilter("ignore", UserWarning)
         return image.convert("RGB")
 

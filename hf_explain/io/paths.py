@@ -7,7 +7,7 @@ What the name of a model or a data set is: a path, or an id on the Hub. Every pl
 | `user/name`, `name`                                                 | a path      | an id on the Hub  |
 | anything else: `a/b/c`, `a/`, `.a`, `a b`, a URL                     | a path      | neither           |
 
-What is neither cannot be loaded: a directory that is missing, to whoever asked for one.
+What is neither cannot be loaded; the error speaks of a missing directory.
 """
 
 from __future__ import annotations
@@ -67,7 +67,7 @@ def exists_here(name: str | os.PathLike) -> bool:
 
 
 def base_name(path: str) -> str:
-    """The last part of a path of any machine."""
+    """The last part of a path, be it one of Windows or of another system."""
     return re.split(r"[/\\]", path.rstrip("/\\"))[-1]
 
 
