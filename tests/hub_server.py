@@ -125,7 +125,7 @@ class HubServer:
 
     `hub.users` maps tokens to user names; `hub.repos[(type, id)]` is the state; `hub.requests` the log. With
     `hub.mirror`, a function from a file's content to its ETag, it serves files as a proxy does: all from here, and
-    tagged in another way.
+    tagged in another way, or not at all.
     """
 
     def __init__(self):
@@ -134,7 +134,7 @@ class HubServer:
         self.objects: dict[str, bytes] = {}
         self.faults: list[Fault] = []
         self.requests: list[Request] = []
-        self.mirror: Callable[[bytes], str] | None = None
+        self.mirror: Callable[[bytes], str | None] | None = None
         self.lock = threading.RLock()
         self.httpd = _Server(("127.0.0.1", 0), _Handler)
         self.httpd.hub = self
@@ -581,7 +581,8 @@ class _Handler(BaseHTTPRequestHandler):
         headers = {"X-Repo-Commit": sha, "Accept-Ranges": "bytes"}
         mirror = self.hub.mirror
         if mirror is not None:
-            return self.content(content, {**headers, "ETag": mirror(content)})
+            tag = mirror(content)
+            return self.content(content, headers if tag is None else {**headers, "ETag": tag})
         if not is_lfs(file, content):
             headers["ETag"] = f'"{git_sha1(content)}"'
             return self.content(content, headers)

@@ -14,14 +14,16 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from huggingface_hub import HfApi, constants, get_session, get_token, try_to_load_from_cache
+from huggingface_hub import HfApi, constants, get_session, get_token, hf_hub_download, try_to_load_from_cache
 from huggingface_hub.errors import (
+    FileMetadataError,
     GatedRepoError,
     HfHubHTTPError,
     HFValidationError,
     RepositoryNotFoundError,
     RevisionNotFoundError,
 )
+from huggingface_hub.file_download import repo_folder_name
 from safetensors import SafetensorError, safe_open
 from transformers.utils import logging
 from transformers.utils.hub import cached_file, extract_commit_hash
@@ -42,10 +44,19 @@ _HUB_TAG = re.compile("[0-9a-f]{40}|[0-9a-f]{64}")
 # the checksums that a tag of this length can be
 _TAGS = {64: ("sha256",), 40: ("git", "sha1"), 32: ("md5",)}
 _UNWRITABLE = (errno.ENOSPC, errno.EFBIG, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM, errno.ENOTDIR)
-_MAX_SIZE = 2**16
+_MAX_SIZE = 2**16  # the largest number a configuration may have, unless `_LIMITS` says otherwise for its key
 _DEPTHS = ("depths", "num_hidden_layers", "num_layers", "num_stages", "layers")
-# what a text tower beside the image tower counts in
+# sizes of a text model that comes with an image model, as in CLIP
 _VOCABULARY = ("vocab_size", "bos_token_id", "eos_token_id", "pad_token_id")
+# what Transformers takes for granted
+_KINDS: dict[str, tuple[type, str]] = {
+    "model_type": (str, "a text"),
+    "num_labels": (int, "a whole number"),
+    "id2label": (dict, "a dictionary"),
+    "label2id": (dict, "a dictionary"),
+    "architectures": (list, "a list"),
+    "auto_map": (dict, "a dictionary"),
+}
 _LIMITS = {
     "num_labels": 2**18,
     "label2id": 2**18,
@@ -79,6 +90,7 @@ def pin_revision(name: str, revision: str | None = None, **options) -> str | Non
         return revision
     found = cached_file(name, "config.json", revision=revision or "main", **options)
     if found is None:
+        _check_links(name, **options)
         raise FileNotFoundError(f"{name!r} has no config.json on the Hub, so it is not a Transformers model.")
     return extract_commit_hash(found, None) or revision
 
@@ -117,6 +129,10 @@ def whole_downloads(name: str, revision: str | None = None, what: str = "", **op
     except (OSError, ValueError) as error:
         check_downloads(name, revision, **options)
         names = _file_names(name, revision, **options)
+        if "does not appear to have a file" in str(error) and names is not None and _WEIGHTS in names:
+            where = {key: options[key] for key in HUB_OPTIONS if options.get(key) is not None}
+            with hub_errors(name, f"loading {name!r}"):
+                hf_hub_download(name, _WEIGHTS, revision=revision, **where)  # whose own error says more
         if names is None or any(entry.endswith((".safetensors", ".safetensors.index.json")) for entry in names):
             raise
         pickled = [entry for entry in names if any(Path(entry).match(pattern) for pattern in PICKLES)]
@@ -182,6 +198,8 @@ def usable_files(name: str) -> Iterator[None]:
         raise
     except (OSError, ValueError, TypeError, ImportError) as error:
         first, *more = str(error).strip().split("\n")
+        if not more and "`" not in first and isinstance(error, TypeError):  # Python's own, of a value somewhere
+            raise TypeError(f"{name!r} cannot be loaded with its config.json and these arguments: {first}.") from error
         if not more:
             raise
         # what follows in a library's message is advice, or a list of all it knows
@@ -247,7 +265,25 @@ def read_config(name: str, revision: str | None = None, **options) -> dict[str, 
     except ValueError as error:
         raise ValueError(f"The configuration of {name!r} cannot be used: {error}") from error
     check_sizes(values)
+    for key, (kind, words) in _KINDS.items():
+        if values.get(key) is not None and not isinstance(values[key], kind):
+            raise ValueError(f"`config.json.{key}` of {name!r} must be {words}, got {_short(values[key])}.")
+    if isinstance(labels := values.get("num_labels"), int) and labels < 1:
+        raise ValueError(f"`config.json.num_labels` of {name!r} must be at least 1, got {labels}.")
+    for label in values.get("id2label") or ():
+        if not label.isdecimal():
+            raise ValueError(
+                f"`config.json.id2label` of {name!r} must have numbers of classes as keys, got {label!r}."
+            )
+    for key, code in (values.get("auto_map") or {}).items():
+        if not isinstance(code, (str, list)):
+            raise ValueError(f"`config.json.auto_map.{key}` of {name!r} must name a class, got {_short(code)}.")
     return values
+
+
+def _short(value: Any) -> str:
+    text = repr(value)
+    return text if len(text) < 80 else f"{text[:80]}..."
 
 
 def check_shapes(mismatched: Iterable[tuple[str, Any, Any]], name: str, what: str) -> None:
@@ -288,6 +324,7 @@ def check_downloads(name: str, revision: str | None = None, **options) -> None:
     """
     if os.path.isdir(name):
         return
+    _check_links(name, **options)
     subfolder, cache_dir = options.get("subfolder") or "", options.get("cache_dir")
     index = _cached(name, revision, subfolder, cache_dir, f"{_WEIGHTS}.index.json")
     files = ["config.json", _WEIGHTS]
@@ -335,6 +372,17 @@ def _cached(name: str, revision: str | None, subfolder: str, cache_dir, file: st
     except HFValidationError:
         return None  # no Hub id: loading says so
     return Path(found) if isinstance(found, str) and os.path.exists(found) else None
+
+
+def _check_links(name: str, **options) -> None:
+    """The cache files by tags, so an empty one leads to the folder of all files, for good: nobody finds the file."""
+    cache = Path(options.get("cache_dir") or constants.HF_HUB_CACHE)
+    for link in cache.joinpath(repo_folder_name(repo_id=name, repo_type="model")).glob("snapshots/*/**/*"):
+        if link.is_symlink() and link.is_dir():
+            raise OSError(
+                f"{link.name!r} of {name!r} cannot be kept, because the server gives it an empty ETag: ask whoever "
+                f"runs the server or a proxy before it for one, and then remove the link {str(link)!r}."
+            )
 
 
 def _is_tagged(path: Path) -> bool:
@@ -459,6 +507,12 @@ def _translate(error: BaseException, repo_id: str, doing: str, again: str) -> OS
                     f"The Hub's cache on this machine could not be written while {doing} ({entry.strerror}{place}); "
                     "free some space, or set HF_HOME to a directory that can be written."
                 )
+        if unlabelled := next((entry for entry in chain if isinstance(entry, FileMetadataError)), None):
+            reason = redact(str(unlabelled)).rstrip(".")
+            return OSError(
+                f"The server leaves out what the Hub says of its files, while {doing} ({reason}): ask whoever runs it "
+                "or a proxy before it, or unset HF_ENDPOINT."
+            )
         transport = sys.modules[type(get_session()).__module__.split(".")[0]].HTTPError  # httpx or httpx2
         lost = next((entry for entry in chain if isinstance(entry, (transport, ConnectionError, TimeoutError))), None)
         if lost is None:

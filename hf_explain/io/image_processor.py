@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from PIL import Image
 from transformers.image_utils import ChannelDimension
@@ -14,12 +17,14 @@ from transformers.models.auto.image_processing_auto import AutoImageProcessor
 from transformers.utils import logging
 from transformers.utils.hub import cached_file
 
-from hf_explain.io.downloads import check_sizes, no_code_of_its_own
+from hf_explain.io.downloads import UntrustedCodeError, check_sizes, no_code_of_its_own
+from hf_explain.io.files import read_json_file
 
 
 # a picture of this side takes 200 MB as `pixel_values`
 _MAX_SIDE = 2**12
-_MIN_CROP = 0.1
+_FILE = "preprocessor_config.json"
+_MIN_CROP = 0.1  # of `crop_pct`: a picture is first resized to the crop's side divided by it
 
 logger = logging.get_logger(__name__)
 
@@ -46,7 +51,7 @@ def load_image_processor(
     try:
         found = cached_file(
             name,
-            "preprocessor_config.json",
+            _FILE,
             revision=revision or "main",
             _raise_exceptions_for_missing_entries=False,
             **kwargs,
@@ -63,30 +68,59 @@ def load_image_processor(
         return None
     if found is None:
         return None
-    with no_code_of_its_own(name):
-        processor = AutoImageProcessor.from_pretrained(
-            name, revision=revision or "main", trust_remote_code=bool(trust_remote_code), **kwargs
-        )
+    try:
+        read_json_file(Path(found))
+        with no_code_of_its_own(name):
+            processor = AutoImageProcessor.from_pretrained(
+                name, revision=revision or "main", trust_remote_code=bool(trust_remote_code), **kwargs
+            )
+    except (UntrustedCodeError, ImportError):
+        raise
+    except Exception as error:  # Transformers does not check what it reads
+        raise _unusable(f"of {name!r} ({os.path.basename(found)})", error) from error
     check_image_processor(processor)
     return processor
 
 
 def check_image_processor(image_processor: Any) -> None:
     """
-    Refuse an image processor that somebody else wrote and that makes pictures no memory holds.
+    Refuse an image processor that somebody else wrote and that makes no pictures, or pictures that no memory holds.
 
     Args:
         image_processor: A Transformers image processor, just loaded.
 
     Raises:
-        ValueError: If one of its sizes is out of all proportion; the message names its place.
+        ValueError: If one of its sizes is out of all proportion, or it fails at a picture; the message names the place
+            or the reason.
     """
     values = image_processor.to_dict() if hasattr(image_processor, "to_dict") else {}
-    where = "preprocessor_config.json"
-    check_sizes(values, where, _MAX_SIDE)
+    check_sizes(values, _FILE, _MAX_SIDE)
     crop_pct = values.get("crop_pct")  # pictures are resized to the crop's side by this
     if isinstance(crop_pct, (int, float)) and not crop_pct >= _MIN_CROP:
-        raise ValueError(f"`{where}.crop_pct` is {crop_pct}, less than any image classifier has ({_MIN_CROP}).")
+        raise ValueError(f"`{_FILE}.crop_pct` is {crop_pct}, less than any image classifier has ({_MIN_CROP}).")
+    for key in ("image_mean", "image_std", "rescale_factor"):
+        numbers = np.ravel(values.get(key, ()))
+        if values.get(key) is not None and not (
+            numbers.dtype.kind in "iuf" and np.isfinite(numbers).all() and (key == "image_mean" or numbers.all())
+        ):
+            wanted = "finite numbers" if key == "image_mean" else "finite numbers other than 0"
+            raise ValueError(f"`{_FILE}.{key}` must be {wanted}, got {values[key]!r}.")
+    for key, value in values.items():
+        kind, words = (bool, "true or false") if key.startswith("do_") else (int, "the number of a filter")
+        if (key.startswith("do_") or key == "resample") and value is not None and not isinstance(value, kind):
+            raise ValueError(f"`{_FILE}.{key}` must be {words}, got {value!r}.")
+    try:
+        pixels = to_pixel_values(image_processor, [Image.new("RGB", (48, 32))])
+    except Exception as error:  # each says something else of what it cannot use
+        sizes = {key: values[key] for key in ("size", "crop_size") if values.get(key) is not None}
+        raise _unusable(f"{type(image_processor).__name__} ({_FILE}, {sizes})", error) from error
+    if pixels.numel() == 0:
+        raise ValueError(f"`{_FILE}.size` makes pictures without a pixel, of shape {tuple(pixels.shape)}.")
+
+
+def _unusable(which: str, error: Exception) -> ValueError:
+    reason = " ".join(str(error).split())[:300].rstrip(".")
+    return ValueError(f"The image processor {which} cannot be used ({type(error).__name__}: {reason}).")
 
 
 def to_pixel_values(image_processor: Any, images: Sequence[Image.Image]) -> torch.Tensor:

@@ -136,7 +136,10 @@ def sha(content, kind="sha1"):
 
 # what servers other than the Hub tag files with
 ETAGS = {
+    "git's": lambda content: f'"{git_sha1(content)}"',
+    "git's, unquoted": git_sha1,
     "SHA-1": lambda content: f'"{sha(content)}"',
+    "SHA-1 between spaces": lambda content: f'" {sha(content)} "',
     "SHA-1 in upper case": lambda content: f'"{sha(content).upper()}"',
     "SHA-256": lambda content: f'"{sha(content, "sha256")}"',
     "MD5": lambda content: f'"{sha(content, "md5")}"',
@@ -181,6 +184,27 @@ def test_a_mirror_without_a_listing(hub, published, etag):
             check_downloads("user/head")
         assert not blob.exists()
         assert same(load(), published)
+
+
+@pytest.mark.parametrize(("tag", "empty"), [("", True), ('""', True), ('W/""', True), (None, False)])
+@pytest.mark.parametrize("file", ["config.json", WEIGHTS])
+def test_a_file_without_a_tag(hub, published, tag, empty, file):
+    """The client takes the folder of all files for one with an empty tag, and cannot keep one with none."""
+    content = hub.files("user/head")[file]
+    hub.mirror = lambda served: tag if served == content else f'"{git_sha1(served)}"'
+    said = f"^'{file}' of 'user/head' cannot be kept, because the server gives it an empty ETag.*snapshots/.*{file}'.$"
+    if not empty:
+        said = "leaves out what the Hub says of its files, while loading .*'user/head' .*not have an ETag"
+    for _ in range(2):
+        with pytest.raises(OSError, match=said) as refusal:
+            load()
+        assert "\n" not in str(refusal.value)
+    kept = cached_files()
+    hub.mirror = None
+    if empty:
+        link = str(refusal.value).rpartition("the link '")[2].removesuffix("'.")
+        os.unlink(link)
+    assert same(load(), published) and set(kept) <= set(cached_files())
 
 
 def test_an_unproven_checksum_is_said(hub, published, monkeypatch):
