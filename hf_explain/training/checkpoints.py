@@ -221,14 +221,17 @@ def find_checkpoint(output_dir: Path, resume_from: str) -> Path | None:
     return next(reversed(list_checkpoints(output_dir)), None)
 
 
-def trim_log(output_dir: Path, step: int) -> None:
+def trim_log(output_dir: Path, step: int, checkpoint: Path | None = None) -> None:
     """
-    Drop the lines after `step`: a run that resumes there writes them again.
+    Drop the lines after `step`: a run that resumes there writes them again. A checkpoint of another directory brings
+    the lines of the log beside it, where there is one.
 
     Raises:
         ValueError: If a line before those is not one of a log.
     """
     log = output_dir / LOG_FILE
+    if checkpoint is not None and (checkpoint.absolute().parent / LOG_FILE).exists():
+        log = checkpoint.absolute().parent / LOG_FILE
     content = b""
     if log.exists() and step:
         _check_size(log, _LARGEST_LOG)
@@ -245,7 +248,7 @@ def trim_log(output_dir: Path, step: int) -> None:
                     "its lines will be missing from the record of the run."
                 )
             kept.append(line + b"\n")
-    write_atomically(log, b"".join(kept))
+    write_atomically(output_dir / LOG_FILE, b"".join(kept))
 
 
 def read_log(output_dir: Path) -> list[dict[str, Any]]:

@@ -48,7 +48,9 @@ def describe_run(model: torch.nn.Module, image_processor: Any, data: dict[str, A
         `dict[str, dict | None]`: JSON values by name, one level deep, in groups.
     """
     identity = model.training_identity() if hasattr(model, "training_identity") else {}  # type: ignore[operator]
-    settings = {name: value for name, value in image_processor.to_dict().items() if name not in _NAMES}
+    settings = image_processor.to_dict() if hasattr(image_processor, "to_dict") else None
+    if settings is not None:
+        settings = {name: value for name, value in settings.items() if name not in _NAMES}
     groups = {**identity, "image processor": settings, "data": data}
     return {name: None if group is None else _flatten(group) for name, group in groups.items()}
 
@@ -100,4 +102,29 @@ def check_same_run(checkpoint: Path, saved: Mapping[str, Any] | None, now: Mappi
         logger.warning(
             f"Resuming from {str(checkpoint)!r}: it could not be compared whether this run has the same "
             f"{', '.join(unknown[:-1]) + ' and ' if unknown[1:] else ''}{unknown[-1]} as the one that wrote it."
+        )
+
+
+def compare_surroundings(checkpoint: Path, info: Mapping[str, Any], now: Mapping[str, Any]) -> None:
+    """
+    Say what is otherwise around a run than when a checkpoint was written, and changes less than where it arrives.
+
+    Args:
+        checkpoint (`Path`): Named in the lines.
+        info (`dict`): What it says of itself: `step`, `versions` and `validation`, which version 0.1 did not write.
+        now (`dict`): The same of this run, without the step.
+    """
+    before, after = info.get("validation"), now["validation"]
+    if before and after and json.loads(json.dumps(before)) != json.loads(json.dumps(after)):
+        logger.warning(
+            f"Resuming from {str(checkpoint)!r}: the validation images are others, so validation losses up to step "
+            f"{info['step']} and after it cannot be compared with each other."
+        )
+    versions = info.get("versions") or {}
+    changed = [name for name, version in now["versions"].items() if versions.get(name, version) != version]
+    if changed:
+        listing = ", ".join(f"{name} {versions[name]} then and {now['versions'][name]} now" for name in changed)
+        logger.warning(
+            f"Resuming from {str(checkpoint)!r} with other versions of packages ({listing}): the weights may differ "
+            "in the last digits from those of a run without a break."
         )

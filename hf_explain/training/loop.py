@@ -55,7 +55,7 @@ from hf_explain.training.checkpoints import (
     save_checkpoint,
     trim_log,
 )
-from hf_explain.training.identity import check_same_run, describe_data, describe_run
+from hf_explain.training.identity import check_same_run, compare_surroundings, describe_data, describe_run
 from hf_explain.training.record import TrainingRecord
 from hf_explain.training.runtime import (
     derive_seed,
@@ -150,7 +150,7 @@ class _Run:
             self.eval = self._images(eval_dataset, TrainingTransform(image_processor, "none"))
         self._plan(train_dataset)
         optimizer = make_optimizer(model, args)
-        self.identity = on_main_process(self.accelerator, lambda: self._identify(images))
+        self.identity, self.surroundings = on_main_process(self.accelerator, lambda: self._identify(images))
         state = self._claim(held)
         mine = state["processes"][self.accelerator.process_index] if state is not None else {}
         self._open(images, mine.get("data"))
@@ -191,11 +191,19 @@ class _Run:
             return stated  # what is wrong with it is said when the checkpoint is loaded
         return before
 
-    def _identify(self, images: _Images) -> dict[str, Any]:
-        """What the checkpoints of this run say of its head and data; a run without any needs none."""
+    def _identify(self, images: _Images) -> tuple[dict[str, Any], dict[str, Any]]:
+        """
+        What the checkpoints of this run say of its head and data, and of what is around it; a run without checkpoints
+        needs neither.
+        """
         if self.args.save_steps is None and self.args.resume_from_checkpoint is None:
-            return {}
-        return describe_run(self.model, self.image_processor, describe_data(images.dataset, images.columns))
+            return {}, {}
+        validation = self.eval and describe_data(self.eval.dataset, self.eval.columns)
+        if validation:
+            validation["limit"] = self.args.max_eval_samples
+        surroundings = {"validation": validation, "versions": package_versions()}
+        data = describe_data(images.dataset, images.columns)
+        return describe_run(self.model, self.image_processor, data), surroundings
 
     def _claim(self, held: contextlib.ExitStack) -> dict[str, Any] | None:
         """Lock the directory; the state of the checkpoint to resume from, and the log cut to its step."""
@@ -211,9 +219,17 @@ class _Run:
             state, info = load_checkpoint(checkpoint)
             check_same_path(checkpoint, info, self.path, self.total_steps)
             on_main_process(self.accelerator, lambda: check_same_run(checkpoint, info.get("run"), self.identity))
+            if self.accelerator.is_main_process:
+                compare_surroundings(checkpoint, info, self.surroundings)
             self.steps_done, self.elapsed, self.last_checkpoint = info["step"], info["elapsed"], checkpoint
             self.extended = [*info.get("extended", []), *self._lengthen(info)]
-        on_main_process(self.accelerator, lambda: trim_log(self.output_dir, self.steps_done))
+        elif args.resume_from_checkpoint is not None and self.accelerator.is_main_process:
+            if (self.output_dir / LOG_FILE).exists():
+                logger.warning(
+                    f"There is no checkpoint in {str(self.output_dir)!r}: the run that was there before starts again "
+                    "from its beginning."
+                )
+        on_main_process(self.accelerator, lambda: trim_log(self.output_dir, self.steps_done, resume_path))
         return state
 
     def _lengthen(self, info: dict[str, Any]) -> list[list[int]]:
@@ -516,7 +532,7 @@ class _Run:
                 "run": self.identity,
                 "extended": self.extended,
                 "elapsed": started - self.started,
-                "versions": package_versions(),
+                **self.surroundings,
             }
             return save_checkpoint(
                 self.output_dir, self.steps_done, state, info, self._save_model, args.save_total_limit

@@ -364,3 +364,33 @@ def test_a_run_moves_with_its_classifier(tmp_path, monkeypatch):
     with pytest.raises(FileNotFoundError, match=f"^The classifier directory '{there / 'classifier'}' that the head .* "
                        r"does not exist; put it back or pass from_pretrained\(..., classifier=...\)\.$"):  # fmt: skip
         LCamForSaliency.from_pretrained(there / "runs/out")
+
+
+def test_what_else_changed_is_said(tmp_path, caplog, monkeypatch):
+    options = {"max_steps": 4, "save_steps": 2, "eval_steps": 2, "resume_from_checkpoint": "last"}
+
+    def lines(dataset, **more):
+        caplog.clear()
+        run(tmp_path / "out", eval_dataset=dataset, **{**options, **more})
+        return [entry.getMessage() for entry in caplog.records]
+
+    assert lines(picture_dataset(5)) == []
+    assert lines(picture_dataset(5)) == lines(None) == []
+    (line,) = lines(picture_dataset(6))
+    assert "the validation images are others, so validation losses up to step 4 and after it cannot be" in line
+    assert len(lines(picture_dataset(5), max_eval_samples=3)) == 1
+    monkeypatch.setattr("hf_explain.training.loop.package_versions", lambda: {"torch": "99", "datasets": "98"})
+    (line,) = lines(None)
+    assert f"torch {torch.__version__} then and 99 now, datasets {datasets.__version__} then and 98 now" in line
+    for checkpoint in (tmp_path / "out").glob("checkpoint-*"):
+        shutil.rmtree(checkpoint)
+    assert ["the run that was there before starts again" in line for line in lines(None)] == [True]
+
+
+def test_the_log_comes_with_the_checkpoint(tmp_path):
+    """Into a directory that has a log of another run."""
+    _, record = run(tmp_path / "one", max_steps=6, save_steps=4)
+    run(tmp_path / "two", max_steps=8, learning_rate=0.01, save_steps=0)
+    log = (tmp_path / "one" / LOG_FILE).read_text()
+    _, resumed = run(tmp_path / "two", max_steps=6, resume_from_checkpoint=str(tmp_path / "one/checkpoint-4"))
+    assert resumed["losses"] == record["losses"] and (tmp_path / "one" / LOG_FILE).read_text() == log
