@@ -341,7 +341,10 @@ def test_command_line(monkeypatch, tmp_path, capsys):
     monkeypatch.setattr(demo_module, "launch", lambda *args, **kwargs: calls.append((args, kwargs)))
     assert main(["demo", "--model", "a", "--model", "b", "--classifier", "c", "--share", "--port", "7000"]) == 0
     assert calls == [
-        ((["a", "b"], "c"), {"examples": None, "device": None, "share": True, "port": 7000}),
+        (
+            (["a", "b"], "c"),
+            {"examples": None, "device": None, "share": True, "port": 7000, "trust_remote_code": False},
+        ),
     ]
     assert main(["demo", "--model", "me/head", "--write-space", str(tmp_path / "space")]) == 0
     assert len(calls) == 1 and "Wrote " in capsys.readouterr().out
