@@ -154,7 +154,7 @@ class Demo:
         trust_remote_code: bool = False,
     ):
         names = as_names(models)
-        self._lock = threading.Lock()  # hooks and the switch to eager attention are the classifier's, not a visitor's
+        self._lock = threading.Lock()  # one explanation at a time: several would need so many times the memory
         pipes = {name: _load(name, classifier, choose_device(device), trust_remote_code) for name in names}
         known: dict[tuple, Any] = {}
         for pipe in pipes.values():
