@@ -164,8 +164,11 @@ class ErrorsCommand(ErrorStudyArguments, DatasetArguments, LoadingArguments):
     max_examples: int | None = option(None, "use only this many images, the first ones", minimum=1)
     seed: int = option(EvaluationArguments.seed, "seed of everything random", minimum=0)
     batch_size: int = option(EvaluationArguments.batch_size, "images per pass", minimum=1)
+    shard_size: int = option(EvaluationArguments.shard_size, "images per partial result", minimum=1)
     device: str | None = option(None, _DEVICE)
-    output_dir: str = option(help="folder of errors.json, errors.md and index.html", short="-o")
+    output_dir: str = option(
+        help="folder of errors.json, errors.md and index.html; a killed run continues there", short="-o"
+    )
     pictures: int = option(4, "images shown of each kind", minimum=0)
     progress: bool = option(True, "progress bars")
 

@@ -239,7 +239,9 @@ def _prepare(
     the checksums of their rows.
     """
     settings = _settings(args, source, pipe)
-    if output_dir.is_dir() and any(path.name != LOCK_FILE for path in output_dir.iterdir()):
+    check_writable(output_dir)
+    remove_leftovers(output_dir, r"(\.write_test|export_settings\.json|export_report\.json)\.tmp")
+    if any(path.name != LOCK_FILE for path in output_dir.iterdir()):
         try:
             before = read_json_file(output_dir / SETTINGS_FILE)["settings"]
         except FileNotFoundError:
@@ -251,21 +253,21 @@ def _prepare(
                 f"{SETTINGS_FILE} in output_dir {str(output_dir)!r} cannot be read ({error}): choose a new directory."
             ) from error
         changed = [name for name in (*settings, *before) if settings.get(name) != before.get(name)]
-        if changed:
+        if changed and not any((output_dir / "data").glob("*.parquet")):
+            (output_dir / SETTINGS_FILE).unlink()  # one that was killed before it wrote a shard binds nobody
+        elif changed:
             name = changed[0]
             raise FileExistsError(
                 f"output_dir {str(output_dir)!r} holds an export with other settings ({name} is "
                 f"{before.get(name)!r} there and {settings.get(name)!r} here): choose another directory, or delete "
                 "that one to start anew."
             )
-    check_writable(output_dir)
-    check_writable(output_dir / "data")
     # the settings come first: without them nobody can tell which export shards belong to
     if not (output_dir / SETTINGS_FILE).exists():
         content = {"settings": settings, "versions": package_versions()}
         write_json_file(output_dir / SETTINGS_FILE, content)
     write_atomically(output_dir / "README.md", _readme(settings, source.split).encode())
-    remove_leftovers(output_dir, r"(\.write_test|export_settings\.json|export_report\.json)\.tmp")
+    check_writable(output_dir / "data")
     remove_leftovers(output_dir / "data", rf"(\.write_test|{re.escape(source.split)}-\d{{6}}\.parquet)\.tmp")
     return {path.name: _read_shard(path)[0].get("rows_sha256") for path in (output_dir / "data").glob("*.parquet")}
 

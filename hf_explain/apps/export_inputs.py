@@ -11,11 +11,10 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import datasets
-import fsspec
 import torch
 
 from hf_explain.apps.arguments import ExportArguments
-from hf_explain.io.datasets import is_stream, leave_encoded, resolve_columns
+from hf_explain.io.datasets import cell_content, is_stream, leave_encoded, resolve_columns
 
 
 class ExportRows(torch.utils.data.Dataset):
@@ -83,20 +82,14 @@ class ExportSource:
         first = next(iter(self.dataset), None)
         if first is None:
             raise ValueError(f"split {self.split!r} of the dataset is empty: there is nothing to explain.")
-        cell = first[self.image_column]
-        content = encoded_image(cell)
-        return hashlib.sha256(content if isinstance(content, bytes) else repr(content).encode()).hexdigest()[:16]
+        return hashlib.sha256(cell_content(first[self.image_column], fetch=True)).hexdigest()[:16]
 
     def read(self, rows: Iterable[dict], checksum: Any) -> Iterator[dict]:
         """The rows as they are, each added to a checksum of what decides about its maps and their names."""
         for row in rows:
-            cell = row[self.image_column]
-            path = cell.get("path") if isinstance(cell, dict) and cell.get("bytes") is None else None
-            # a file elsewhere, named with its version by the Hub, is not downloaded twice
-            content = path if path and "://" in path else encoded_image(cell)
-            content = content if isinstance(content, bytes) else repr(content).encode()
             others = [row[name] for name in (self.label_column, self.id_column) if name is not None]
-            checksum.update(hashlib.sha256(content).digest() + repr(others).encode())
+            image = hashlib.sha256(cell_content(row[self.image_column]))
+            checksum.update(image.digest() + repr(others).encode())
             yield row
 
     def chunks(
@@ -196,18 +189,3 @@ def id_feature(column: str, features: dict[str, Any]) -> datasets.Value:
     if kind in ("string", "large_string"):
         return datasets.Value("string")
     raise ValueError(f"id_column {column!r} holds {kind}: an image_id is a whole number or text.")
-
-
-def encoded_image(cell: Any) -> Any:
-    """The file's bytes of an image cell; other values stay as they are."""
-    if not isinstance(cell, dict):
-        return cell
-    if cell.get("bytes") is not None:
-        return cell["bytes"]
-    if cell.get("path") is None:
-        return b""
-    try:
-        with fsspec.open(cell["path"], "rb") as file:
-            return file.read()
-    except OSError:
-        return b""

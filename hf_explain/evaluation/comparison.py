@@ -9,7 +9,6 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-import evaluate
 import torch
 
 from hf_explain.classifiers.fingerprint import fingerprint
@@ -18,14 +17,23 @@ from hf_explain.evaluation.arguments import ComparisonArguments
 from hf_explain.evaluation.comparison_report import MeasuredComparison, write_comparison
 from hf_explain.evaluation.evaluator import SaliencyEvaluator, check_metric, load_metrics
 from hf_explain.evaluation.explainer import Explainer, resolve_explainer
-from hf_explain.evaluation.results import Comparison, EvaluationResult, FailedExplainer, MetricResult
+from hf_explain.evaluation.results import (
+    Comparison,
+    EvaluationResult,
+    FailedExplainer,
+    MetricResult,
+    SanityResult,
+)
 from hf_explain.evaluation.sanity import check_explainer
-from hf_explain.io.files import check_writable, lock_directory
+from hf_explain.io.files import check_writable, lock_directory, read_json_file, remove_leftovers, write_json_file
 from hf_explain.io.processes import choose_device, launched_processes, on_first_process
+from hf_explain.metrics import load as load_metric
 from hf_explain.metrics import metric_numbers
-from hf_explain.metrics import path as metric_path
 from hf_explain.metrics.number import Number
 from hf_explain.registry import CONTROLS, METHODS, SLOW_METHODS, AutoModelForSaliency
+
+
+SANITY_FILE = "sanity.json"
 
 
 def parse_explainers(text: str | Sequence[str]) -> dict[str, str | None]:
@@ -190,6 +198,7 @@ def run_comparison(
     def claim() -> None:
         held.enter_context(lock_directory(folder))
         check_writable(folder)
+        remove_leftovers(folder, r"(\.write_test|results\.(json|csv)|table\.md|command\.sh)\.tmp")
 
     with contextlib.ExitStack() as held:
         on_first_process(rank, world, claim)
@@ -260,14 +269,7 @@ def _measure(
         explainer, _, own = tasks[name]
         try:
             if arguments.sanity and name not in CONTROLS:
-                outcome[0].found.sanity = check_explainer(
-                    explainer,
-                    data,
-                    image_column=own.image_column,
-                    max_examples=min(own.sanity_examples, own.max_examples or own.sanity_examples),
-                    batch_size=own.batch_size,
-                    seed=own.seed,
-                )
+                outcome[0].found.sanity = _check_sanity(explainer, data, own, outcome[0])
         except Exception as error:
             fail(name, error)
         else:
@@ -324,6 +326,36 @@ def _own_arguments(name: str, arguments: ComparisonArguments) -> ComparisonArgum
     )
 
 
+def _check_sanity(explainer: Explainer, data, arguments: ComparisonArguments, evaluation: EvaluationResult):
+    """The sanity checks, or what an earlier run found by them for the same explainer and images."""
+    wanted, most = arguments.sanity_examples, arguments.max_examples
+    # the images are among those of the evaluation, which has seen that they are the same
+    settings = {"images": min(wanted, most or wanted), "evaluation": evaluation.settings}
+    file = arguments.folder / SANITY_FILE
+    rank, world, _ = launched_processes()
+
+    def read() -> dict[str, Any] | None:
+        with contextlib.suppress(OSError, ValueError, KeyError):  # made again where it cannot be read
+            known = read_json_file(file)
+            return known["found"] if known["settings"] == settings else None
+        return None
+
+    kept = on_first_process(rank, world, read)
+    if kept is not None:
+        return SanityResult.from_json(kept)
+    found = check_explainer(
+        explainer,
+        data,
+        image_column=arguments.image_column,
+        max_examples=settings["images"],
+        batch_size=arguments.batch_size,
+        seed=arguments.seed,
+    )
+    if rank == 0:
+        write_json_file(file, {"settings": settings, "found": found.to_json()})
+    return found
+
+
 def _add_win_rates(
     evaluations: dict[str, EvaluationResult], columns: dict[str, dict[str, list]], numbers: dict[str, tuple]
 ) -> None:
@@ -336,7 +368,7 @@ def _add_win_rates(
             continue
         shared = min(len(found[key]), len(columns[reference][key]))
         preset = "higher_is_better" if judged.higher_is_better else "lower_is_better"
-        win_rate = evaluate.load(metric_path("win_rate"), preset)
+        win_rate = load_metric("win_rate", preset)
         scores = win_rate.measure(scores=found[key][:shared], other=columns[reference][key][:shared])
         result = MetricResult.from_json(win_rate.compute(**scores))
         result.protocol |= {"against": reference, "by": key.replace("/", " ")}

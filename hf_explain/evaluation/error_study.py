@@ -5,8 +5,13 @@ Source: the qualitative study of L-CAM (ECCV Workshops 2022), made countable.
 
 from __future__ import annotations
 
+import base64
+import contextlib
+import json
+import os
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -15,6 +20,7 @@ from tqdm.auto import tqdm
 from hf_explain.evaluation.arguments import ErrorStudyArguments, EvaluationArguments
 from hf_explain.evaluation.explainer import Explainer, evaluating, resolve_explainer
 from hf_explain.evaluation.inputs import Example, ExampleReader
+from hf_explain.evaluation.partial_results import check_rows, claim, give_back, read_shards, write_shard
 from hf_explain.heads.modeling_explainer import check_output
 from hf_explain.io.processes import package_versions
 from hf_explain.metrics.localization import pointing
@@ -27,6 +33,7 @@ from hf_explain.tensors.scalars import check_count
 GROUPS = ("same_region", "ambiguous", "different_regions", "no_map")
 OFF_OBJECT = "off the object"
 _GRID = (32, 32)  # of the mean regions: what a page shows, however large the images
+_FORMAT = 1  # of the partial results; raised when their content changes
 
 
 @dataclass
@@ -64,6 +71,8 @@ def study_errors(
     max_examples: int | None = None,
     seed: int = 0,
     device: str | torch.device | None = None,
+    output_dir: str | os.PathLike | None = None,
+    shard_size: int = EvaluationArguments.shard_size,
     dataset_info: Mapping[str, Any] | None = None,
     progress: bool = True,
 ) -> ErrorStudy:
@@ -87,6 +96,9 @@ def study_errors(
         max_examples (`int`, *optional*): Use only this many images, the first ones.
         seed (`int`, *optional*, defaults to 0): Seed of everything random.
         device (*optional*): Device of a model that is given by name.
+        output_dir (`str` or `os.PathLike`, *optional*): Folder for partial results: a study that was killed continues
+            there with the same call.
+        shard_size (`int`, *optional*, defaults to 64): Images per partial result.
         dataset_info (`dict`, *optional*): Name, split, revision and the like, for the result.
         progress (`bool`, *optional*, defaults to `True`): Shows a bar.
 
@@ -95,10 +107,13 @@ def study_errors(
 
     Raises:
         TypeError: If an argument is of the wrong kind.
-        ValueError: If a column is missing, a label is not one of the classifier's, or an image cannot be used.
+        ValueError: If a column is missing, a label is not one of the classifier's, an image cannot be used, or
+            `output_dir` holds the partial results of another study.
+        OSError: If `output_dir` cannot be written to, or another run is using it.
     """
     arguments = arguments or ErrorStudyArguments()
     check_count(batch_size, "batch_size")
+    check_count(shard_size, "shard_size")
     explainer = resolve_explainer(model_or_pipeline, method, method_options, seed, device)
     classifier = explainer.classifier
     if getattr(classifier.config, "problem_type", None) == "multi_label_classification" or classifier.num_labels < 2:
@@ -110,18 +125,41 @@ def study_errors(
         data, explainer, image_column, label_column, mask_column, need_labels=True, max_examples=max_examples
     )
     _check_labels(data, reader.label_column, classifier)
+    dataset = {**reader.identity, **dict(dataset_info or {})}
+    folder = None if output_dir is None else Path(output_dir)
+    settings = {
+        "format": _FORMAT,
+        "explainer": explainer.identity,
+        "dataset": dataset,
+        "columns": [reader.image_column, reader.label_column, reader.mask_column],
+        "region_percent": arguments.region_percent,
+        "max_examples": max_examples,
+        "shard_size": shard_size,
+    }
     seen = _Seen(classifier.num_labels)
-    with tqdm(total=reader.total, unit="image", desc="errors", disable=not progress) as bar:
-        for _, rows in reader.shards(batch_size, lambda shard: True):
-            examples = [reader.read(index, row) for index, row in rows]
-            # an image processor may leave images of different sizes; those of one size go together
-            sizes: dict[tuple[int, ...], list[Example]] = {}
-            for example in examples:
-                sizes.setdefault(tuple(example.pixel_values.shape), []).append(example)
-            for batch in sizes.values():
-                _look(batch, explainer, arguments, seen)
-                bar.update(len(batch))
-    return _summarize(seen, arguments, explainer, reader, seed, dict(dataset_info or {}))
+    with contextlib.ExitStack() as held:
+        if folder is not None:
+            claim(folder, json.loads(json.dumps(settings, default=str)), held)
+        finished = read_shards(folder)
+        bar = held.enter_context(tqdm(total=reader.total, unit="image", desc="errors", disable=not progress))
+        try:
+            for shard, rows in reader.shards(shard_size, lambda shard: True):
+                checksum = reader.checksum(rows)
+                if shard in finished:
+                    check_rows(folder, finished[shard], checksum)
+                    bar.update(len(rows))
+                else:
+                    part = _look_at(rows, reader, explainer, arguments, batch_size, bar)
+                    finished[shard] = {"shard": shard, "start": rows[0][0], "rows_sha256": checksum, **part.to_json()}
+                    if folder is not None:
+                        write_shard(folder, shard, finished[shard])
+                seen.add_part(finished.pop(shard))
+            for record in finished.values():  # a stream that has become shorter
+                check_rows(folder, record, "")
+        except Exception:
+            give_back(folder)
+            raise
+    return _summarize(seen, arguments, explainer, reader, seed, dataset)
 
 
 def _check_labels(data, label_column: str | None, classifier) -> None:
@@ -154,6 +192,52 @@ class _Seen:
     def add(self, **columns: torch.Tensor) -> None:
         for name, values in columns.items():
             self.columns.setdefault(name, []).extend(values.tolist())
+
+    def to_json(self) -> dict[str, Any]:
+        """All of it, as a partial result keeps it."""
+        classes = sorted(set(self.columns["prediction"]))
+        return {
+            "columns": self.columns,
+            "errors": [[image, found] for image, found in self.errors.items()],
+            "classes": classes,  # of the others the sums are 0
+            "region_sums": _encoded(self.region_sums[classes]),
+            "pair_sums": _encoded(self.pair_sums),
+            "common": self.common,
+        }
+
+    def add_part(self, part: Mapping[str, Any]) -> None:
+        """Add what `to_json` gave for the images that come next."""
+        for name, values in part["columns"].items():
+            self.columns.setdefault(name, []).extend(values)
+        self.errors.update(part["errors"])
+        self.region_sums[part["classes"]] += _decoded(part["region_sums"])
+        self.pair_sums += _decoded(part["pair_sums"])
+        self.common += part["common"]
+
+
+def _encoded(sums: torch.Tensor) -> str:
+    return base64.b64encode(sums.numpy().tobytes()).decode()
+
+
+def _decoded(text: str) -> torch.Tensor:
+    return torch.frombuffer(bytearray(base64.b64decode(text)), dtype=torch.float64).view(-1, *_GRID)
+
+
+def _look_at(
+    rows: list, reader: ExampleReader, explainer: Explainer, arguments: ErrorStudyArguments, batch_size: int, bar: tqdm
+) -> _Seen:
+    """What is seen in some rows."""
+    seen = _Seen(explainer.classifier.num_labels)
+    for start in range(0, len(rows), batch_size):
+        examples = [reader.read(index, row) for index, row in rows[start : start + batch_size]]
+        # an image processor may leave images of different sizes; those of one size go together
+        sizes: dict[tuple[int, ...], list[Example]] = {}
+        for example in examples:
+            sizes.setdefault(tuple(example.pixel_values.shape), []).append(example)
+        for batch in sizes.values():
+            _look(batch, explainer, arguments, seen)
+            bar.update(len(batch))
+    return seen
 
 
 def _look(batch: list[Example], explainer: Explainer, arguments: ErrorStudyArguments, seen: _Seen) -> None:
@@ -249,7 +333,7 @@ def maps_of_both(
 # --------------------------------------------------------------------------------------------------------- the summary
 
 
-def _summarize(seen: _Seen, arguments, explainer, reader, seed: int, dataset_info) -> ErrorStudy:
+def _summarize(seen: _Seen, arguments, explainer, reader, seed: int, dataset: dict[str, Any]) -> ErrorStudy:
     names = {index: str(name) for index, name in explainer.classifier.id2label.items()}
     columns = seen.columns
     predicted = dict(zip(columns["image"], zip(columns["label"], columns["prediction"], columns["confidence"])))
@@ -303,7 +387,7 @@ def _summarize(seen: _Seen, arguments, explainer, reader, seed: int, dataset_inf
             },
         },
         "explainer": explainer.identity,
-        "dataset": {**reader.identity, **dataset_info},
+        "dataset": dataset,
         "columns": {"image": reader.image_column, "label": reader.label_column, "mask": reader.mask_column},
         "versions": package_versions(),
         "device": explainer.classifier.device.type,

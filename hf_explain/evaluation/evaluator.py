@@ -6,7 +6,6 @@ import contextlib
 import json
 import math
 import os
-import time
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from importlib import metadata
@@ -23,14 +22,14 @@ from hf_explain.classifiers.passes import Stopwatch
 from hf_explain.evaluation.arguments import EvaluationArguments
 from hf_explain.evaluation.explainer import Explainer, PassCounter, resolve_explainer
 from hf_explain.evaluation.inputs import Example, ExampleReader
+from hf_explain.evaluation.partial_results import check_rows, claim, give_back, read_shards, write_shard
 from hf_explain.evaluation.results import EvaluationResult, ExplainerResult, MetricResult
-from hf_explain.io.files import check_writable, lock_directory, read_json_file, write_atomically, write_json_file
+from hf_explain.io.files import write_json_file
 from hf_explain.io.processes import launched_processes, on_first_process, package_versions
-from hf_explain.metrics import path as metric_path
+from hf_explain.metrics import load as load_metric
 from hf_explain.tensors.sharing import sharing
 
 
-SETTINGS_FILE = "settings.json"
 RESULT_FILE = "result.json"
 _FORMAT = 1  # of the shard files; raised when their content changes, so that old and new ones are never mixed
 
@@ -250,12 +249,34 @@ class SaliencyEvaluator:
         )
 
         def wanted(shard: int) -> bool:
-            return shard % world == rank and any(run.lacks(shard) for run in runs.values())
+            return shard % world == rank and any(run.reads(shard) for run in runs.values())
+
+        def failed(name: str, error: Exception) -> bool:
+            """Whether the sweep ends with it: the other processes wait for this one in `finish`, and learn of it."""
+            run = runs[name]
+            run.failure = error
+            if world == 1:
+                give_back(run.task.arguments.output_dir)
+                fail(name, error)
+            return name in essential
 
         with bar:
             bar.update(sum(record["num_images"] for run in runs.values() for record in run.finished.values()))
             for shard, rows in longest.task.reader.shards(longest.shard_size, wanted):
-                current = {name: _Shard(run, rows) for name, run in runs.items() if run.lacks(shard)}
+                current: dict[str, _Shard] = {}
+                checksums: dict[Any, str] = {}
+                for name, run in runs.items():
+                    if not run.reads(shard):
+                        continue
+                    try:
+                        one = _Shard(run, rows, checksums)
+                        if shard in run.finished:
+                            run.check(shard, one.checksum)
+                        else:
+                            current[name] = one
+                    except Exception as error:
+                        if failed(name, error):
+                            return
                 for start in range(0, len(rows), arguments.batch_size):
                     known: dict[Any, list[_Batch]] = {}
                     with sharing():
@@ -263,15 +284,18 @@ class SaliencyEvaluator:
                             try:
                                 bar.update(self._measure_rows(one, start, known))
                             except Exception as error:
-                                one.run.failure = error
-                                if world == 1:
-                                    _give_back(one.run.task.arguments.output_dir)
-                                    fail(name, error)
-                                elif name in essential:
-                                    return  # the others wait for this process in `finish`, and learn of it there
+                                if failed(name, error):
+                                    return
                                 del current[name]
                 for one in current.values():
                     one.close(shard)
+            for name, run in runs.items():
+                try:
+                    for shard in sorted(run.unseen if run.failure is None else ()):
+                        run.check(shard, "")  # a stream that has become shorter
+                except ValueError as error:
+                    if failed(name, error):
+                        return
 
     def _measure_rows(self, shard: _Shard, start: int, known: dict[Any, list[_Batch]]) -> int:
         """One batch of a shard; `known` holds what was read of it for other explainers. Returns the images in it."""
@@ -354,6 +378,7 @@ class _Run:
     settings: dict[str, Any]
     shard_size: int
     finished: dict[int, dict[str, Any]] = field(default_factory=dict)
+    unseen: set[int] = field(default_factory=set)  # finished, and not yet seen to be of the rows that are there now
     records: list[dict[str, Any]] = field(default_factory=list)
     failure: Exception | None = None
 
@@ -366,12 +391,13 @@ class _Run:
             shard_size = max(1, min(shard_size, -(-reader.total // world)))
         run = cls(task, _settings(task), shard_size)
         if folder is not None:
-            on_first_process(rank, world, lambda: _claim(folder, run.settings, held))
+            on_first_process(rank, world, lambda: claim(folder, run.settings, held))
         try:
-            run.finished = _finished(folder)
+            run.finished = read_shards(folder)
+            run.unseen = {at for at, one in run.finished.items() if at % world == rank and "rows_sha256" in one}
         except ValueError as error:
             if world == 1:
-                _give_back(folder)
+                give_back(folder)
                 raise
             run.failure = error
         return run
@@ -384,6 +410,15 @@ class _Run:
 
     def lacks(self, shard: int) -> bool:
         return self.failure is None and shard not in self.finished and shard * self.shard_size < self.limit
+
+    def reads(self, shard: int) -> bool:
+        """Whether the rows of a shard are wanted: to be measured, or to see that they are those of before."""
+        return self.lacks(shard) or self.failure is None and shard in self.unseen
+
+    def check(self, shard: int, checksum: str) -> None:
+        """A ValueError where a finished shard is not of the rows with this checksum."""
+        check_rows(self.task.arguments.output_dir, self.finished[shard], checksum)
+        self.unseen.discard(shard)
 
     def finish(self, rank: int, world: int) -> tuple[EvaluationResult, dict[str, list]]:
         """The result of all records, also those of the other processes; an error of one is raised on all."""
@@ -398,9 +433,14 @@ class _Run:
 class _Shard:
     """A shard of a run while it is measured."""
 
-    def __init__(self, run: _Run, rows: list[tuple[int, Any]]):
+    def __init__(self, run: _Run, rows: list[tuple[int, Any]], checksums: dict[Any, str]):
         self.run = run
         self.rows = [(index, row) for index, row in rows if index < run.limit]
+        reader = run.task.reader
+        key = (*reader.columns, len(self.rows))
+        if key not in checksums:  # for other runs, of the same rows
+            checksums[key] = reader.checksum(self.rows)
+        self.checksum = checksums[key]
         self.columns: dict[str, dict[int, Any]] = {}
         self.cost = {name: _Cost() for name in ("explain", *run.task.metrics)}
 
@@ -414,9 +454,10 @@ class _Shard:
             "protocols": {name: _jsonable(metric.module.protocol) for name, metric in task.metrics.items()},
             "cost": {name: [cost.seconds, cost.full, cost.tail] for name, cost in self.cost.items()},
             "shard": shard,
+            "rows_sha256": self.checksum,
         }
         if task.arguments.output_dir is not None:
-            write_atomically(_shard_file(task.arguments.output_dir, shard), json.dumps(record).encode())
+            write_shard(task.arguments.output_dir, shard, record)
         self.run.records.append(record)
 
 
@@ -473,8 +514,7 @@ def load_metrics(arguments: EvaluationArguments) -> dict[str, LoadedMetric]:
     presets, loaded = arguments.presets, {}
     for one in arguments.metrics:
         if isinstance(one, str):
-            # its own experiment: `evaluate` locks a file per experiment, and processes must not wait for one another
-            one = evaluate.load(metric_path(one), presets.get(one), experiment_id=f"{os.getpid()}-{time.time_ns()}")
+            one = load_metric(one, presets.get(one))
         if check_metric(one).metric_name in loaded:
             raise ValueError(f"`metric` names {one.metric_name!r} twice.")
         if one.metric_name == "win_rate":
@@ -540,7 +580,7 @@ def _gather(records: list[dict[str, Any]], failure: Exception | None, rank: int,
     """The records of all processes; an error of one is raised on all."""
     failures = gather_object([None if failure is None else f"{type(failure).__name__}: {failure}"])
     if any(failures) and rank == 0:
-        _give_back(folder)
+        give_back(folder)
     if failure is not None:
         raise failure
     if any(failures):
@@ -643,50 +683,3 @@ def _cost(entry: _Cost, classifier: FrozenClassifier) -> Iterator[None]:
 def _jsonable(value):
     """The value after a round trip through JSON, so that settings read from a file compare equal."""
     return json.loads(json.dumps(value, default=str))
-
-
-def _claim(folder: Path, settings: dict[str, Any], held: contextlib.ExitStack) -> None:
-    """Claim `folder` for this evaluation, or check that it is its own; locked for other runs until `held` closes."""
-    held.enter_context(lock_directory(folder))
-    check_writable(folder)
-    file = folder / SETTINGS_FILE
-    if not file.is_file():
-        write_json_file(file, settings)
-        return
-    try:
-        known = read_json_file(file)
-    except ValueError as error:
-        raise ValueError(
-            f"output_dir {str(folder)!r} holds an evaluation whose settings cannot be read ({error}): choose another "
-            "output_dir, or delete that one."
-        ) from error
-    if known != settings:
-        name = next(name for name in {**known, **settings} if known.get(name) != settings.get(name))
-        raise ValueError(
-            f"output_dir {str(folder)!r} holds an evaluation with {name}={known.get(name)!r}, this one has "
-            f"{settings.get(name)!r}: choose another output_dir, or delete that one."
-        )
-
-
-def _give_back(folder: Path | None) -> None:
-    """After an error: release a folder without partial results, so that the corrected call can use it."""
-    if folder is not None and not any(folder.glob("shard-*.json")):
-        (folder / SETTINGS_FILE).unlink(missing_ok=True)
-
-
-def _shard_file(folder: Path, shard: int) -> Path:
-    return folder / f"shard-{shard:06d}.json"
-
-
-def _finished(folder: Path | None) -> dict[int, dict[str, Any]]:
-    """The partial results of an earlier run."""
-    if folder is None:
-        return {}
-    found = {}
-    for file in sorted(folder.glob("shard-*.json")):
-        try:
-            record = read_json_file(file)
-            found[int(record["shard"])] = record
-        except (ValueError, KeyError) as error:
-            raise ValueError(f"The partial result {str(file)!r} is damaged; delete it to measure it again.") from error
-    return found

@@ -13,7 +13,7 @@ import torch.nn.functional as F
 from PIL import Image
 
 from hf_explain.evaluation.explainer import Explainer
-from hf_explain.io.datasets import LabelReader, is_stream, leave_encoded, resolve_columns
+from hf_explain.io.datasets import LabelReader, cell_content, is_stream, leave_encoded, resolve_columns
 from hf_explain.io.image_processor import to_pixel_values
 from hf_explain.io.images import load_rgb, open_image
 from hf_explain.io.paths import public_name
@@ -118,6 +118,19 @@ class ExampleReader:
                 rows.append((index, row))
         if rows:
             yield shard, rows
+
+    @property
+    def columns(self) -> list[str]:
+        """Those that are read."""
+        return [name for name in (self.image_column, self.label_column, self.mask_column) if name is not None]
+
+    def checksum(self, rows: list[tuple[int, Any]]) -> str:
+        """Of what decides about the results of rows: their images, labels and masks."""
+        found = hashlib.sha256()
+        for _, row in rows:
+            for name in self.columns:
+                found.update(hashlib.sha256(cell_content(row[name])).digest())
+        return found.hexdigest()
 
     def read(self, index: int, row: Mapping[str, Any]) -> Example:
         """

@@ -210,6 +210,40 @@ def leave_encoded(dataset: Any, columns: Sequence[str]) -> Any:
     return dataset
 
 
+def cell_content(cell: Any, fetch: bool = False) -> bytes:
+    """
+    What tells a cell of a data set from others.
+
+    Args:
+        cell: Of an image column, decoded or not, or of any other.
+        fetch (`bool`, *optional*, defaults to `False`): Read a file elsewhere, too. It is told by its address
+            otherwise, which on the Hub names the version.
+
+    Returns:
+        `bytes`: Of an encoded image, or of the file it is in; the pixels of a decoded one, the numbers of an array,
+        anything else as it is written. Nothing where the file cannot be read.
+    """
+    if isinstance(cell, PILImage.Image):
+        return f"{cell.mode} {cell.size} ".encode() + cell.tobytes()
+    if hasattr(cell, "__array__"):
+        array = np.asarray(cell)
+        return f"{array.dtype} {array.shape} ".encode() + array.tobytes()
+    if not isinstance(cell, dict):
+        return repr(cell).encode()
+    content, path = cell.get("bytes"), cell.get("path")
+    if content is not None or path is None:
+        return content or b""
+    if "://" in path and not fetch:
+        return repr(path).encode()
+    import fsspec
+
+    try:
+        with fsspec.open(path, "rb") as file:
+            return file.read()
+    except OSError:
+        return b""
+
+
 class LabelReader:
     r"""
     Cells of a label column to the classifier's class indices.

@@ -24,7 +24,7 @@ except ImportError:  # Windows
 
 LOCK_FILE = ".hf_explain.lock"
 RECORD_FILE = "training_record.json"  # what training writes beside the head; `hf_explain.training.record` reads it
-_TEMPORARY = ".hf_explain.tmp"  # how the names of what is half-written end, and no name that people choose
+TEMPORARY = ".hf_explain.tmp"  # how the names of what is half-written end, and no name that people choose
 # what file systems that know no locks answer
 _NO_LOCKS = (errno.ENOLCK, errno.ENOSYS, errno.ENOTSUP, errno.EOPNOTSUPP)
 _HELD: set[int] = set()  # open lock files of this process
@@ -35,7 +35,7 @@ _LAST = ("config.json", RECORD_FILE)
 
 def write_atomically(path: Path, content: bytes | memoryview) -> None:
     """Write a file so that, whatever happens, its name shows either the old content or the new one."""
-    temporary = path.with_name(path.name + _TEMPORARY)
+    temporary = path.with_name(path.name + TEMPORARY)
     try:
         with open(temporary, "wb") as file:
             file.write(content)
@@ -169,7 +169,7 @@ def remove_leftovers(output_dir: Path, of_before: str) -> None:
         of_before (`str`): Regular expression of the names that version 0.1 gave such files there.
     """
     for path in output_dir.glob("*.tmp"):
-        if path.name.endswith(_TEMPORARY) or re.fullmatch(of_before, path.name) and _is_as_of_before(path):
+        if path.name.endswith(TEMPORARY) or re.fullmatch(of_before, path.name) and _is_as_of_before(path):
             if path.is_dir() and not path.is_symlink():
                 shutil.rmtree(path)
             else:
@@ -188,7 +188,7 @@ def _is_as_of_before(path: Path) -> bool:
 def remove_directory(path: Path) -> None:
     """Delete a directory so that, whatever happens, its name shows either all of it or nothing."""
     # renamed first: a process killed half-way through deleting must not leave something that looks complete
-    doomed = path.with_name(path.name + ".old" + _TEMPORARY)
+    doomed = path.with_name(path.name + ".old" + TEMPORARY)
     if doomed.exists():
         shutil.rmtree(doomed)
     os.rename(path, doomed)
@@ -223,7 +223,7 @@ def write_directory(directory: Path, argument: str = "output_dir", replace: bool
     temporary, saved = None, False
     try:
         home.mkdir(parents=True, exist_ok=True)
-        temporary = Path(tempfile.mkdtemp(prefix=f".{directory.name}.", suffix=_TEMPORARY, dir=home))
+        temporary = Path(tempfile.mkdtemp(prefix=f".{directory.name}.", suffix=TEMPORARY, dir=home))
         new = temporary / "new"  # a temporary directory itself is private to its owner
         new.mkdir()
         _MOVES[new] = directory

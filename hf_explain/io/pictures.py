@@ -13,6 +13,7 @@ import numpy as np
 import torch
 from PIL import Image, ImageDraw, ImageFont
 
+from hf_explain.io.files import TEMPORARY
 from hf_explain.io.images import load_rgb
 
 
@@ -179,7 +180,7 @@ def save_image(image: Image.Image, path: str | os.PathLike) -> Path:
         raise ValueError(f"`path` is {str(path)!r}: {path.suffix!r} names no image format; use .png, for example.")
     if not path.parent.is_dir():
         raise FileNotFoundError(f"`path` is {str(path)!r}, but the folder {str(path.parent)!r} does not exist.")
-    temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex}")
+    temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex}{TEMPORARY}")
     try:
         with open(temporary, "xb") as file:
             image.save(file, format=file_format)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib
 from pathlib import Path
+from typing import Any
 
 from hf_explain.metrics.number import Number
 
@@ -48,6 +49,27 @@ def metric_numbers(name: str) -> tuple[Number, ...]:
     Raises:
         ValueError: As for [`path`].
     """
+    return _metric_class(name).numbers
+
+
+def load(name: str, preset: str | None = None) -> Any:
+    """
+    What `evaluate.load(path(name), preset)` gives, made of the package's own module, and without files in the cache.
+
+    Args:
+        name (`str`): Name of the metric.
+        preset (`str`, *optional*): Its settings.
+
+    Returns:
+        `evaluate.Metric`: An instance that collects its columns in memory.
+
+    Raises:
+        ValueError: As for [`path`], or if there is no such preset.
+    """
+    return _metric_class(name)(preset, keep_in_memory=True)
+
+
+def _metric_class(name: str) -> Any:
     path(name)
     module = importlib.import_module(f"{__name__}.{name}.{name}")
-    return next(found.numbers for found in vars(module).values() if getattr(found, "metric_name", None) == name)
+    return next(found for found in vars(module).values() if getattr(found, "metric_name", None) == name)

@@ -194,6 +194,23 @@ def test_killed_in_the_middle(export, model, pictures, tmp_path):
     assert [row["image_id"] for row in rows(tmp_path / "out")] == list(range(COUNT))
 
 
+@pytest.mark.parametrize("left", ["export_settings.json.hf_explain.tmp", "data/train-000000.parquet.hf_explain.tmp"])
+def test_killed_before_the_first_shard(export, tmp_path, left):
+    """Whatever is there by then, another export may start, with other settings, too."""
+    export("whole")
+    (tmp_path / "out/data").mkdir(parents=True)
+    if left.startswith("data"):
+        (tmp_path / "out" / SETTINGS_FILE).write_text('{"settings": {"method": "rise"}}')
+    else:
+        (tmp_path / "out/data").rmdir()
+    (tmp_path / "out" / left).write_text("half")
+    export("out")
+    for name in (SETTINGS_FILE, "README.md"):
+        assert (tmp_path / "out" / name).read_text() == (tmp_path / "whole" / name).read_text()
+    assert shards(tmp_path / "out") == shards(tmp_path / "whole")
+    assert {path.name for path in (tmp_path / "out").iterdir()} == {SETTINGS_FILE, REPORT_FILE, "README.md", "data"}
+
+
 def test_one_run_at_a_time(export, tmp_path, monkeypatch):
     export("whole")
     original, refused = export_module._png, []

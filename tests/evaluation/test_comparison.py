@@ -14,9 +14,10 @@ from testing_training import picture_dataset
 from hf_explain import FrozenClassifier, LCamForSaliency, SaliencyEvaluator
 from hf_explain.apps.command_line import parse_assignments
 from hf_explain.cli import main
+from hf_explain.evaluation import comparison as comparison_module
 from hf_explain.evaluation.comparison import compare, parse_explainers
 from hf_explain.evaluation.inputs import ExampleReader
-from hf_explain.evaluation.results import Comparison
+from hf_explain.evaluation.results import Comparison, SanityResult
 from hf_explain.io.files import LOCK_FILE
 from hf_explain.metrics.module import SaliencyMetric
 
@@ -154,6 +155,31 @@ def test_an_explainer_is_resolved_once(directories, tmp_path, monkeypatch):
     found = result["explainers"]
     assert {one["explainer"]["classifier_fingerprint"] for one in found.values()} == {"1"}
     assert found["lcam"]["explainer"]["head_fingerprint"] == "2" and "verdict" in found["gradcam"]["sanity"]
+
+
+def test_sanity_checks_are_kept(directories, tmp_path, monkeypatch):
+    checked = []
+
+    def check(explainer, data, *, max_examples, **options):
+        checked.append(max_examples)
+        return SanityResult(True, "passes", num_images=max_examples)
+
+    monkeypatch.setattr(comparison_module, "check_explainer", check)
+
+    def run(**options):
+        return compare(
+            directories / "classifier", picture_dataset(4), "gradcam", "auc_d", output_dir=tmp_path / "out",
+            pictures=0, sanity=True, progress=False, metric_options={"auc_d": {"steps": 2}},
+            report=lambda line: None, **{"sanity_examples": 2, **options},
+        )["explainers"]["gradcam"]["sanity"]  # fmt: skip
+
+    first = run()
+    (tmp_path / "out/auc_d.png.hf_explain.tmp").write_text("half")
+    assert run() == first and len(checked) == 1
+    assert not list((tmp_path / "out").glob("*.tmp"))
+    assert run(sanity_examples=3)["num_images"] == 3 and len(checked) == 2
+    (tmp_path / "out/explainers/gradcam/sanity.json").write_text("{")
+    assert run() == first and len(checked) == 3
 
 
 class Brightness(SaliencyMetric):

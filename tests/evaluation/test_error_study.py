@@ -4,7 +4,10 @@ import base64
 import io
 import json
 import math
+import os
 import re
+import shutil
+import signal
 
 import datasets
 import pytest
@@ -15,9 +18,11 @@ from testing_training import picture
 
 from hf_explain import METHODS, FrozenClassifier, LCamForSaliency, ScanForSaliency
 from hf_explain.cli import main
+from hf_explain.evaluation import error_study
 from hf_explain.evaluation.error_report import write_report
 from hf_explain.evaluation.error_study import ErrorStudyArguments, maps_of_both, study_errors
 from hf_explain.evaluation.explainer import PassCounter, resolve_explainer
+from hf_explain.io.files import lock_directory
 from hf_explain.metrics.regions import BORDER_PLACES, border_shares, region_overlap, top_region
 from hf_explain.metrics.statistics import group_excess
 from hf_explain.tensors.outputs import SaliencyOutput
@@ -417,6 +422,78 @@ def test_data_that_cannot_be_used_is_one_sentence(classifier_dir):
     classifier.config.problem_type = "multi_label_classification"
     with pytest.raises(ValueError, match="is not a classifier with one answer out of several per image"):
         study_errors(classifier, labelled(3, [0, 1, 2]), progress=False)
+
+
+@pytest.mark.parametrize("streaming", [False, True])
+def test_a_killed_study_goes_on(places, tmp_path, monkeypatch, streaming):
+    data = datasets.Dataset.from_parquet(str(places / "validation.parquet"), cache_dir=tmp_path / "cache")
+    looked, deadly = [], [True]
+    look = error_study._look
+
+    def killed(batch, *others):
+        looked.extend(example.index for example in batch)
+        if deadly and len(looked) > 9:
+            raise KeyboardInterrupt
+        look(batch, *others)
+
+    def study(data, **options):
+        data = data.to_iterable_dataset() if streaming else data
+        options = {"output_dir": tmp_path / "partial", **options}
+        return study_errors(
+            places / "head", data, mask_column="mask", shard_size=3, batch_size=2, progress=False, **options
+        )
+
+    whole = study(data, output_dir=None)
+    monkeypatch.setattr(error_study, "_look", killed)
+    with pytest.raises(KeyboardInterrupt):
+        study(data)
+    assert sorted(path.name for path in (tmp_path / "partial").iterdir()) == [
+        "settings.json", "shard-000000.json", "shard-000001.json", "shard-000002.json"
+    ]  # fmt: skip
+    (tmp_path / "partial/shard-000003.json.hf_explain.tmp").write_bytes(b"half")
+    looked.clear()
+    deadly.clear()
+    shutil.copytree(tmp_path / "partial", tmp_path / "kept")
+    again = study(data)
+    assert looked == [9, 10, 11]  # what was done is not done again
+    assert again.result == whole.result and again.evidence == whole.evidence
+    assert sorted(path.suffix for path in (tmp_path / "partial").iterdir()) == [".json"] * 5
+    # of other data, or another study, nothing is taken
+    changed = data.map(lambda row, index: {"label": 4 if index == 4 else row["label"]}, with_indices=True)
+    for other, options, message in (
+        (changed, {}, "holds an evaluation of other data: its images from 3 on were others than `data` has there now"),
+        (data, {"arguments": ErrorStudyArguments(region_percent=20)}, "with region_percent=10.0, this one has 20"),
+        (data, {"method": "gradcam"}, "holds an evaluation with explainer="),
+    ):
+        with pytest.raises(ValueError, match=message):
+            study(other, output_dir=tmp_path / "kept", **options)
+    shard = tmp_path / "kept/shard-000001.json"
+    shard.write_text(shard.read_text().replace("true", "false", 1))
+    with pytest.raises(ValueError, match="shard-000001.json' is damaged; delete it to measure it again"):
+        study(data, output_dir=tmp_path / "kept")
+
+
+def test_a_killed_command_goes_on_and_leaves_nothing(places, tmp_path, monkeypatch, capsys):
+    argv = command(places, tmp_path / "out", "--shard_size", "3", "--pictures", "1")
+    with monkeypatch.context() as patch:
+        patch.setattr("hf_explain.apps.errors.write_report", lambda *arguments: os.kill(os.getpid(), signal.SIGINT))
+        with pytest.raises(KeyboardInterrupt):
+            main(argv)
+    assert [path.name for path in (tmp_path / "out").iterdir()] == ["partial_results"]
+    (tmp_path / "out/errors.md.hf_explain.tmp").write_text("half")
+    (tmp_path / "out/mine.tmp").write_text("the user's")
+
+    def again(*arguments):
+        raise AssertionError("looked at again")
+
+    monkeypatch.setattr(error_study, "_look", again)
+    assert main(argv) == 0
+    assert sorted(path.name for path in (tmp_path / "out").iterdir()) == [
+        "errors.json", "errors.md", "index.html", "mine.tmp"
+    ]  # fmt: skip
+    with lock_directory(tmp_path / "out"):
+        assert main(argv) == 1
+    assert "out' is in use by another run" in capsys.readouterr().err
 
 
 def test_output_that_cannot_be_written(places, tmp_path, monkeypatch, capsys):

@@ -3,6 +3,7 @@
 import copy
 import json
 import os
+from pathlib import Path
 
 import datasets
 import evaluate
@@ -268,6 +269,50 @@ def test_other_settings_are_not_mixed(classifier, data, tmp_path):
             ValueError, match=f"out' holds an evaluation whose settings cannot be read .*{reason}.*cho"
         ):
             compute(classifier, data, output_dir=tmp_path / "out")
+
+
+@pytest.mark.parametrize("streaming", [False, True])
+def test_other_data_of_the_same_ends_is_not_mixed_in(classifier, tmp_path, streaming):
+    def source(*indices):
+        data = picture_dataset(8).select(indices)
+        return data.to_iterable_dataset() if streaming else data
+
+    def run(data):
+        return compute(classifier, data, method="random", output_dir=tmp_path / "out", shard_size=2)
+
+    before = run(source(0, 1, 2, 3, 4, 5))
+    (tmp_path / "out/shard-000000.json").unlink()
+    with pytest.raises(ValueError, match="out' holds an evaluation of other data: its images from 2 on were others"):
+        run(source(0, 1, 2, 6, 4, 5))
+    if streaming:  # whose length nothing else tells
+        with pytest.raises(ValueError, match="evaluation of other data: its images from 4 on"):
+            run(source(0, 1, 2, 3))
+    assert numbers(run(source(0, 1, 2, 3, 4, 5))) == numbers(before)
+    shard = tmp_path / "out/shard-000002.json"
+    shard.write_text(shard.read_text().replace("0.", "1.", 1))
+    with pytest.raises(ValueError, match="shard-000002.json' is damaged; delete it"):
+        run(source(0, 1, 2, 3, 4, 5))
+
+
+def test_what_a_killed_run_leaves_is_cleaned_and_binds_nobody(classifier, data, tmp_path):
+    """One that was killed in its first shard: half a file, settings, and nothing that is worth keeping."""
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out/settings.json").write_text('{"seed": 5}')
+    for name in ("shard-000000.json.hf_explain.tmp", "shard-000000.json.tmp", ".hf_explain.lock"):
+        (tmp_path / "out" / name).write_text("half")
+    for name in ("mine.json.tmp", "shards.tmp"):
+        (tmp_path / "out" / name).write_text("the user's")
+    compute(classifier, data, output_dir=tmp_path / "out")
+    names = {path.name for path in (tmp_path / "out").iterdir()}
+    assert names == {"settings.json", "shard-000000.json", "result.json", "mine.json.tmp", "shards.tmp"}
+
+
+def test_metrics_leave_no_files_in_the_cache(classifier, data):
+    """Neither columns nor locks: a killed run would leave them for good."""
+    cache = Path(os.environ["HF_HOME"])
+    before = set(cache.rglob("*"))
+    compute(classifier, data, ["auc_d", "average_drop"])
+    assert [path for path in set(cache.rglob("*")) - before if not path.is_dir()] == []
 
 
 def test_one_run_at_a_time(classifier, data, tmp_path, monkeypatch):
