@@ -436,7 +436,7 @@ def test_fuzzed_weights(saved, part):
 def test_fuzzed_images(tmp_path, part):
     path = tmp_path / "image"
 
-    @fuzz(part, 600, st.one_of([mutated(content) for content in images()]))
+    @fuzz(part, 2000, st.one_of([mutated(content) for content in images()]))
     def files(content):
         path.write_bytes(content)
         try:
