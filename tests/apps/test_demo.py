@@ -348,6 +348,10 @@ def test_command_line(monkeypatch, tmp_path, capsys):
     ]
     assert main(["demo", "--model", "me/head", "--write-space", str(tmp_path / "space")]) == 0
     assert len(calls) == 1 and "Wrote " in capsys.readouterr().out
+    trusted = ["demo", "--model", "me/head", "--write-space", str(tmp_path / "trusted"), "--trust_remote_code"]
+    assert main(trusted) == 0
+    spaces = [(tmp_path / name / "app.py").read_text() for name in ("space", "trusted")]
+    assert ["trust_remote_code=True" in space for space in spaces] == [False, True]
 
 
 def test_space(tmp_path, monkeypatch):
