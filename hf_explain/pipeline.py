@@ -123,10 +123,11 @@ class SaliencyPipeline(Pipeline):
         Explain one image or many.
 
         Args:
-            inputs (`str`, `os.PathLike`, `PIL.Image.Image`, `numpy.ndarray`, `torch.Tensor`, a list of them, a
-                generator, a `datasets` column or a `datasets` dataset): Images: paths, http(s) URLs, pictures in any
-                mode, or arrays as for [`~hf_explain.io.images.load_rgb`]. Also dictionaries
-                `{"image": ..., "target": ...}`, for streams in which every image has its own target.
+            inputs (`str`, `os.PathLike`, `bytes`, `PIL.Image.Image`, `numpy.ndarray`, `torch.Tensor`, a list of them,
+                a generator, a `datasets` column or a `datasets` dataset): Images: paths, http(s) URLs, the content of
+                a file, pictures in any mode, or arrays as for [`~hf_explain.io.images.load_rgb`]. Also dictionaries
+                `{"image": ..., "target": ...}`, for streams in which every image has its own target. A directory
+                stands for the list of all pictures below it, sorted by their paths.
             target (`int`, `str` or a list of them, *optional*): The explained class, by index or label name. For one
                 image, a list asks for several classes; for a list of images, a list gives one entry per image (which
                 may itself be a list). The classifier's own `top_k` classes when not given.
@@ -151,7 +152,9 @@ class SaliencyPipeline(Pipeline):
             ValueError: If a target, method or option does not exist, or an image cannot be read.
             FileNotFoundError: If a path does not exist.
         """
-        if isinstance(inputs, (str, dict, Image.Image)) or hasattr(inputs, "__fspath__"):
+        if isinstance(inputs, (str, os.PathLike)) and os.path.isdir(inputs):
+            inputs = _pictures_below(inputs)
+        if isinstance(inputs, (str, bytes, bytearray, dict, Image.Image, os.PathLike)):
             return super().__call__(inputs, target=target, **kwargs)
         if isinstance(inputs, (np.ndarray, torch.Tensor)):
             if inputs.ndim != 4:
@@ -175,6 +178,26 @@ class SaliencyPipeline(Pipeline):
             return super().__call__((item for item in inputs), target=target, **kwargs)
         raise TypeError(f"`inputs` must be an image or many images, got {type(inputs).__name__}.")
 
+    def save_pretrained(self, save_directory: str | os.PathLike[str], **kwargs: Any) -> None:
+        """
+        Save the head or the classifier, and the image processor; `pipeline("saliency", model=save_directory)` loads
+        them again.
+
+        Args:
+            save_directory (`str` or `os.PathLike`): Directory; created where missing.
+            kwargs: As for the model's own `save_pretrained`.
+
+        Raises:
+            NotADirectoryError: If it is a file.
+        """
+        if os.path.isfile(save_directory):
+            raise NotADirectoryError(f"`save_directory` {os.fspath(save_directory)!r} is a file; give a directory.")
+        # not as the base class, which names this pipeline in the model's configuration: loading it would then ask for
+        # trust_remote_code, and for a class of Transformers that does not exist
+        self.model.save_pretrained(save_directory, **kwargs)
+        processor: Any = self.image_processor
+        processor.save_pretrained(save_directory, **kwargs)
+
     # ------------------------------------------------------------------ one image in
 
     def preprocess(  # type: ignore[override]  # names its own parameters
@@ -192,8 +215,16 @@ class SaliencyPipeline(Pipeline):
             if on_error == "raise":
                 raise
             error, image = str(problem), Image.new("RGB", (32, 32))
+        pixel_values = to_pixel_values(self.image_processor, [image]).to(self.dtype)
+        known = CropGeometry.from_processor(self.image_processor, (image.height, image.width)).crop_size
+        if tuple(pixel_values.shape[-2:]) != known:
+            raise ValueError(
+                f"{type(self.image_processor).__name__} makes {tuple(pixel_values.shape[-2:])} pixels (height, width) "
+                f"of an image of {(image.height, image.width)} and its settings say {known}, so where the image lies "
+                "in it is not known; pass an image_processor= that resizes, crops or pads as it says."
+            )
         return {
-            "pixel_values": to_pixel_values(self.image_processor, [image]).to(self.dtype),
+            "pixel_values": pixel_values,
             "target": self._resolve_targets(target),
             "original_size": torch.tensor([[image.height, image.width]]),
             "error": error,
@@ -375,6 +406,19 @@ class _Items(Dataset):
             return image
         image = image["image"] if isinstance(image, dict) else image
         return {"image": image, "target": self.targets[index]}
+
+
+def _pictures_below(directory: str | os.PathLike[str]) -> list[str]:
+    known = Image.registered_extensions()
+    found = sorted(
+        os.path.join(folder, name)
+        for folder, _, names in os.walk(directory)
+        for name in names
+        if os.path.splitext(name)[1].lower() in known
+    )
+    if not found:
+        raise ValueError(f"The directory {os.fspath(directory)!r} has no picture below it, by the names of its files.")
+    return found
 
 
 def _is_datasets_dataset(inputs) -> bool:

@@ -150,6 +150,7 @@ SAME_PICTURE = {
     "channels first": lambda image, path: as_array(image).transpose(2, 0, 1),
     "uint8 tensor": lambda image, path: torch.from_numpy(as_array(image).copy()),
     "float tensor": lambda image, path: torch.from_numpy(as_array(image).copy()).permute(2, 0, 1) / 255,
+    "bytes": lambda image, path: path.read_bytes(),
     "dictionary": lambda image, path: {"image": image},
     "RGBA": lambda image, path: image.convert("RGBA"),
 }
@@ -456,6 +457,46 @@ def test_corrupt_files_are_named_and_the_others_come_back_if_asked(pipe, tmp_pat
     check(results[0], PICTURES[0].size)
     check(results[2], PICTURES[0].size)
     assert list(results[1][0]) == ["error"] and str(bad) in results[1][0]["error"]
+
+
+def test_a_directory_is_the_list_of_its_pictures(pipe, tmp_path):
+    for name in ("b.png", "a/c.JPG", "a/b.png"):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        PICTURES[0].save(tmp_path / name)
+    (tmp_path / "notes.txt").write_text("x")
+    (tmp_path / "broken.png").write_bytes(b"x")
+    for directory in (tmp_path, str(tmp_path)):
+        results = pipe(directory, on_error="return", target=[0, 1, 2, 3])
+        assert [each[0].get("label", "error") for each in results] == [*LABELS[:3], "error"]
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(ValueError, match="empty' has no picture below it"):
+        pipe(tmp_path / "empty")
+
+
+@pytest.mark.parametrize("source", ["classifier_dir", "head_dir"])
+def test_saved_and_loaded_again(source, request, tmp_path):
+    pipe = pipeline("saliency", model=request.getfixturevalue(source))
+    before = pipe.model.config.to_dict()
+    pipe.save_pretrained(tmp_path / "saved")
+    assert pipe.model.config.to_dict() == before and not hasattr(pipe.model.config, "custom_pipelines")
+    again = pipeline("saliency", model=str(tmp_path / "saved"))
+    np.testing.assert_array_equal(again(PICTURES[0])[0]["saliency_map"], pipe(PICTURES[0])[0]["saliency_map"])
+    (tmp_path / "file").touch()
+    with pytest.raises(NotADirectoryError, match="`save_directory` '.*file' is a file; give a directory"):
+        pipe.save_pretrained(tmp_path / "file")
+
+
+def test_a_processor_that_does_otherwise_than_it_says(classifier_dir):
+    class Halving:
+        size, do_resize = {"height": 64, "width": 64}, True
+
+        def __call__(self, images, **kwargs):
+            return {"pixel_values": torch.zeros(1, 3, 32, 64)}
+
+    pipe = pipeline("saliency", model=classifier_dir)
+    pipe.image_processor = Halving()
+    with pytest.raises(ValueError, match=r"Halving makes \(32, 64\) pixels .* its settings say \(64, 64\)"):
+        pipe(picture())
 
 
 def test_pixel_limit(pipe, monkeypatch):

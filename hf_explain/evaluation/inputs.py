@@ -178,4 +178,7 @@ def _seen_mask(value, size: tuple[int, int], processor) -> torch.Tensor:
     (top, left), (height, width) = geometry.offset, geometry.crop_size
     padded = F.pad(resized, (max(0, -left), max(0, width), max(0, -top), max(0, height)))
     top, left = max(0, top), max(0, left)
-    return padded[top : top + height, left : left + width]
+    seen = padded[top : top + height, left : left + width]
+    bottom, right = geometry.cut_size or geometry.crop_size
+    seen[bottom:], seen[:, right:] = 0, 0  # what is padded shows nothing of the image
+    return seen

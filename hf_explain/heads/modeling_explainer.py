@@ -429,7 +429,7 @@ class ExplainerPreTrainedModel(PreTrainedModel):
     # ------------------------------------------------------------------ loading
 
     @classmethod
-    def from_pretrained(  # type: ignore[override]  # what it does not name goes on to Transformers' as it is
+    def from_pretrained(  # what it does not name goes on to Transformers' as it is
         cls,
         pretrained_model_name_or_path: str | os.PathLike[str] | None,
         *model_args: Any,

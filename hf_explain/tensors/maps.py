@@ -158,19 +158,21 @@ class CropGeometry:
     Where the pixels a classifier saw lie on the original image.
 
     An image processor resizes the `original_size` image to `resized_size` and cuts (or pads to) the central
-    `crop_size`. All sizes are `(height, width)` in pixels. Pixel centres are at half-integers, so crop row `i` shows
-    original row `(i + top + 0.5) * original_height / resized_height - 0.5`.
+    `crop_size`; or it cuts the central `cut_size` and pads that at the bottom and on the right. All sizes are
+    `(height, width)` in pixels. Pixel centres are at half-integers, so crop row `i` shows original row
+    `(i + top + 0.5) * original_height / resized_height - 0.5`.
     """
 
     original_size: tuple[int, int]
     resized_size: tuple[int, int]
     crop_size: tuple[int, int]
+    cut_size: tuple[int, int] | None = None
 
     @property
     def offset(self) -> tuple[int, int]:
         """`(top, left)` of the crop on the resized image; negative where the processor padded."""
-        (resized_height, resized_width), (crop_height, crop_width) = self.resized_size, self.crop_size
-        return (resized_height - crop_height) // 2, (resized_width - crop_width) // 2
+        (resized_height, resized_width), (cut_height, cut_width) = self.resized_size, self.cut_size or self.crop_size
+        return (resized_height - cut_height) // 2, (resized_width - cut_width) // 2
 
     @classmethod
     def from_processor(cls, image_processor: Any, original_size: Sequence[int]) -> CropGeometry:
@@ -182,7 +184,8 @@ class CropGeometry:
             original_size (sequence of two `int`): `(height, width)` of the original image, in pixels.
 
         Raises:
-            ValueError: If the processor's `size` has keys that this function does not know.
+            ValueError: If the processor's `size` has keys that this function does not know, or it pads in a way of
+                its own.
         """
         height, width = (int(side) for side in original_size)
         resized = (height, width)
@@ -210,7 +213,18 @@ class CropGeometry:
         if getattr(image_processor, "do_center_crop", False):
             crop_dict = _as_dict(image_processor.crop_size)
             crop = (crop_dict["height"], crop_dict["width"])
-        return cls((height, width), resized, crop or resized)
+        crop = crop or resized
+        if getattr(image_processor, "do_pad", False):
+            pad = getattr(type(image_processor), "pad", None)
+            if getattr(pad, "__module__", "") != "transformers.image_processing_backends":
+                raise ValueError(
+                    f"{type(image_processor).__name__} pads in a way of its own, so where the image lies in what it "
+                    "makes is not known; set image_processor.do_pad=False, and a size that needs no padding."
+                )
+            padded = _as_dict(getattr(image_processor, "pad_size", None))
+            if padded:  # else to the largest image of a batch: no further where an image comes alone
+                return cls((height, width), resized, (padded["height"], padded["width"]), crop)
+        return cls((height, width), resized, crop)
 
 
 def uncrop(maps: torch.Tensor, geometry: CropGeometry) -> torch.Tensor:
@@ -228,16 +242,20 @@ def uncrop(maps: torch.Tensor, geometry: CropGeometry) -> torch.Tensor:
         `torch.Tensor` of shape `(batch_size, original_height, original_width)`, same dtype.
     """
     axes = []
-    for original, resized, crop, offset in zip(
-        geometry.original_size, geometry.resized_size, geometry.crop_size, geometry.offset
+    for original, resized, crop, cut, offset in zip(
+        geometry.original_size,
+        geometry.resized_size,
+        geometry.crop_size,
+        geometry.cut_size or geometry.crop_size,
+        geometry.offset,
     ):
         # float64: a 40,000 px side needs more than float32's 24 bits to stay under a hundredth of a pixel; on the CPU,
         # because Apple's GPUs have no float64
         centres = (torch.arange(original, dtype=torch.float64) + 0.5) * (resized / original)
-        axes.append((centres - offset) / crop)  # 0 and 1 are the crop's outer edges
+        axes.append(((centres - offset) / crop, cut / crop))  # 0 and 1 are the crop's outer edges
     # Bilinear sampling is separable: two small gathers and lerps cost less than a general 2-D grid
     out = maps.float()
-    for dim, position in ((-2, axes[0]), (-1, axes[1])):
+    for dim, (position, end) in ((-2, axes[0]), (-1, axes[1])):
         length = out.shape[dim]
         index = (position * length - 0.5).clamp(0, length - 1)
         low = index.floor().long().to(out.device)
@@ -246,7 +264,7 @@ def uncrop(maps: torch.Tensor, geometry: CropGeometry) -> torch.Tensor:
             weight = weight[:, None]
         high = (low + 1).clamp(max=length - 1)
         out = torch.lerp(out.index_select(dim, low), out.index_select(dim, high), weight)
-        seen = ((position >= 0) & (position <= 1)).to(device=out.device, dtype=out.dtype)
+        seen = ((position >= 0) & (position <= min(end, 1))).to(device=out.device, dtype=out.dtype)
         out = out * (seen[:, None] if dim == -2 else seen)
     return out.to(maps.dtype)
 

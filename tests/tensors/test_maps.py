@@ -249,6 +249,41 @@ def test_uncrop_puts_every_pixel_back_where_it_came_from(name, size, tmp_path):
         assert shift < 0.3 + side / 255 / 4, (name, size, shift)
 
 
+@pytest.mark.parametrize("crop", [False, True])
+def test_what_is_padded_at_the_bottom_and_on_the_right(crop, tmp_path):
+    settings = {
+        "image_processor_type": "DeiTImageProcessor",
+        "do_resize": True,
+        "size": {"shortest_edge": 64},
+        "do_center_crop": crop,
+        "crop_size": {"height": 48, "width": 56},
+        "do_rescale": True,
+        "do_normalize": False,
+        "do_pad": True,
+        "pad_size": {"height": 80, "width": 128},
+    }
+    image_processor = processor(tmp_path, **settings)
+    size = (100, 150)
+    pixel_values = image_processor(ramps(*size), return_tensors="pt")["pixel_values"]
+    geometry = CropGeometry.from_processor(image_processor, size)
+    assert geometry.crop_size == tuple(pixel_values.shape[-2:]) == (80, 128)
+    x, y, seen = uncrop(pixel_values[0], geometry)
+    inside = seen > 0.5
+    shown = (48 * 100 / 64) * (56 * 150 / 96) if crop else 100 * 150
+    assert inside.sum() == pytest.approx(shown, rel=0.03)
+    core = seen > 0.99
+    assert (x * 149 - torch.arange(150))[core].abs().mean() < 1
+    assert (y * 99 - torch.arange(100)[:, None])[core].abs().mean() < 1
+    assert not inside.all() if crop else inside.all()
+
+    image_processor.pad_size = None  # to the largest of a batch, and an image comes alone
+    alone = image_processor(ramps(*size), return_tensors="pt")["pixel_values"]
+    assert CropGeometry.from_processor(image_processor, size).crop_size == tuple(alone.shape[-2:])
+    image_processor.__class__ = type("Own", (type(image_processor),), {"pad": lambda self, images: images})
+    with pytest.raises(ValueError, match="Own pads in a way of its own, .* set image_processor.do_pad=False"):
+        CropGeometry.from_processor(image_processor, size)
+
+
 @pytest.mark.parametrize("name", PROCESSORS)
 @pytest.mark.parametrize("size", [(8, 2000), (2000, 8), (1, 1), (1, 300)], ids=lambda size: "x".join(map(str, size)))
 def test_extreme_shapes(name, size, tmp_path):
