@@ -135,13 +135,15 @@ def _fold(tensor: torch.Tensor) -> bytes:
     whole = raw.numel() // 8 * 8
     words = raw[:whole].view(torch.int64) if whole else raw.new_zeros(0, dtype=torch.int64)
     rows = words.numel() // _LANES
-    lanes = torch.zeros(_LANES, dtype=torch.int64, device=tensor.device)
-    high = torch.empty_like(lanes)
-    for row in words[: rows * _LANES].view(rows, _LANES):
-        # multiplying alone never moves a top bit, so that two flipped signs in one lane would cancel: fold it down
-        lanes.mul_(_MULTIPLIER).add_(row)
-        torch.bitwise_right_shift(lanes, 31, out=high)
-        lanes.bitwise_xor_(high)
+    body = b""
+    if rows:  # most tensors are smaller, and their bytes are the digest's as they are
+        lanes = torch.zeros(_LANES, dtype=torch.int64, device=tensor.device)
+        high = torch.empty_like(lanes)
+        for row in words[: rows * _LANES].view(rows, _LANES):
+            # multiplying alone never moves a top bit, so that two flipped signs in one lane would cancel: fold it down
+            lanes.mul_(_MULTIPLIER).add_(row)
+            torch.bitwise_right_shift(lanes, 31, out=high)
+            lanes.bitwise_xor_(high)
+        body = lanes.cpu().numpy().tobytes()
     rest = words[rows * _LANES :]
-    body = lanes.cpu().numpy().tobytes() if rows else b""
     return body + rest.cpu().numpy().tobytes() + raw[whole:].cpu().numpy().tobytes()
