@@ -1,9 +1,9 @@
 """`hf-explain export`: what it writes is the pipeline's, however it was interrupted, divided or read."""
 
+import contextlib
 import io
 import json
-import os
-import subprocess
+import runpy
 import sys
 import time
 from pathlib import Path
@@ -14,7 +14,7 @@ import pyarrow.parquet as pq
 import pytest
 from PIL import Image
 from testing_common import save_classifier
-from testing_processes import start
+from testing_processes import launch, start
 from testing_training import encoded, parquet_shards, picture
 from transformers import pipeline
 
@@ -127,18 +127,21 @@ def test_workers_give_the_same_files(export, tmp_path):
     assert shards(tmp_path / "whole") == shards(tmp_path / "workers")
 
 
+def export_script(rank, *argv):
+    """What `scripts/export_saliency.py` ends with, and what it prints."""
+    sys.argv[1:] = argv
+    with contextlib.redirect_stdout(io.StringIO()) as out, contextlib.redirect_stderr(io.StringIO()) as err:
+        status = runpy.run_path(str(ROOT / "scripts/export_saliency.py"))["main"]()
+    return status, out.getvalue(), err.getvalue()
+
+
 def test_two_processes_give_the_same_files(export, model, pictures, tmp_path):
     export("one")
-    command = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node", "2", "--standalone"]
     options = ["--model", model, "--dataset", pictures, "--shard_size", "4", "--batch_size", "3"]
-    done = subprocess.run(
-        [*command, str(ROOT / "scripts/export_saliency.py"), *options, "-o", str(tmp_path / "two")],
-        env={**os.environ, "ACCELERATE_USE_CPU": "true", "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)},
-        capture_output=True, text=True,
-    )  # fmt: skip
-    assert done.returncode == 0, done.stderr
-    assert done.stdout.count("11 maps of 11 images in 3 shards, 0 images skipped") == 1
-    assert "process 1 of 2" in done.stderr
+    first, second = launch(export_script, *options, "-o", str(tmp_path / "two"))
+    assert (first[0], second[0]) == (0, 0)
+    assert first[1].count("11 maps of 11 images in 3 shards, 0 images skipped") == 1 and not second[1]
+    assert "process 1 of 2" in first[2]
     assert shards(tmp_path / "one") == shards(tmp_path / "two")
 
 
