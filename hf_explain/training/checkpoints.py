@@ -86,11 +86,15 @@ def save_checkpoint(
         (new / STATE_FILE).write_bytes(content)
         described |= {"sha256": hashlib.sha256(content).hexdigest(), "bytes": len(content)}
         (new / INFO_FILE).write_text(json.dumps(described, indent=2) + "\n")
-    if keep is not None:
-        for old in list_checkpoints(output_dir)[:-keep]:
-            if old != directory:
-                remove_directory(old)
+    remove_old_checkpoints(output_dir, keep, directory)
     return directory
+
+
+def remove_old_checkpoints(output_dir: Path, keep: int | None, but: Path | None = None) -> None:
+    """Delete the oldest checkpoints beyond `keep`, where there is such a limit, and never `but`."""
+    for old in list_checkpoints(output_dir)[:-keep] if keep is not None else ():
+        if old != but:
+            remove_directory(old)
 
 
 def load_checkpoint(path: Path) -> tuple[dict[str, Any], dict[str, Any]]:

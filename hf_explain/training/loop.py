@@ -52,6 +52,7 @@ from hf_explain.training.checkpoints import (
     load_info,
     prepare_output_dir,
     read_log,
+    remove_old_checkpoints,
     save_checkpoint,
     trim_log,
 )
@@ -229,7 +230,14 @@ class _Run:
                     f"There is no checkpoint in {str(self.output_dir)!r}: the run that was there before starts again "
                     "from its beginning."
                 )
-        on_main_process(self.accelerator, lambda: trim_log(self.output_dir, self.steps_done, resume_path))
+
+        def trim() -> None:
+            trim_log(self.output_dir, self.steps_done, resume_path)
+            if args.resume_from_checkpoint == "last":
+                # a run that was killed just after it wrote a checkpoint has one too many
+                remove_old_checkpoints(self.output_dir, args.save_total_limit)
+
+        on_main_process(self.accelerator, trim)
         return state
 
     def _lengthen(self, info: dict[str, Any]) -> list[list[int]]:

@@ -2,6 +2,7 @@ import argparse
 import errno
 import json
 import os
+import shutil
 import sys
 import time
 from pathlib import Path
@@ -150,6 +151,16 @@ class Slow(TinyHead):
 
 def slow_run(pipe, directory):
     run(directory, head=Slow(pipe), max_steps=9, save_steps=3)
+
+
+def test_killed_before_the_oldest_checkpoint_was_deleted(tmp_path):
+    options = {"max_steps": 6, "save_steps": 2, "resume_from_checkpoint": "last"}
+    run(tmp_path, **options, save_total_limit=2)
+    shutil.copytree(tmp_path / "checkpoint-4", tmp_path / "checkpoint-2")
+    run(tmp_path, **options, save_total_limit=0)
+    assert len(list_checkpoints(tmp_path)) == 3
+    run(tmp_path, **options, save_total_limit=2)
+    assert [path.name for path in list_checkpoints(tmp_path)] == ["checkpoint-4", "checkpoint-6"]
 
 
 def test_killed_in_the_middle_of_a_checkpoint(tmp_path):
