@@ -94,6 +94,14 @@ COMMANDS = {
         "is the head's name in the evaluation that measured its weights; pictures/HEAD-CLASSIFIER.png in the folder "
         "is shown on the card.",
     ),
+    "onnx": Command(
+        options.OnnxCommand,
+        "hf_explain.apps.onnx:run",
+        "write a trained head and its classifier as one ONNX graph",
+        "Write a trained head and its classifier as one ONNX graph, pixel_values and target in, saliency and logits "
+        "out (target -1 is the predicted class), checked against PyTorch before it is kept. Needs "
+        "pip install 'hf-explain[onnx]'.",
+    ),
     "demo": Command(
         options.DemoCommand,
         "hf_explain.apps.demo:run",

@@ -474,6 +474,40 @@ def road(bench: Bench) -> None:
     )
 
 
+def onnx(bench: Bench) -> None:
+    """One image in ONNX Runtime: the head's graph, which holds the classifier, beside the classifier's own."""
+    import onnxruntime
+
+    from hf_explain.publish.onnx import OPSET, export_onnx
+
+    def passes(path: str, target: bool) -> Callable:
+        options = onnxruntime.SessionOptions()
+        options.intra_op_num_threads = torch.get_num_threads()
+        options.add_session_config_entry("session.set_denormal_as_zero", "1")  # as for PyTorch, see `main`
+        session = onnxruntime.InferenceSession(path, options, providers=["CPUExecutionProvider"])
+        inputs = {"pixel_values": bench.pixel_values[:1].numpy()}
+        if target:
+            inputs["target"] = bench.target[:1].numpy()
+        return lambda: session.run(None, inputs)
+
+    own = os.path.join(bench.directory, "classifier.onnx")
+    torch.onnx.export(
+        bench.classifier,
+        (bench.pixel_values[:2],),
+        own,
+        dynamo=True,
+        input_names=["pixel_values"],
+        dynamic_shapes=({0: torch.export.Dim("batch_size")},),
+        opset_version=OPSET,
+        external_data=False,
+        verbose=False,
+    )
+    for name, cls in (("L-CAM", LCamForSaliency), ("T-TAME", TTameForSaliency)):
+        path = os.path.join(bench.directory, f"{name}.onnx")
+        export_onnx(cls.from_classifier(bench.classifier), path)
+        bench.compare(f"{name} ONNX, one image", "classifier's ONNX", passes(path, True), passes(own, False), 1.15, 15)
+
+
 def cpu_seconds(*words: str) -> float:
     """CPU time of a Python process and of what it started."""
     process = subprocess.Popen([sys.executable, *words], stdout=subprocess.DEVNULL)
@@ -512,6 +546,7 @@ CASES = {
     "auc_d": auc_d,
     "quantus": quantus,
     "road": road,
+    "onnx": onnx,
 }
 
 

@@ -300,6 +300,21 @@ class CardCommand(CardFields):
 
 
 @dataclass(kw_only=True)
+class OnnxCommand(LoadingArguments):
+    """`hf-explain onnx`."""
+
+    directory: str = option(help="trained head: directory or Hub id", positional=True, metavar="DIR")
+    output: str = option(help="file to write; with --page a folder", short="-o")
+    revision: str | None = option(None, "branch, tag or commit of a Hub id")
+    page: bool = option(False, "write a folder with head.onnx and a web page that runs it in the browser")
+    runtime: str = option(
+        "https://cdn.jsdelivr.net/npm/onnxruntime-web@1.30.0/dist/",
+        "where the page loads the dist folder of onnxruntime-web from: an address, or a path relative to the page",
+        metavar="URL",
+    )
+
+
+@dataclass(kw_only=True)
 class DemoCommand(LoadingArguments):
     """`hf-explain demo`."""
 
