@@ -358,6 +358,37 @@ class ExplainerTesterMixin:
             shared = head.forward_head(features, target)
             assert torch.equal(shared.saliency, head(pixel_values, target=target).saliency)
 
+    # one family in the default suite: a graph takes seconds
+    @pytest.mark.parametrize(
+        "kind", ["resnet", *(pytest.param(kind, marks=pytest.mark.slow) for kind in FAMILIES if kind != "resnet")]
+    )
+    def test_exported_is_one_graph_for_any_batch_and_class(self, kind):
+        dynamic = {0: torch.export.Dim.DYNAMIC}
+        self.check_graph(
+            kind, lambda head, *inputs: torch.export.export(head, inputs, dynamic_shapes=(dynamic, dynamic)).module()
+        )
+
+    @pytest.mark.slow
+    @pytest.mark.parametrize("kind", FAMILIES)
+    def test_compiled_is_one_graph_for_any_batch_and_class(self, kind):
+        self.check_graph(kind, lambda head, *_: torch.compile(head, fullgraph=True, dynamic=True, backend="eager"))
+
+    def check_graph(self, kind, trace):
+        head = self.make_head(kind)
+        train_steps(head, random_pixels(kind), steps=1)
+        batches = (
+            (random_pixels(kind, 3), torch.tensor([0, 3, 1])),
+            (random_pixels(kind, 1, seed=5), torch.tensor([4])),
+        )
+        graph = trace(head, *batches[0])
+        for pixel_values, target in batches:
+            found, expected = graph(pixel_values, target), head(pixel_values, target)
+            torch.testing.assert_close(found.saliency, expected.saliency, rtol=0, atol=1e-4)
+            torch.testing.assert_close(found.logits, expected.logits, rtol=0, atol=1e-4)
+        for outside in (-1, len(LABELS)):
+            with pytest.raises(RuntimeError, match="`target` is out of range"):
+                graph(batches[0][0], torch.tensor([0, outside, 1]))
+
     @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
     def test_half_precision(self, family, dtype):
         head = self.make_head(family)

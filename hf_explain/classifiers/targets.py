@@ -51,9 +51,12 @@ def resolve_target(
         raise TypeError(f"`target` must hold class indices (integers), got a tensor of {target.dtype}.")
     if isinstance(target, torch.Tensor) and target.ndim == 0 or isinstance(target, (int, str)):
         return torch.full((batch_size,), _class_index(target, id2label), dtype=torch.long, device=device)
-    if isinstance(target, torch.Tensor) and target.ndim == 1 and len(target) == batch_size:
+    # the length by its shape: `len` would fix the number of images of a graph that is being traced
+    if isinstance(target, torch.Tensor) and target.ndim == 1 and target.shape[0] == batch_size:
         outside = (target < 0) | (target >= len(id2label))
-        if outside.any():  # one reduction, no per-element transfer
+        if torch.compiler.is_compiling():  # a graph cannot branch on a value, but it can refuse one
+            torch._assert_async(~outside.any(), f"`target` is out of range: there are {len(id2label)} classes.")
+        elif outside.any():  # one reduction, no per-element transfer
             _class_index(int(target[outside][0]), id2label)
         return target.to(device=device, dtype=torch.long)
     if not isinstance(target, (Sequence, torch.Tensor)) and not hasattr(target, "__len__"):

@@ -168,7 +168,7 @@ class ExplainerPreTrainedModel(PreTrainedModel):
         Returns:
             [`SaliencyOutput`] with `saliency`, `saliency_logits`, `logits` and `target`.
         """
-        classes = self.attached.resolve_target(target, len(features.logits), features.logits)
+        classes = self.attached.resolve_target(target, features.logits.shape[0], features.logits)
         maps = self.saliency_logits(features, classes)
         return SaliencyOutput(
             saliency=self.scale_maps(maps.detach()), logits=features.logits, target=classes, saliency_logits=maps
@@ -208,7 +208,7 @@ class ExplainerPreTrainedModel(PreTrainedModel):
         features = self.forward_features(pixel_values)
         if not return_loss:
             return check_output(self.forward_head(features, target))
-        classes = self.attached.resolve_target(target, len(features.logits), features.logits)
+        classes = self.attached.resolve_target(target, features.logits.shape[0], features.logits)
         output = self.compute_loss(pixel_values, features, classes)
         maps = output.saliency
         if maps is None and output.saliency_logits is not None:

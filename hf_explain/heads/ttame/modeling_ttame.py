@@ -167,5 +167,7 @@ def _folded(conv: nn.Conv2d, norm: _BatchNorm | None, skip: bool) -> tuple[torch
     if skip:
         if norm is None:
             weight = weight.clone()  # still the parameter's own memory
-        weight.diagonal().add_(1)
+        # of the tensor itself: TorchScript's exporter loses what is written through a view
+        places = torch.arange(weight.shape[0], device=weight.device)[:, None]
+        weight.scatter_add_(1, places, torch.ones_like(weight[:, :1]))
     return weight.to(conv.weight.dtype), bias.to(conv.weight.dtype)
