@@ -28,6 +28,8 @@ class EvaluationArguments:
         output_dir (`str` or `os.PathLike`, *optional*): Folder for partial results: a run that was killed continues
             there with the same settings.
         dataset_info (`dict`, *optional*): Name, split, revision and the like, for the result.
+        label_mapping (`dict[str, int]`, *optional*): The classifier's labels and what the label column calls them.
+        summary_options (`dict`, *optional*): What the metrics' `compute` is told of the intervals.
 
     The other fields are described by their `help` metadata.
 
@@ -61,6 +63,8 @@ class EvaluationArguments:
     device: Any = option(None, "torch device; the accelerator where there is one, or else the CPU")
     output_dir: Path | None = option(None, "folder of the results; a killed run continues there", short="-o")
     dataset_info: Mapping[str, Any] = option({})  # not an option: the data set's own options say it
+    label_mapping: Mapping[str, Any] = option({})
+    summary_options: Mapping[str, Any] = option({})
     progress: bool = option(True, "progress bars")
 
     def __post_init__(self) -> None:
@@ -68,7 +72,7 @@ class EvaluationArguments:
             self.metrics = [name for name in self.metrics.split(",") if name]
         elif not isinstance(self.metrics, Sequence):
             self.metrics = [self.metrics]
-        for name in ("presets", "metric_options", "dataset_info"):
+        for name in ("presets", "metric_options", "dataset_info", "label_mapping", "summary_options"):
             setattr(self, name, dict(getattr(self, name) or {}))
         check_options(self)
         check_seed(self.seed)

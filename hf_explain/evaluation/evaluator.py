@@ -24,9 +24,11 @@ from hf_explain.evaluation.explainer import Explainer, PassCounter, resolve_expl
 from hf_explain.evaluation.inputs import Example, ExampleReader
 from hf_explain.evaluation.partial_results import check_rows, claim, give_back, read_shards, write_shard
 from hf_explain.evaluation.results import EvaluationResult, ExplainerResult, MetricResult
+from hf_explain.io.datasets import load_image_dataset
 from hf_explain.io.files import write_json_file
 from hf_explain.io.processes import launched_processes, on_first_process, package_versions
 from hf_explain.metrics import load as load_metric
+from hf_explain.tensors.scalars import check_choice
 from hf_explain.tensors.sharing import sharing
 
 
@@ -64,6 +66,16 @@ class SaliencyEvaluator:
         data=None,
         metric: str | evaluate.EvaluationModule | Sequence | None = None,
         *,
+        subset: str | None = None,
+        split: str | None = None,
+        strategy: str = "simple",
+        confidence_level: float | None = None,
+        n_resamples: int | None = None,
+        random_state: int | None = None,
+        input_column: str | None = None,
+        label_mapping: Mapping[str, Any] | None = None,
+        tokenizer: None = None,
+        feature_extractor: None = None,
         image_column: str | None = None,
         label_column: str | None = None,
         mask_column: str | None = None,
@@ -90,9 +102,20 @@ class SaliencyEvaluator:
         Args:
             model_or_pipeline (`str`, [`SaliencyPipeline`], [`ExplainerPreTrainedModel`], [`FrozenClassifier`] or
                 `torch.nn.Module`): What explains.
-            data: `datasets` data set, map-style or streaming, or a sequence of dictionaries.
+            data: `datasets` data set, map-style or streaming, or a sequence of dictionaries; or what
+                [`~hf_explain.io.datasets.load_image_dataset`] loads, by its name or path.
             metric (`str`, metric or a list of them, *optional*, defaults to `"auc_d"`): Names of `hf_explain.metrics`,
-                or modules returned by `evaluate.load`.
+                or modules returned by `evaluate.load` or `evaluate.combine`.
+            subset, split (`str`, *optional*): Configuration and split of `data` that is given by name; the first of
+                test, validation and train that there is.
+            strategy (`str`, *optional*, defaults to `"simple"`): `"simple"` or `"bootstrap"`, as elsewhere in
+                `evaluate`; results have bootstrap intervals with either.
+            confidence_level, n_resamples (*optional*): Of the intervals; 0.95 and 1000 when not given.
+            random_state (`int`, *optional*): Seed of everything random and of the intervals.
+            input_column (`str`, *optional*): Another name of `image_column`.
+            label_mapping (`dict[str, int]`, *optional*): The classifier's labels and what the label column calls them.
+            tokenizer, feature_extractor (*optional*): Refused: an image has no tokens, and its processor is the
+                pipeline's.
             image_column, label_column (`str`, *optional*): Columns; found by their types where not given.
             mask_column (`str`, *optional*): Masks of the object, as large as the image, for `pointing`.
             target (`str`, *optional*, defaults to `"prediction"`): The class explained: the classifier's top-1 or,
@@ -126,6 +149,24 @@ class SaliencyEvaluator:
         """
         if model_or_pipeline is None or data is None:
             raise ValueError("`model_or_pipeline` and `data` are both needed.")
+        for name, value in (("tokenizer", tokenizer), ("feature_extractor", feature_extractor)):
+            if value is not None:
+                raise ValueError(
+                    f"`{name}` is not for images; give a pipeline('saliency', ..., image_processor=...) instead."
+                )
+        check_choice(strategy, "strategy", ("simple", "bootstrap"))
+        if input_column is not None:
+            if image_column not in (None, input_column):
+                raise ValueError("`input_column` is another name of `image_column`; give one of them.")
+            image_column = input_column
+        summary = {"confidence": confidence_level, "resamples": n_resamples, "bootstrap_seed": random_state}
+        if isinstance(data, (str, os.PathLike)):
+            source = os.fspath(data)
+            data, split = _load_data(source, subset, split)
+            dataset_info = {"name": source, "split": split, "config": subset} if dataset_info is None else dataset_info
+        elif subset is not None or split is not None:
+            name = "subset" if split is None else "split"
+            raise ValueError(f"`{name}` is for `data` that is given by name, got a {type(data).__name__}.")
         arguments = EvaluationArguments(
             # not `or`: a metric that has collected nothing yet has length 0
             metrics=self.default_metric_name if metric is None else metric,
@@ -136,7 +177,9 @@ class SaliencyEvaluator:
             label_column=label_column,
             mask_column=mask_column,
             max_examples=max_examples,
-            seed=seed,
+            seed=seed if random_state is None else random_state,
+            label_mapping=label_mapping or {},
+            summary_options={name: value for name, value in summary.items() if value is not None},
             batch_size=batch_size,
             shard_size=shard_size,
             device=device,
@@ -147,7 +190,7 @@ class SaliencyEvaluator:
         metrics = load_metrics(arguments)  # a name that is wrong is known before a model is loaded
         _, _, own_device = launched_processes()
         explainer = resolve_explainer(
-            model_or_pipeline, method, method_options, seed, own_device if device is None else device
+            model_or_pipeline, method, method_options, arguments.seed, own_device if device is None else device
         )
         result, columns = self.evaluate(explainer, data, metrics, arguments)
         found = result.to_json()
@@ -512,7 +555,8 @@ def load_metrics(arguments: EvaluationArguments) -> dict[str, LoadedMetric]:
     if not arguments.metrics:
         raise ValueError("`metric` is an empty list; give at least one, such as 'auc_d'.")
     presets, loaded = arguments.presets, {}
-    for one in arguments.metrics:
+    given = [getattr(one, "evaluation_modules", [one]) for one in arguments.metrics]  # of `evaluate.combine`
+    for one in (one for modules in given for one in modules):
         if isinstance(one, str):
             one = load_metric(one, presets.get(one))
         if check_metric(one).metric_name in loaded:
@@ -533,6 +577,15 @@ def load_metrics(arguments: EvaluationArguments) -> dict[str, LoadedMetric]:
     return found
 
 
+def _load_data(source: str, subset: str | None, split: str | None) -> tuple[Any, str]:
+    """A data set by its name or path, and the split that was taken."""
+    splits = ("test", "validation", "train") if split is None else (split,)
+    for name in splits[:-1]:
+        with contextlib.suppress(ValueError):  # there is no such split
+            return load_image_dataset(source, name, subset), name
+    return load_image_dataset(source, splits[-1], subset), splits[-1]
+
+
 def check_metric(metric: evaluate.EvaluationModule) -> evaluate.EvaluationModule:
     """`metric` if it can measure, else a TypeError."""
     if not callable(getattr(metric, "measure", None)):
@@ -549,12 +602,14 @@ def _read(data, explainer: Explainer, metrics: Mapping[str, LoadedMetric], argum
     need_labels = arguments.target == "label" or arguments.label_column is not None
     need_labels = need_labels or any(settings.get("score") == "accuracy" for settings in stated)
     columns = (arguments.image_column, arguments.label_column, arguments.mask_column)
-    return ExampleReader(data, explainer, *columns, need_labels, arguments.max_examples)
+    return ExampleReader(data, explainer, *columns, need_labels, arguments.max_examples, arguments.label_mapping)
 
 
 def _settings(task: _Task) -> dict[str, Any]:
     """What must be the same for partial results to belong together. A folder of any version is compared with it."""
     reader, arguments = task.reader, task.arguments
+    # named where they say anything: folders of before do not have them
+    further = {name: getattr(arguments, name) for name in ("label_mapping", "summary_options")}
     return _jsonable(
         {
             "format": _FORMAT,
@@ -569,6 +624,7 @@ def _settings(task: _Task) -> dict[str, Any]:
             "target": arguments.target,
             "max_examples": arguments.max_examples,
             "shard_size": arguments.shard_size,
+            **{name: value for name, value in further.items() if value},
         }
     )
 
@@ -604,7 +660,9 @@ def _summarize(records, task: _Task, settings: dict[str, Any]) -> tuple[Evaluati
     for name, metric in task.metrics.items():
         protocol = {**_common_protocol(records, name), "explained": task.arguments.target}
         own = {key.split("/", 1)[1]: entries for key, entries in columns.items() if key.startswith(f"{name}/")}
-        metrics[name] = MetricResult.from_json(metric.module.compute(protocol=protocol, **own))
+        metrics[name] = MetricResult.from_json(
+            metric.module.compute(protocol=protocol, **task.arguments.summary_options, **own)
+        )
         metrics[name].seconds_per_image = per_image(name, 0)
         metrics[name].forward_passes_per_image = per_image(name, 1)
     found = ExplainerResult(

@@ -41,6 +41,7 @@ class ExampleReader:
         image_column, label_column, mask_column (`str`, *optional*): Columns; the first two are found by their types.
         need_labels (`bool`): Whether labels are read.
         max_examples (`int`, *optional*): Only the first so many.
+        label_mapping (`dict[str, int]`, *optional*): The classifier's labels and what the label column calls them.
 
     Raises:
         ValueError: If the data set is empty, or a column is missing.
@@ -55,6 +56,7 @@ class ExampleReader:
         mask_column: str | None = None,
         need_labels: bool = False,
         max_examples: int | None = None,
+        label_mapping: Mapping[str, Any] | None = None,
     ):
         if isinstance(data, Mapping):
             raise ValueError(f"`data` holds the splits {', '.join(map(repr, data))}; give one of them.")
@@ -73,7 +75,7 @@ class ExampleReader:
             )
         self.mask_column = mask_column
         features = getattr(data, "features", None) or {}
-        self._labels = LabelReader(features.get(self.label_column), explainer.classifier.config)
+        self._labels = LabelReader(features.get(self.label_column), explainer.classifier.config, label_mapping)
         self._processor = explainer.image_processor
         self.total = None if self.streaming else min(len(data), max_examples or len(data))
         self.limit = max_examples

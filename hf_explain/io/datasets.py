@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -255,17 +255,30 @@ class LabelReader:
     Args:
         feature: The column's `datasets` feature, if there is one.
         config: The classifier's config (`num_labels`, `label2id`), if there is one.
+        mapping (`dict[str, int]`, *optional*): The classifier's labels and the cells that stand for them.
+
+    Raises:
+        ValueError: If `mapping` names a label that the classifier does not have.
     """
 
-    def __init__(self, feature: Any = None, config: Any = None) -> None:
+    def __init__(self, feature: Any = None, config: Any = None, mapping: Mapping[str, Any] | None = None) -> None:
         self.num_labels = getattr(config, "num_labels", None)
         self.label2id = {str(name): int(index) for name, index in (getattr(config, "label2id", None) or {}).items()}
         names = getattr(feature, "names", None)
         self.order = None
         if names and set(names) == set(self.label2id) and len(names) == len(self.label2id):
             self.order = [self.label2id[name] for name in names]
+        self.mapped: dict[Any, int] = {}
+        for name, cell in (mapping or {}).items():
+            if name not in self.label2id:
+                raise ValueError(f"`label_mapping` names {name!r}, which is not one of the classifier's labels.")
+            self.mapped[cell] = self.label2id[name]
 
     def __call__(self, value: Any) -> int:
+        if self.mapped:
+            if value not in self.mapped:
+                raise ValueError(f"label {value!r} is not in `label_mapping`")
+            return self.mapped[value]
         if isinstance(value, str):
             if value not in self.label2id:
                 raise ValueError(f"label {value!r} is not one of the classifier's labels")

@@ -413,3 +413,47 @@ def test_a_head_has_no_method_options(directory, data):
     head = LCamForSaliency.from_classifier(directory)
     with pytest.raises(ValueError, match="`method_options` .* need a `method`"):
         compute(head, data, method=None, method_options={"layer": 1})
+
+
+# ------------------------------------------------------------------------------------- what other evaluators take, too
+
+
+def test_takes_what_its_siblings_take(classifier, data, tmp_path):
+    expected = compute(classifier, data, ["auc_d", "average_drop"], image_column="image", target="label", seed=3)
+    (tmp_path / "data").mkdir()
+    data.to_parquet(str(tmp_path / "data/validation-00000-of-00001.parquet"))
+    combined = evaluate.combine([hf_explain.metrics.path(name) for name in ("auc_d", "average_drop")])
+    found = compute(
+        classifier, str(tmp_path / "data"), combined, input_column="image", target="label", strategy="bootstrap",
+        confidence_level=0.8, n_resamples=200, random_state=3,
+    )  # fmt: skip
+    assert found["dataset"]["split"] == "validation" and found["num_images"] == expected["num_images"]
+    for name in ("auc_d", "average_drop"):
+        main = next(iter(found[name]))
+        assert found[name][main] == pytest.approx(expected[name][main])
+        assert found[name]["protocol"]["interval"] == {"confidence": 0.8, "resamples": 200, "seed": 3}
+        (low, high), (lower, higher) = found[name][f"{main}_interval"], expected[name][f"{main}_interval"]
+        assert high - low < higher - lower
+
+    mapping = {name: 7 - index for index, name in classifier.id2label.items()}
+    renamed = [{**row, "label": 7 - row["label"]} for row in data]
+    mapped = compute(classifier, renamed, "auc_d", target="label", label_column="label", label_mapping=mapping, seed=3)
+    assert mapped["auc_d"]["auc_d"] == pytest.approx(expected["auc_d"]["auc_d"])
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"tokenizer": "x"}, "`tokenizer` is not for images; give a pipeline"),
+        ({"feature_extractor": "x"}, "`feature_extractor` is not for images"),
+        ({"strategy": "jackknife"}, "`strategy` must be one of simple, bootstrap, got 'jackknife'"),
+        ({"input_column": "picture", "image_column": "image"}, "`input_column` is another name of `image_column`"),
+        ({"split": "train"}, "`split` is for `data` that is given by name, got a Dataset"),
+        ({"subset": "small"}, "`subset` is for `data` that is given by name"),
+        ({"label_mapping": {"zebra": 1}, "target": "label"}, "`label_mapping` names 'zebra', which is not one of"),
+        ({"label_mapping": {"cat": 9}, "target": "label"}, "label 0 is not in `label_mapping`"),
+    ],
+)
+def test_what_its_siblings_take_and_it_cannot(classifier, data, options, message):
+    with pytest.raises(ValueError, match=message):
+        compute(classifier, data, **options)

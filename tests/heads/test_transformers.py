@@ -23,6 +23,9 @@ EXCEPTIONS = {
     "test_model_weights_reload_no_missing_tied_weights": "loads a file without a single weight of the head, which is "
     "refused",
 }
+RESNET_EXCEPTIONS = {
+    "test_load_contiguous_weights": "wants weights in the order of their dimensions; a ResNet's are in channels_last",
+}
 HEADS = {
     "lcam": (LCamForSaliency, {}),
     "ttame": (TTameForSaliency, {}),
@@ -47,6 +50,7 @@ def test_common_tests(common, head, family):
     failed = {name: said for name, said in found.items() if said not in ("passed", "skipped")}
     print(f"{head} on {family}: {outcomes.count('passed')} passed, {outcomes.count('skipped')} skipped, "
           f"{len(failed)} exceptions")  # fmt: skip
-    unexpected = {name: said for name, said in failed.items() if name not in EXCEPTIONS}
+    exceptions = EXCEPTIONS | (RESNET_EXCEPTIONS if family == "resnet" else {})
+    unexpected = {name: said for name, said in failed.items() if name not in exceptions}
     assert not unexpected, "\n".join(f"{name}: {said}" for name, said in unexpected.items())
-    assert not [name for name in EXCEPTIONS if found[name] == "passed"], "no longer exceptions"
+    assert not [name for name in exceptions if found[name] == "passed"], "no longer exceptions"
