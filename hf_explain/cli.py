@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import os
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -152,8 +153,20 @@ def run_script(name: str, description: str | None, argv: Sequence[str] | None = 
     return _run(COMMANDS[name], parser.parse_args(words), notes, "error")
 
 
+def _started_alone() -> list[str]:
+    """A word on `accelerate launch --cpu`, which starts one process whatever number is asked for."""
+    launched = "ACCELERATE_MIXED_PRECISION" in os.environ and "MASTER_ADDR" in os.environ  # set for several alone
+    ranks = ("WORLD_SIZE", "PMI_SIZE", "OMPI_COMM_WORLD_SIZE", "MV2_COMM_WORLD_SIZE")
+    if not launched or any(name in os.environ for name in ranks):
+        return []
+    return [
+        "accelerate launch was asked for several processes and started this one alone, as it does on the CPU; for two "
+        "there, write ACCELERATE_USE_CPU=true torchrun --nproc_per_node 2."
+    ]
+
+
 def _run(command: Command, found: argparse.Namespace, notes: Sequence[str], name: str) -> int:
-    for note in notes:
+    for note in (*_started_alone(), *notes):
         print(f"{name}: {note}" if name != "error" else note, file=sys.stderr)
     try:
         asked: Any = read_options(command.options, found)

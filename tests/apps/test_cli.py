@@ -4,6 +4,8 @@ import subprocess
 import sys
 
 import pytest
+from accelerate.commands import launch
+from accelerate.utils.launch import prepare_simple_launcher_cmd_env
 from PIL import Image
 from testing_common import save_classifier
 
@@ -85,3 +87,32 @@ def test_help_names_the_commands():
     assert result.returncode == 0
     for command in ("quickstart", "train", "explain"):
         assert command in result.stdout
+
+
+@pytest.mark.parametrize(
+    ("environment", "said"),
+    [
+        ({"ACCELERATE_MIXED_PRECISION": "no", "MASTER_ADDR": "127.0.0.1"}, True),
+        ({"ACCELERATE_MIXED_PRECISION": "no"}, False),
+        ({"ACCELERATE_MIXED_PRECISION": "no", "MASTER_ADDR": "127.0.0.1", "OMPI_COMM_WORLD_SIZE": "2"}, False),
+        ({"MASTER_ADDR": "10.0.0.1"}, False),
+    ],
+)
+def test_two_processes_asked_for_and_one_started(environment, said, monkeypatch, capsys):
+    for name in ("ACCELERATE_MIXED_PRECISION", "MASTER_ADDR", "WORLD_SIZE"):
+        monkeypatch.delenv(name, raising=False)
+    for name, value in environment.items():
+        monkeypatch.setenv(name, value)
+    assert main(["card", "nowhere", "-o", "cards"]) == 1
+    first = capsys.readouterr().err.splitlines()[0]
+    assert ("accelerate launch was asked for several processes and started this one alone" in first) == said
+
+
+@pytest.mark.parametrize("words", [["--num_processes", "2", "--cpu"], ["--num_processes", "1", "--cpu"]])
+def test_what_accelerate_launch_sets(words, monkeypatch):
+    monkeypatch.delenv("MASTER_ADDR", raising=False)
+    args = launch.launch_command_parser().parse_args([*words, "script.py"])
+    args, *_ = launch._validate_launch_command(args)
+    _, environment = prepare_simple_launcher_cmd_env(args)
+    assert "ACCELERATE_MIXED_PRECISION" in environment and "WORLD_SIZE" not in environment
+    assert ("MASTER_ADDR" in environment) == (words[1] == "2")
