@@ -163,7 +163,7 @@ class FrozenClassifier(nn.Module):
         """
         if self._architecture is not None and self._architecture.channels_last:
             # not the model's own `to`, which refuses models that are quantised or spread over devices
-            nn.Module.to(self.model, memory_format=torch.channels_last)
+            nn.Module.to(self.model, memory_format=torch.channels_last)  # type: ignore[call-overload]
 
     # ------------------------------------------------------------------ facts
 

@@ -330,7 +330,8 @@ def _check_sanity(explainer: Explainer, data, arguments: ComparisonArguments, ev
     """The sanity checks, or what an earlier run found by them for the same explainer and images."""
     wanted, most = arguments.sanity_examples, arguments.max_examples
     # the images are among those of the evaluation, which has seen that they are the same
-    settings = {"images": min(wanted, most or wanted), "evaluation": evaluation.settings}
+    count = min(wanted, most or wanted)
+    settings = {"images": count, "evaluation": evaluation.settings}
     file = arguments.folder / SANITY_FILE
     rank, world, _ = launched_processes()
 
@@ -347,7 +348,7 @@ def _check_sanity(explainer: Explainer, data, arguments: ComparisonArguments, ev
         explainer,
         data,
         image_column=arguments.image_column,
-        max_examples=settings["images"],
+        max_examples=count,
         batch_size=arguments.batch_size,
         seed=arguments.seed,
     )

@@ -298,7 +298,7 @@ def attention_guided_cam(
         gate = scores.detach().float().sigmoid()
         positive.append(read_rows(gradient.clamp(min=0) * gate).sum(1))
         signed.append(read_rows(gradient * gate).sum(1))
-    maps, fallback = (_to_grid(classifier, sum(rows).mean(1), found) for rows in (positive, signed))
+    maps, fallback = (_to_grid(classifier, torch.stack(rows).sum(0).mean(1), found) for rows in (positive, signed))
     maps = torch.where((maps > 0).flatten(1).any(1)[:, None, None], maps, fallback)
     return saliency_output(maps, found.logits, classes)
 
