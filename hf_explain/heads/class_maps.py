@@ -16,15 +16,9 @@ class ClassConv2d(nn.Conv2d):
     """
     A 1×1 convolution with one output channel per class.
 
-    Its weights are read inside `forward` alone, where hooks that bring offloaded weights expect it.
-
-    Args:
-        channels (`int`): Of all feature maps together.
-        num_labels (`int`): Classes.
+    Its weights are read inside `forward` alone, where hooks that bring offloaded weights expect it. It is made as
+    every convolution is, because adapters (LoRA) make more of the same class.
     """
-
-    def __init__(self, channels: int, num_labels: int):
-        super().__init__(channels, num_labels, kernel_size=1)
 
     def forward(
         self,

@@ -74,14 +74,17 @@ class Adapter(nn.Module):
     def __init__(self, layer):
         super().__init__()
         self.layer = layer
-        self.addition = nn.Conv2d(layer.in_channels, layer.out_channels, 1)
+        # as PEFT makes its own: of the layer's class, by the arguments of a convolution
+        kind, shape = type(layer), {"kernel_size": layer.kernel_size, "stride": layer.stride, "bias": False}
+        self.down = kind(layer.in_channels, 2, padding=layer.padding, **shape)
+        self.up = kind(2, layer.out_channels, padding=layer.padding, **shape)
 
     @property
     def weight(self):
         return self.layer.weight
 
     def forward(self, pixels):
-        return self.layer(pixels) + self.addition(pixels)
+        return self.layer(pixels) + self.up(self.down(pixels))
 
 
 @pytest.mark.parametrize("family", FAMILIES)
@@ -93,15 +96,14 @@ def test_an_adapter_around_a_layer(name, places, family):
         head.set_submodule(place, adapter)
         plain = merged.get_submodule(place)
         with torch.no_grad():
-            plain.weight += adapter.addition.weight
-            plain.bias += adapter.addition.bias
+            plain.weight += torch.einsum("orhw,rihw->oihw", adapter.up.weight, adapter.down.weight)
     pixels = random_pixels(family)
     for call in ({"target": [1, 3]}, {"target": [1, 3], "return_loss": True}):
         found, expected = head(pixels, **call), merged(pixels, **call)
         torch.testing.assert_close(found.saliency_logits, expected.saliency_logits, rtol=1e-4, atol=1e-5)
     found.loss.backward()
     torch.testing.assert_close(found.loss, expected.loss)
-    assert all(parameter.grad is not None for parameter in head.get_submodule(places[0]).addition.parameters())
+    assert all(parameter.grad is not None for parameter in head.get_submodule(places[0]).up.parameters())
 
 
 def quantized(family):

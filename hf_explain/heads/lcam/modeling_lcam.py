@@ -30,7 +30,7 @@ class LCamForSaliency(MaskTrainedExplainer):
         super().__init__(config)
         (channels,) = config.taps.values()
         assert config.num_labels is not None  # a configuration has two where nothing else is said
-        self.attention = ClassConv2d(channels, config.num_labels)
+        self.attention = ClassConv2d(channels, config.num_labels, kernel_size=1)
         self.post_init()
 
     def saliency_logits(self, features: ClassifierFeatures, target: torch.Tensor) -> torch.Tensor:

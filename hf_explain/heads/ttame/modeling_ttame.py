@@ -60,7 +60,7 @@ class TTameForSaliency(MaskTrainedExplainer):
             )
         self.bns = nn.ModuleList(GlobalBatchNorm2d(width) for width in channels) if config.batch_norm else None
         assert config.num_labels is not None  # a configuration has two where nothing else is said
-        self.fuser = ClassConv2d(sum(channels), config.num_labels)
+        self.fuser = ClassConv2d(sum(channels), config.num_labels, kernel_size=1)
         self.post_init()
 
     @classmethod
