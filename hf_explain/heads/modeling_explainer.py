@@ -54,6 +54,7 @@ class ExplainerPreTrainedModel(PreTrainedModel):
     config_class = ExplainerConfig
     config: ExplainerConfig
     presets: ClassVar[dict[str, dict[str, Any]]] = {}  # fields of the config that go together, by name
+    one_graph: ClassVar[bool] = True  # whether exporters can trace the forward pass
     base_model_prefix = "explainer"
     main_input_name = "pixel_values"
     _supports_sdpa = _supports_flash_attn = _supports_flex_attn = True  # what the classifier supports

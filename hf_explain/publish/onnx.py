@@ -98,10 +98,16 @@ def export_onnx(head: ExplainerPreTrainedModel, path: str | os.PathLike[str]) ->
 
     Raises:
         ImportError: If the packages of the extra `onnx` are not installed.
-        ValueError: If the head is not in float32, cannot be traced, or the graph's answers are not PyTorch's.
+        ValueError: If the head is not in float32, cannot be traced (SCAN takes a gradient at every call), or the
+            graph's answers are not PyTorch's.
     """
     onnx, _, runtime = _packages()
     path = Path(path)
+    if not head.one_graph:
+        raise ValueError(
+            f"`head` is a {type(head).__name__}, whose map takes a gradient of the classifier at every call, which is "
+            "not exported to ONNX; an L-CAM or T-TAME head is."
+        )
     if head.dtype != torch.float32 or head.attached.dtype != torch.float32:
         raise ValueError(
             f"`head` is in {head.dtype} and its classifier in {head.attached.dtype}; an ONNX graph is made of "

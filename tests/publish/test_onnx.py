@@ -14,7 +14,7 @@ import torch
 from PIL import Image
 from testing_common import FAMILIES, LABELS, image_size, random_pixels, save_classifier, tiny_classifier, train_steps
 
-from hf_explain import LCamForSaliency, TTameForSaliency
+from hf_explain import LCamForSaliency, ScanForSaliency, TTameForSaliency
 from hf_explain.cli import main
 from hf_explain.publish import onnx as exporting
 from hf_explain.publish.onnx import SaliencyGraph, export_onnx, write_page
@@ -86,6 +86,9 @@ def test_what_cannot_be_kept_is_refused(tmp_path, monkeypatch, capsys):
     head = make_head("lcam", "resnet")
     with pytest.raises(ValueError, match=r"`head` is in torch.bfloat16 .*load both with dtype=torch.float32"):
         export_onnx(make_head("lcam", "resnet").to(torch.bfloat16), tmp_path / "x.onnx")
+    scan = ScanForSaliency.from_classifier(tiny_classifier("resnet"), decoder_width=2, num_residual_modules=0)
+    with pytest.raises(ValueError, match="`head` is a ScanForSaliency, whose map takes a gradient"):
+        export_onnx(scan, tmp_path / "x.onnx")
     (tmp_path / "x.onnx").write_text("of before")
     # a graph of another head
     other = SaliencyGraph(make_head("lcam", "resnet"))

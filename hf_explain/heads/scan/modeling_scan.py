@@ -71,6 +71,7 @@ class ScanForSaliency(ExplainerPreTrainedModel):
     ```
     """
 
+    one_graph = False  # each map needs a gradient of its own, which torch.export does not put into a graph
     config_class = ScanConfig
     config: ScanConfig
     presets: ClassVar[dict[str, dict[str, Any]]] = {
