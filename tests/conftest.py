@@ -3,6 +3,7 @@
 `huggingface_hub` reads its settings when it is imported, so they are set here, before anything imports it.
 """
 
+import gc
 import os
 import shutil
 import socket
@@ -51,6 +52,12 @@ def pytest_configure(config):
 def pytest_unconfigure(config):
     HUB.__exit__()
     shutil.rmtree(HF_HOME, ignore_errors=True)
+
+
+def pytest_collection_finish():
+    """What is imported stays: the garbage collections that every training run ends with need not look at it again."""
+    gc.collect()
+    gc.freeze()
 
 
 @pytest.fixture(autouse=True, scope="session")
