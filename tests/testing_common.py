@@ -257,6 +257,9 @@ class ExplainerTesterMixin:
     - `variants`: name to configuration fields; most tests run on the first, those of arithmetic on all.
     - `max_kilobytes`: how large the saved head of a tiny classifier may be.
     - `expected_size(head, pixel_values)`: the map's size where it is not the first tapped layer's.
+
+    A test of what depends on the family takes `family` and runs on every one; `options` adds the variants, the first
+    on every family, the others on two. Any other test takes `either`: a transformer, then a convolutional network.
     """
 
     head_class = None
@@ -264,13 +267,15 @@ class ExplainerTesterMixin:
     max_kilobytes = 64
 
     def pytest_generate_tests(self, metafunc):
-        first = next(iter(self.variants))
+        first, *others = self.variants
         if "options" in metafunc.fixturenames:
-            cases = [(family, self.variants[name]) for family in FAMILIES for name in self.variants]
-            ids = [f"{family}-{name}" for family in FAMILIES for name in self.variants]
-            metafunc.parametrize(("family", "options"), cases, ids=ids)
-        elif "family" in metafunc.fixturenames:
-            metafunc.parametrize("family", FAMILIES, ids=[f"{family}-{first}" for family in FAMILIES])
+            cases = [(family, first) for family in FAMILIES]
+            cases += [(family, name) for family in ("deit", "resnet") for name in others]
+            ids = [f"{family}-{name}" for family, name in cases]
+            metafunc.parametrize(("family", "options"), [(f, self.variants[name]) for f, name in cases], ids=ids)
+        for name, families in (("family", FAMILIES), ("either", ("vit", "resnet"))):
+            if name in metafunc.fixturenames and "options" not in metafunc.fixturenames:
+                metafunc.parametrize(name, families, ids=[f"{family}-{first}" for family in families])
 
     # ------------------------------------------------------------------ for subclasses to say
 
@@ -286,16 +291,28 @@ class ExplainerTesterMixin:
         torch.manual_seed(seed)
         return self.head_class.from_classifier(classifier, **options)
 
+    @pytest.fixture(scope="class")
+    def trained(self, tmp_path_factory):
+        """`trained(family)`: a head trained a little on a classifier, and the directory that both are saved in."""
+
+        @functools.cache
+        def build(family, **save_options):
+            directory = tmp_path_factory.mktemp("trained")
+            head = self.make_head(save_classifier(family, directory / "classifier"))
+            train_steps(head, random_pixels(family), steps=1)
+            head.save_pretrained(directory / "head", **save_options)
+            return head, directory
+
+        return build
+
     @pytest.fixture
-    def saved(self, tmp_path):
-        """`saved(family)`: a classifier's directory, a head trained a little on it, and the head's directory."""
+    def saved(self, trained, tmp_path):
+        """`saved(family)`: a trained head, its directory and its classifier's; a test may change all three."""
 
         def build(family, **save_options):
-            classifier = save_classifier(family, tmp_path / "classifier")
-            head = self.make_head(classifier)
-            train_steps(head, random_pixels(family), steps=1)
-            head.save_pretrained(tmp_path / "head", **save_options)
-            return head, tmp_path / "head", tmp_path / "classifier"
+            head, directory = trained(family, **save_options)
+            shutil.copytree(directory, tmp_path, dirs_exist_ok=True)
+            return copy.deepcopy(head), tmp_path / "head", tmp_path / "classifier"
 
         return build
 
@@ -329,9 +346,9 @@ class ExplainerTesterMixin:
             torch.testing.assert_close(alone.saliency[0], together.saliency[index], rtol=1e-4, atol=1e-4)
             torch.testing.assert_close(alone.logits[0], together.logits[index], rtol=1e-4, atol=1e-4)
 
-    def test_any_class_as_target(self, family):
-        head = self.make_head(family)
-        pixel_values = random_pixels(family)
+    def test_any_class_as_target(self, either):
+        head = self.make_head(either)
+        pixel_values = random_pixels(either)
         maps = {}
         for index, label in enumerate(LABELS):
             by_index = head(pixel_values, target=index)
@@ -390,9 +407,9 @@ class ExplainerTesterMixin:
                 graph(batches[0][0], torch.tensor([0, outside, 1]))
 
     @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
-    def test_half_precision(self, family, dtype):
-        head = self.make_head(family)
-        pixel_values = random_pixels(family)
+    def test_half_precision(self, either, dtype):
+        head = self.make_head(either)
+        pixel_values = random_pixels(either)
         full = head(pixel_values, target=1)
         half = head.to(dtype)(pixel_values.to(dtype), target=1)
         assert head.backbone.dtype == dtype and half.logits.dtype == dtype
@@ -400,10 +417,10 @@ class ExplainerTesterMixin:
         torch.testing.assert_close(half.saliency, full.saliency, rtol=0, atol=0.25)
         assert_frozen(head.backbone)
 
-    def test_trains_in_bfloat16(self, family):
-        head = self.make_head(family).to(torch.bfloat16)
+    def test_trains_in_bfloat16(self, either):
+        head = self.make_head(either).to(torch.bfloat16)
         before = snapshot(head.backbone)
-        losses = train_steps(head, random_pixels(family).to(torch.bfloat16), steps=2)
+        losses = train_steps(head, random_pixels(either).to(torch.bfloat16), steps=2)
         assert all(loss == loss for loss in losses)
         assert all(p.isfinite().all() for p in head.parameters())
         assert_unchanged(head.backbone, before)
@@ -445,11 +462,11 @@ class ExplainerTesterMixin:
         own = [name for name, _ in head.named_parameters() if not name.startswith("backbone.")]
         assert any(not torch.equal(after[name], before[name]) for name in own)
 
-    def test_training_with_self_contained_weights_leaves_the_classifier_too(self, family):
-        head = self.make_head(family)
+    def test_training_with_self_contained_weights_leaves_the_classifier_too(self, either):
+        head = self.make_head(either)
         head.config.self_contained = True
         before = snapshot(head.backbone)
-        train_steps(head, random_pixels(family), steps=2)
+        train_steps(head, random_pixels(either), steps=2)
         assert_unchanged(head.backbone, before)
 
     def test_only_the_heads_parameters_get_gradients(self, family, options):
@@ -502,9 +519,9 @@ class ExplainerTesterMixin:
         assert_frozen(head.backbone)
         assert_unchanged(head.backbone, before)
 
-    def test_copies_are_frozen_and_give_the_same_map(self, family):
-        head = self.make_head(family).train()
-        pixel_values = random_pixels(family)
+    def test_copies_are_frozen_and_give_the_same_map(self, either):
+        head = self.make_head(either).train()
+        pixel_values = random_pixels(either)
         expected = head.eval()(pixel_values)
         for made in (copy.deepcopy(head), pickle.loads(pickle.dumps(head))):
             made.train().requires_grad_(True)
@@ -516,18 +533,18 @@ class ExplainerTesterMixin:
             train_steps(made, pixel_values, steps=1)
             assert_unchanged(head, before)
 
-    def test_deterministic_under_a_seed(self, family):
+    def test_deterministic_under_a_seed(self, either):
         trained = []
         for _ in range(2):
-            head = self.make_head(family, seed=5)
+            head = self.make_head(either, seed=5)
             torch.manual_seed(11)
-            losses = train_steps(head, random_pixels(family), steps=2)
-            trained.append((losses, snapshot(head), head(random_pixels(family)).saliency))
+            losses = train_steps(head, random_pixels(either), steps=2)
+            trained.append((losses, snapshot(head), head(random_pixels(either)).saliency))
         assert trained[0][0] == trained[1][0]
         assert trained[0][1].keys() == trained[1][1].keys()
         assert all(torch.equal(trained[0][1][name], trained[1][1][name]) for name in trained[0][1])
         assert torch.equal(trained[0][2], trained[1][2])
-        other = self.make_head(family, seed=6)
+        other = self.make_head(either, seed=6)
         assert any(not torch.equal(p, trained[0][1][name]) for name, p in other.named_parameters())
 
     @pytest.mark.parametrize("training", [False, True])
@@ -594,15 +611,15 @@ class ExplainerTesterMixin:
         assert torch.equal(again(pixel_values).saliency, expected.saliency)
         assert again.backbone.image_processor is not None
 
-    def test_self_contained_without_the_classifiers_weights_is_refused(self, family, saved):
-        _, directory, _ = saved(family)
+    def test_self_contained_without_the_classifiers_weights_is_refused(self, either, saved):
+        _, directory, _ = saved(either)
         config = json.loads((directory / "config.json").read_text())
         (directory / "config.json").write_text(json.dumps({**config, "self_contained": True}))
         with pytest.raises(ValueError, match="self_contained=true but its weights lack the classifier"):
             self.head_class.from_pretrained(directory)
 
-    def test_config_names_no_local_path_but_the_classifiers(self, family, saved):
-        _, directory, classifier = saved(family)
+    def test_config_names_no_local_path_but_the_classifiers(self, either, saved):
+        _, directory, classifier = saved(either)
         config = json.loads((directory / "config.json").read_text())
         assert config.pop("backbone") == f"../{classifier.name}" and classifier.parent == directory.parent
         assert str(directory.parent) not in json.dumps(config)
@@ -610,20 +627,20 @@ class ExplainerTesterMixin:
         assert config["backbone_config"]["id2label"] == dict(zip("01234", LABELS))
         assert config["id2label"] == dict(zip("01234", LABELS))
 
-    def test_state_dict_is_the_heads_alone(self, family):
+    def test_state_dict_is_the_heads_alone(self, either):
         """What Accelerate checkpoints, also when the head sits inside a wrapper as DistributedDataParallel has it."""
-        head = self.make_head(family)
+        head = self.make_head(either)
         state = {name: tensor.clone() for name, tensor in head.state_dict().items()}
         assert state and not any(name.startswith("backbone.") for name in state)
-        other = self.make_head(family, seed=2)
+        other = self.make_head(either, seed=2)
         classifier = snapshot(other.backbone)
         result = other.load_state_dict(state)
         assert not result.missing_keys and not result.unexpected_keys
         assert_unchanged(other.backbone, classifier)
-        pixel_values = random_pixels(family)
+        pixel_values = random_pixels(either)
         assert torch.equal(other(pixel_values).saliency, head(pixel_values).saliency)
 
-        wrapped = nn.ModuleDict({"module": self.make_head(family, seed=3)})
+        wrapped = nn.ModuleDict({"module": self.make_head(either, seed=3)})
         state = {f"module.{name}": tensor for name, tensor in state.items()}
         assert wrapped.state_dict().keys() == state.keys()
         result = wrapped.load_state_dict(state)
@@ -632,9 +649,9 @@ class ExplainerTesterMixin:
         with pytest.raises(RuntimeError, match="Missing key"):
             wrapped.load_state_dict({})
 
-    def test_wrong_classifier_is_refused(self, family, saved, tmp_path):
-        head, directory, classifier = saved(family)
-        other = save_classifier(family, tmp_path / "other", seed=3)
+    def test_wrong_classifier_is_refused(self, either, saved, tmp_path):
+        head, directory, classifier = saved(either)
+        other = save_classifier(either, tmp_path / "other", seed=3)
         with pytest.raises(ValueError, match="another fingerprint.*verify_fingerprint=False"):
             self.head_class.from_pretrained(directory, classifier=other)
         shutil.rmtree(classifier)
@@ -642,41 +659,41 @@ class ExplainerTesterMixin:
         with pytest.raises(ValueError, match="not the one this head was trained on"):
             self.head_class.from_pretrained(directory)
         loaded = self.head_class.from_pretrained(directory, verify_fingerprint=False)
-        assert_unchanged(loaded.backbone.model, snapshot(tiny_model(family, seed=3)))
-        fewer = save_classifier(family, tmp_path / "fewer", num_labels=3)
+        assert_unchanged(loaded.backbone.model, snapshot(tiny_model(either, seed=3)))
+        fewer = save_classifier(either, tmp_path / "fewer", num_labels=3)
         with pytest.raises(ValueError, match="explains 5 classes, the classifier .* has 3"):
             self.head_class.from_pretrained(directory, classifier=fewer, verify_fingerprint=False)
         head.config.backbone_config = None  # as a head of a plain module has it
         with pytest.raises(ValueError, match="explains 5 classes, the classifier .* has 3"):
-            head.attach(tiny_classifier(family, num_labels=3), verify_fingerprint=False)
+            head.attach(tiny_classifier(either, num_labels=3), verify_fingerprint=False)
 
-    def test_missing_classifier_is_named(self, family, saved):
-        _, directory, classifier = saved(family)
+    def test_missing_classifier_is_named(self, either, saved):
+        _, directory, classifier = saved(either)
         shutil.rmtree(classifier)
         with pytest.raises(FileNotFoundError, match="does not exist; put it back or pass") as error:
             self.head_class.from_pretrained(directory)
         assert str(classifier) in str(error.value)
 
-    def test_moved_together_with_its_classifier(self, family, saved, tmp_path):
-        head, directory, classifier = saved(family)
+    def test_moved_together_with_its_classifier(self, either, saved, tmp_path):
+        head, directory, classifier = saved(either)
         (tmp_path / "elsewhere").mkdir()
         shutil.move(classifier, tmp_path / "elsewhere" / "classifier")
         shutil.move(directory, tmp_path / "elsewhere" / "head")
         loaded = self.head_class.from_pretrained(tmp_path / "elsewhere" / "head")
-        pixel_values = random_pixels(family)
+        pixel_values = random_pixels(either)
         assert torch.equal(loaded(pixel_values).saliency, head(pixel_values).saliency)
 
     @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
-    def test_dtype_arrives_at_the_classifier(self, family, saved, dtype):
-        _, directory, _ = saved(family)
+    def test_dtype_arrives_at_the_classifier(self, either, saved, dtype):
+        _, directory, _ = saved(either)
         loaded = self.head_class.from_pretrained(directory, dtype=dtype)
         for name, tensor in snapshot(loaded).items():
             assert tensor.dtype == dtype or not tensor.is_floating_point(), name
-        assert loaded(random_pixels(family)).saliency.isfinite().all()
+        assert loaded(random_pixels(either)).saliency.isfinite().all()
 
-    def test_head_made_in_bfloat16_finds_its_classifier_again(self, family, tmp_path):
+    def test_head_made_in_bfloat16_finds_its_classifier_again(self, either, tmp_path):
         """The rounded weights are what was explained; the file on disk is not rounded, and is the same classifier."""
-        classifier = save_classifier(family, tmp_path / "classifier")
+        classifier = save_classifier(either, tmp_path / "classifier")
         torch.manual_seed(0)
         head = self.head_class.from_classifier(classifier, dtype=torch.bfloat16)
         assert head.backbone.dtype == torch.bfloat16
@@ -684,18 +701,18 @@ class ExplainerTesterMixin:
         head.save_pretrained(tmp_path / "head")
         for options in ({}, {"dtype": torch.bfloat16}, {"dtype": torch.float32}):
             loaded = self.head_class.from_pretrained(tmp_path / "head", **options)
-            assert loaded(random_pixels(family)).saliency.isfinite().all()
-        save_classifier(family, classifier, seed=4)
+            assert loaded(random_pixels(either)).saliency.isfinite().all()
+        save_classifier(either, classifier, seed=4)
         with pytest.raises(ValueError, match="another fingerprint"):
             self.head_class.from_pretrained(tmp_path / "head")
 
     @pytest.mark.parametrize("self_contained", [False, True])
-    def test_attn_implementation_and_device_map_arrive(self, family, saved, self_contained):
-        head, directory, classifier = saved(family, self_contained=self_contained)
+    def test_attn_implementation_and_device_map_arrive(self, either, saved, self_contained):
+        head, directory, classifier = saved(either, self_contained=self_contained)
         loaded = self.head_class.from_pretrained(directory, device_map="cpu")
         assert loaded.device == loaded.backbone.device == torch.device("cpu")
         assert_frozen(loaded.backbone)
-        pixel_values = random_pixels(family)
+        pixel_values = random_pixels(either)
         assert torch.equal(loaded(pixel_values).saliency, head(pixel_values).saliency)
         if loaded.backbone.is_transformer:
             for name in ("eager", "sdpa"):
