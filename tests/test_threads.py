@@ -94,10 +94,14 @@ def state_of(model: nn.Module) -> tuple:
     return hooks, attention, [module.training for module in model.modules()]
 
 
-def check(model: nn.Module, jobs: dict, rounds: int = 1) -> None:
-    """Every job in every thread, each thread starting with another one, and FGVis beside them all the time."""
+def check(model: nn.Module, jobs: dict, rounds: float = 0.5) -> None:
+    """
+    Every job in half of the threads, or in every one `rounds` times, each thread starting with another one, and FGVis
+    beside them all the time.
+    """
     expected = {name: job() for name, job in jobs.items()}
     before, names = state_of(model), list(jobs)
+    each = round(rounds * len(names))
     fgvis = next(job for name, job in jobs.items() if "fgvis" in name)
     barrier, done = threading.Barrier(NUM_THREADS + 1), threading.Event()
     wrong, errors = [], []
@@ -116,7 +120,7 @@ def check(model: nn.Module, jobs: dict, rounds: int = 1) -> None:
             errors.append(error)
 
     def work(start):
-        for place in range(start, start + rounds * len(names)):
+        for place in range(start, start + each):
             name = names[place % len(names)]
             compare(name, jobs[name])
 
@@ -141,7 +145,7 @@ def check(model: nn.Module, jobs: dict, rounds: int = 1) -> None:
         beside.join()
         sys.setswitchinterval(interval)
     assert not errors, errors
-    assert not wrong, f"{len(wrong)} of {NUM_THREADS * rounds * len(names)} maps are wrong: {sorted(wrong)}"
+    assert not wrong, f"{len(wrong)} of {NUM_THREADS * each} maps are wrong: {sorted(wrong)}"
     assert state_of(model) == before
 
 

@@ -1,6 +1,5 @@
 """Pictures: colours where they belong, sizes right, one clear sentence for every bad input."""
 
-import subprocess
 import sys
 from concurrent.futures import ThreadPoolExecutor
 
@@ -9,6 +8,7 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from testing_processes import start
 
 from hf_explain.io.charts import PALETTE, bar_chart, plot_curves
 from hf_explain.io.pictures import COLORMAPS, colorize, overlay, saliency_grid, save_image
@@ -225,12 +225,15 @@ def test_charts_work_in_threads_and_are_deterministic():
     assert len(set(pictures)) == 1
 
 
+def draw(pipe):
+    bar_chart({"a": 1.0})
+    pipe.send("matplotlib.pyplot" in sys.modules)
+
+
 def test_pyplot_is_never_imported():
-    code = (
-        "import sys; from hf_explain.io.charts import bar_chart; bar_chart({'a': 1.0});"
-        "assert 'matplotlib.pyplot' not in sys.modules"
-    )
-    subprocess.run([sys.executable, "-c", code], check=True)
+    process, pipe = start(draw)
+    assert pipe.recv() is False
+    process.join()
 
 
 def test_save_image_is_atomic_and_explains_itself(tmp_path):
