@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import os
 import platform
 import sys
@@ -64,13 +65,18 @@ def wants_cpu(device: str | int | torch.device | None) -> bool:
     return device is not None and chosen.type == "cpu"
 
 
-def package_versions() -> dict[str, str]:
-    """Versions of Python and of the installed packages a result depends on."""
+@functools.cache
+def _package_versions() -> dict[str, str]:
     versions = {"python": platform.python_version()}
     for name in ("hf_explain", "torch", "transformers", "datasets", "accelerate", "numpy", "pillow"):
         with contextlib.suppress(metadata.PackageNotFoundError):  # run from its source, for example
             versions[name] = metadata.version(name)
     return versions
+
+
+def package_versions() -> dict[str, str]:
+    """Versions of Python and of the installed packages a result depends on, read once."""
+    return dict(_package_versions())
 
 
 def launched_processes() -> tuple[int, int, torch.device | None]:
