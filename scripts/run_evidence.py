@@ -28,11 +28,10 @@ from typing import Any
 
 from hf_explain.classifiers.frozen_classifier import FrozenClassifier
 from hf_explain.evaluation.results import Column, Comparison, ExplainerResult
-from hf_explain.io.files import write_atomically
+from hf_explain.io.files import RECORD_FILE, write_atomically
 from hf_explain.metrics import metric_numbers, names
 from hf_explain.registry import CONTROLS, METHODS, SLOW_METHODS, methods_for
 from hf_explain.tensors.perturbation import FILLS
-from hf_explain.training.record import RECORD_FILE
 
 
 Head = tuple[str, str | None, dict[str, Any]]  # kind, preset, fields of its config
