@@ -202,13 +202,20 @@ def score_masked(
         `torch.FloatTensor` of shape `(batch_size, num_masks)`, float32.
     """
     total, count = len(pixel_values), kept.shape[1]
+    channels_last = classifier.memory_format is torch.channels_last
+    filled = filled.expand(-1, *pixel_values.shape[1:])
+    if channels_last:
+        # Images and masks as they lie in memory, and a mask once for every channel: all of it dense
+        pixel_values, filled = pixel_values.permute(0, 2, 3, 1), filled.permute(0, 2, 3, 1).contiguous()
+        kept = (kept[..., None].to(filled.dtype) @ filled.new_ones(1, filled.shape[-1])).contiguous()
+    else:
+        kept = kept[:, :, None].to(filled.dtype)
     scores = []
     for images in chunks(total, max(1, batch_size // count)):
         fill = filled[images] if len(filled) > 1 else filled
         keep = kept[images] if len(kept) > 1 else kept
-        evidence = (pixel_values[images] - fill)[:, None]
-        masked = torch.addcmul(fill[:, None], keep[:, :, None].to(evidence.dtype), evidence)
-        logits = classifier(masked.flatten(0, 1)).float()
+        masked = torch.addcmul(fill[:, None], keep, (pixel_values[images] - fill)[:, None]).flatten(0, 1)
+        logits = classifier(masked.permute(0, 3, 1, 2) if channels_last else masked).float()
         values = class_probabilities(logits) if probability else logits
         scores.append(target_logits(values, classes[images].repeat_interleave(count)).view(-1, count))
     return torch.cat(scores)

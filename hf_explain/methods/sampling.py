@@ -23,6 +23,7 @@ from hf_explain.methods.common import (
     score_masked,
     target_logits,
 )
+from hf_explain.tensors.batch_size import batches
 from hf_explain.tensors.maps import min_max, resize_maps
 from hf_explain.tensors.outputs import SaliencyOutput
 from hf_explain.tensors.perturbation import mask_space_fill
@@ -74,7 +75,7 @@ def rise(
         mask_space (`str`, *optional*, defaults to `"pixel"`): `"pixel"`: closed pixels are black; `"normalized"`: they
             are the mean colour, as in the released code.
         seed (`int`, *optional*, defaults to 0): Changes the masks.
-        batch_size (`int`, *optional*, defaults to 64): Masked images per forward pass.
+        batch_size (`int`, *optional*, defaults to 64): Masked images per forward pass, at most.
 
     Returns:
         [`SaliencyOutput`]: `saliency` in [0, 1] at the image's resolution; `saliency_logits` is the paper's map, an
@@ -111,7 +112,7 @@ def rise(
     axes = [_enlarging_matrix(grid_size, side, pixel_values.device) for side in (height, width)]
     total = torch.zeros(len(pixel_values), height * width, device=pixel_values.device)
     with torch.no_grad():
-        for span in chunks(num_masks, max(1, batch_size // len(pixel_values))):
+        for span in batches(classifier, pixel_values, num_masks, batch_size, each=len(pixel_values)):
             numbers = torch.arange(span.start, span.stop, device=pixel_values.device)
             uniform = random_uniform(image_keys(numbers, numbers, seed), grid_size**2 + 2)
             grids = (uniform[:, 2:] < probability).float().unflatten(1, (grid_size, grid_size))
@@ -158,7 +159,7 @@ def scorecam(
             (for ViT and DeiT the one before the last block) when not given.
         mask_space (`str`, *optional*, defaults to `"pixel"`): `"pixel"`: what a channel hides is black;
             `"normalized"`: it is the mean colour.
-        batch_size (`int`, *optional*, defaults to 64): Masked images per forward pass.
+        batch_size (`int`, *optional*, defaults to 64): Masked images per forward pass, at most.
 
     Returns:
         [`SaliencyOutput`]: `saliency` at the image's resolution: enlarged first, scaled after.
@@ -194,7 +195,7 @@ def scorecam(
     with torch.no_grad():
         for group in chunks(images, batch_size):
             count = len(activation[group])
-            for span in chunks(channels, max(1, batch_size // count)):
+            for span in batches(classifier, pixel_values, channels, batch_size, each=count):
                 kept = min_max(resize_maps(activation[group, span], size))
                 scores[group, span] = score_masked(
                     classifier, pixel_values[group], kept, filled, classes[group], batch_size, probability=False
@@ -236,7 +237,7 @@ def occlusion(
             last row and column of windows are cut off at the image's edge.
         fill (`str` or sequence of `float`, *optional*, defaults to `"mean"`): What a window is covered with:
             `"mean"`, `"black"`, `"blur"` or a colour, see [`~hf_explain.tensors.perturbation.fill_values`].
-        batch_size (`int`, *optional*, defaults to 64): Masked images per forward pass.
+        batch_size (`int`, *optional*, defaults to 64): Masked images per forward pass, at most.
 
     Returns:
         [`SaliencyOutput`]: `saliency` at the image's resolution.
@@ -274,7 +275,7 @@ def occlusion(
     base = target_logits(class_probabilities(logits), classes)
     drop = torch.empty(len(pixel_values), len(rows) * len(columns), device=pixel_values.device)
     with torch.no_grad():
-        for span in chunks(drop.shape[1], max(1, batch_size // len(pixel_values))):
+        for span in batches(classifier, pixel_values, drop.shape[1], batch_size, each=len(pixel_values)):
             numbers = torch.arange(span.start, span.stop, device=pixel_values.device)
             kept = 1 - rows[numbers // len(columns), :, None] * columns[numbers % len(columns), None, :]
             scores = score_masked(classifier, pixel_values, kept[None], filled, classes, batch_size, True)

@@ -21,7 +21,7 @@ _LOCK = threading.Lock()
 _KNOWN: weakref.WeakKeyDictionary[nn.Module, dict[Any, _Timings]] = weakref.WeakKeyDictionary()
 
 
-def batches(model: Any, images: torch.Tensor, total: int, at_most: int) -> Iterator[slice]:
+def batches(model: Any, images: torch.Tensor, total: int, at_most: int, each: int = 1) -> Iterator[slice]:
     """
     Slices that cover `range(total)`, each one pass of `model` through the body of the loop over them.
 
@@ -31,44 +31,50 @@ def batches(model: Any, images: torch.Tensor, total: int, at_most: int) -> Itera
 
     Args:
         model (`Callable`): What each pass runs.
-        images (`torch.Tensor` of shape `(any, channels, height, width)`): Images as the passes get them; device,
-            precision, memory format and size are read.
-        total (`int`): Images there are.
+        images (`torch.Tensor` of shape `(any, channels, height, width)`): Images like those of the passes: their
+            device, size and, where the model does not name its own, precision count.
+        total (`int`): How many things there are.
         at_most (`int`): Images per pass that are allowed.
+        each (`int`, *optional*, defaults to 1): Images that one thing stands for; a pass takes at least one thing.
 
     Yields:
-        `slice`: Of at most `at_most`.
+        `slice`: Of at most `at_most` images.
     """
     timings = _timings_of(model, images) if isinstance(model, nn.Module) else {}
-    sizes = [size for size in (at_most >> shift for shift in range(4)) if size >= _LEAST]
-    start = 0
+    sizes = [size // each for size in (at_most >> shift for shift in range(4)) if size >= max(_LEAST, each)]
+    most, start = max(1, at_most // each), 0
     while start < total:
         left = total - start
         trial = None
-        if isinstance(model, nn.Module) and total >= at_most:
-            trial = next((size for size in sizes if size <= left and len(timings.get(size, ())) < _TRIALS), None)
-        size = trial or _fastest(timings, sizes, left) or at_most
+        if isinstance(model, nn.Module) and total >= most:
+            trial = next((size for size in sizes if size <= left and not _is_known(timings, size * each)), None)
+        size = trial or _fastest(timings, sizes, left, each) or most
         span = slice(start, min(start + size, total))
         if trial is None:
             yield span
         else:
             began = _clock(images.device)
             yield span
-            timings.setdefault(size, []).append((_clock(images.device) - began) / size)
+            timings.setdefault(size * each, []).append((_clock(images.device) - began) / (size * each))
         start = span.stop
 
 
-def _fastest(timings: _Timings, sizes: list[int], left: int) -> int | None:
+def _fastest(timings: _Timings, sizes: list[int], left: int, each: int) -> int | None:
     """The size for what is left, in equal parts; `None` while it is not known."""
-    if not sizes or any(len(timings.get(size, ())) < _TRIALS for size in sizes):
+    if not sizes or not all(_is_known(timings, size * each) for size in sizes):
         return None
-    best = {size: min(timings[size]) for size in sizes}
+    best = {size: min(timings[size * each]) for size in sizes}
     size = max(size for size in sizes if best[size] <= _TOLERANCE * min(best.values()))
     return -(-left // -(-left // size))
 
 
+def _is_known(timings: _Timings, images: int) -> bool:
+    return len(timings.get(images, ())) >= _TRIALS
+
+
 def _timings_of(model: nn.Module, images: torch.Tensor) -> _Timings:
-    key = (images.device, images.dtype, images.stride(1) == 1, images.shape[1:], torch.get_num_threads())
+    runs_in = getattr(model, "dtype", images.dtype), getattr(model, "memory_format", None)
+    key = (images.device, *runs_in, images.shape[1:], torch.get_num_threads())
     with _LOCK:
         return _KNOWN.setdefault(model, {}).setdefault(key, {})
 

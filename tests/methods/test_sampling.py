@@ -91,7 +91,8 @@ class TestRise(SamplingTester):
         model.masks.clear()
         rise(classifier, torch.ones(1, 3, 28, 42), 0, num_masks=500, mask_space="normalized", batch_size=50)
         masks = torch.cat(model.masks[1:])
-        assert [len(batch) for batch in model.masks] == [1] + [50] * 10  # never more in memory than a batch
+        sizes = [len(batch) for batch in model.masks]
+        assert sizes[0] == 1 and max(sizes) == 50 and sum(sizes) == 501  # never more in memory than a batch
         assert masks.amin() >= 0 and masks.amax() <= 1
         assert (masks.mean(0) - 0.5).abs().max() < 0.1
         assert len(torch.unique(masks.flatten(1), dim=0)) == 500

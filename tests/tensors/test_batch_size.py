@@ -44,9 +44,17 @@ def test_what_is_known_holds_for_one_model_and_kind_of_image(clock):
         (nn.Identity(), IMAGES),
         (model, torch.zeros(1, 3, 4, 5)),
         (model, IMAGES.bfloat16()),
-        (model, IMAGES.contiguous(memory_format=torch.channels_last)),
     ):
         assert run(other, clock, 64, images=images) == [64], images.dtype
+    model.memory_format = torch.channels_last
+    assert run(model, clock, 64) == [64]
+
+
+def test_things_that_stand_for_several_images_are_kept_together(clock):
+    model = nn.Identity()
+    spans = list(batches(model, IMAGES, 20, 64, each=10))
+    assert [span.stop - span.start for span in spans] == [6, 6, 3, 3, 1, 1]  # 60 images, 30 and 10, each twice
+    assert [span.stop - span.start for span in batches(model, IMAGES, 3, 2, each=10)] == [1, 1, 1]
 
 
 def test_little_work_is_not_cut_to_try_sizes(clock):
