@@ -43,16 +43,18 @@ _TOLERANCE = 2e-3
 # Fields are worked on in blocks that stay in a CPU core's cache; other devices take everything at once.
 _CPU_BLOCK_BYTES = 2 * 2**20
 _COARSEST_SIDE = 7
+# What holds a coarse cell, as part of what holds its pixels, which do not all lie beside a known one: the fewest steps
+_HELD = 0.8
 
 
 @dataclass
 class _Level:
-    """One grid: 12 times the operator is `(diagonal + 4) x - binomial(x)` on `active` pixels."""
+    """One grid: 12 times the operator is `diagonal x - neighbours(x)` on `active` pixels."""
 
     height: int
     width: int
     active: torch.Tensor  # 1.0 at unknowns, 0.0 elsewhere, flat with frame, one channel
-    weight: torch.Tensor  # (diagonal + 4) * active
+    diagonal: torch.Tensor  # 0.0 where not active
     smoother: torch.Tensor  # active / diagonal
     inverse: torch.Tensor | None = None  # of the whole operator, on the coarsest grid
 
@@ -256,14 +258,29 @@ def linear_imputation(
     block = len(pixel_values)
     if pixel_values.device.type == "cpu":
         block = max(1, _CPU_BLOCK_BYTES // (4 * pixel_values[0].numel()))
-    parts = [
-        _solve(images.float(), holes, tolerance, max_iterations)
-        for images, holes in zip(pixel_values.split(block), removed.split(block))
-    ]
-    return torch.where(removed[:, None], torch.cat(parts).to(pixel_values.dtype), pixel_values)
+    filled, buffers = torch.empty_like(pixel_values), _Buffers()
+    for images, holes, out in zip(pixel_values.split(block), removed.split(block), filled.split(block)):
+        solution = _solve(images.float(), holes, tolerance, max_iterations, buffers)
+        torch.where(holes[:, None], solution.to(images.dtype), images, out=out)
+    return filled
 
 
-def _solve(images: torch.Tensor, removed: torch.Tensor, tolerance: float, max_iterations: int) -> torch.Tensor:
+class _Buffers:
+    """Zeroed fields of all grids, made for the first block of images and used by the others."""
+
+    def __init__(self) -> None:
+        self._known: list[list[torch.Tensor]] = []
+
+    def of(self, images: torch.Tensor, levels: list[_Level]) -> list[list[torch.Tensor]]:
+        if not self._known:
+            shapes = [(*images.shape[:2], (level.height + 2) * (level.width + 2)) for level in levels]
+            self._known = [[images.new_zeros(shape) for _ in range(5)] for shape in shapes]
+        return [[field[: len(images)] for field in fields] for fields in self._known]
+
+
+def _solve(
+    images: torch.Tensor, removed: torch.Tensor, tolerance: float, max_iterations: int, buffers: _Buffers
+) -> torch.Tensor:
     """Preconditioned conjugate gradients for one block of images, all channels and images at once."""
     height, width = images.shape[-2:]
     depth = max(0, int(math.log2(max(1, min(height, width) / _COARSEST_SIDE))))
@@ -274,24 +291,25 @@ def _solve(images: torch.Tensor, removed: torch.Tensor, tolerance: float, max_it
     images = F.pad(images, extra)
 
     levels = _build_levels(unknown, known, depth)
-    work = [
-        [images.new_zeros(*images.shape[:2], (level.height + 2) * (level.width + 2)) for _ in range(4)]
-        for level in levels
-    ]
+    work = buffers.of(images, levels)
     finest, scratch = levels[0], work[0][0]
     solution = _frame(_fill_pyramid(images, known, depth) * (known + unknown))
     # Only what `active` holds of it means anything: the smoother takes the rest away wherever it is used
-    residual = _negative_operator(finest, solution, *work[0][:2]).clone()
+    residual = _negative_operator(finest, solution, *work[0][:3]).clone()
     direction, change = torch.zeros_like(solution), images.new_zeros(())
-    for _ in range(max_iterations):
+    # Every look at how far it moved makes a GPU wait, and even small holes take a few steps
+    unseen = 1 if images.device.type == "cpu" else 4
+    for iteration in range(max_iterations):
         correction = _v_cycle(levels, work, 0, residual)
         previous, change = change, _dot(residual, correction, scratch)
         # The ratio is 0 in the first step, which has no previous one
         torch.addcmul(correction, direction, _ratio(change, previous), out=direction)
-        moved = _negative_operator(finest, direction, *work[0][:2])
+        moved = _negative_operator(finest, direction, *work[0][:3])
         length = -_ratio(change, _dot(direction, moved, scratch))  # `moved` is minus the operator's image
         solution.addcmul_(direction, length)
         residual.addcmul_(moved, length)
+        if iteration < unseen:
+            continue
         farthest = torch.abs(direction, out=scratch).amax(dim=-1, keepdim=True)  # `vector_norm` is not vectorised
         if float((farthest * length.abs()).amax()) <= tolerance:
             return _inner(solution, finest)[..., :height, :width]
@@ -306,8 +324,8 @@ def _build_levels(unknown: torch.Tensor, known: torch.Tensor, depth: int) -> lis
 
     On the finest one `diagonal` counts all neighbours inside the image, `held` those whose value is known. A coarser
     cell is active if any of its four pixels is unknown, is tied to its active neighbours by the same weights, and is
-    held by the sum of what holds its pixels. That is close to, and stiffer than, the exact coarse operator, so
-    V-cycles neither overshoot nor lose positive definiteness, whatever the shape of the holes.
+    held by most of what holds its pixels. That is close to the exact coarse operator and rarely softer, so V-cycles
+    hardly overshoot and stay positive definite, whatever the shape of the holes.
     """
     levels = []
     active = unknown
@@ -316,11 +334,11 @@ def _build_levels(unknown: torch.Tensor, known: torch.Tensor, depth: int) -> lis
         diagonal = (_binomial_image(active) - 4 * active) * active + held
         height, width = active.shape[-2:]
         smoother = active / torch.where(active > 0, diagonal, 1.0)
-        level = _Level(height, width, _frame(active), _frame((diagonal + 4) * active), _frame(smoother))
+        level = _Level(height, width, _frame(active), _frame(diagonal), _frame(smoother))
         levels.append(level)
         if len(levels) > depth:
             break
-        held, active = _pool(held), (_pool(active) > 0).float()
+        held, active = _HELD * _pool(held), (_pool(active) > 0).float()
     if height * width <= 4 * _COARSEST_SIDE**2:
         level.inverse = _dense_inverse(active, diagonal)
     return levels
@@ -339,8 +357,7 @@ def _dense_inverse(active: torch.Tensor, diagonal: torch.Tensor) -> torch.Tensor
 
 def _v_cycle(levels: list[_Level], work: list[list[torch.Tensor]], depth: int, residual: torch.Tensor) -> torch.Tensor:
     """One symmetric V-cycle from zero: Jacobi, coarse correction, Jacobi. Returns a buffer of `work[depth]`."""
-    level = levels[depth]
-    first, rest, result = work[depth][:3]  # the fourth may be `residual`, handed down from the finer grid
+    level, (first, second, rest, result, _) = levels[depth], work[depth]  # the last may be `residual`
     if level.inverse is not None:
         inner = _inner(residual, level).flatten(2)
         _inner(result, level).copy_((inner @ level.inverse).view(*inner.shape[:2], level.height, level.width))
@@ -348,27 +365,28 @@ def _v_cycle(levels: list[_Level], work: list[list[torch.Tensor]], depth: int, r
     torch.mul(residual, level.smoother, out=result)
     if depth + 1 < len(levels):
         # What is left of the residual: the diagonal's part of `residual - A result` is 0 after a Jacobi step from 0
-        _binomial(result, level.width + 2, first, rest)
-        rest.sub_(result, alpha=4).mul_(level.active)
-        coarse_residual = _restrict(level, rest, first, work[depth + 1][3])
-        _add_prolonged(level, result, _v_cycle(levels, work, depth + 1, coarse_residual), first, rest)
+        _neighbours(result, level.width + 2, first, second, rest)
+        rest.mul_(level.active)
+        coarse_residual = _restrict(level, rest, first, work[depth + 1][4])
+        _add_prolonged(level, result, _v_cycle(levels, work, depth + 1, coarse_residual), first, second)
     # The diagonal's part of the second step cancels what it starts from
-    _binomial(result, level.width + 2, first, rest)
-    rest.sub_(result, alpha=4).add_(residual)
-    return torch.mul(rest, level.smoother, out=result)
+    _neighbours(result, level.width + 2, first, second, rest)
+    return torch.mul(rest.add_(residual), level.smoother, out=result)
 
 
-def _negative_operator(level: _Level, field: torch.Tensor, first: torch.Tensor, out: torch.Tensor) -> torch.Tensor:
+def _negative_operator(
+    level: _Level, field: torch.Tensor, first: torch.Tensor, second: torch.Tensor, out: torch.Tensor
+) -> torch.Tensor:
     """Minus the operator's image of `field`, right on active pixels; of known values in `field`, their pull."""
-    _binomial(field, level.width + 2, first, out)
-    return out.addcmul_(field, level.weight, value=-1)
+    _neighbours(field, level.width + 2, first, second, out)
+    return out.addcmul_(field, level.diagonal, value=-1)
 
 
-def _binomial(field: torch.Tensor, row: int, first: torch.Tensor, out: torch.Tensor) -> None:
-    """Spread by [1 2 1; 2 4 2; 1 2 1] into `out`, whose frame is left with numbers that mean nothing."""
+def _neighbours(field: torch.Tensor, row: int, first: torch.Tensor, second: torch.Tensor, out: torch.Tensor) -> None:
+    """Spread by [1 2 1; 2 0 2; 1 2 1] into `out`, whose frame is left with numbers that mean nothing."""
     torch.add(field[..., : -2 * row], field[..., 2 * row :], out=first[..., row:-row])
-    first[..., row:-row].add_(field[..., row:-row], alpha=2)
-    torch.add(first[..., :-2], first[..., 2:], out=out[..., 1:-1])
+    torch.add(first[..., row:-row], field[..., row:-row], alpha=2, out=second[..., row:-row])
+    torch.add(second[..., :-2], second[..., 2:], out=out[..., 1:-1])
     out[..., 1:-1].add_(first[..., 1:-1], alpha=2)
 
 
@@ -409,13 +427,20 @@ def _add_prolonged(
         field[..., start::2, :].addcmul_(rows, active[..., start::2, :])
 
 
-def _prolong(coarse: torch.Tensor, dim: int) -> tuple[torch.Tensor, torch.Tensor]:
-    """The even and the odd places of twice the length, bilinearly, as `F.interpolate` does; several times faster."""
-    length = coarse.shape[dim] - 1
-    even, odd = coarse.clone(), coarse.clone()
-    even.narrow(dim, 1, length).lerp_(coarse.narrow(dim, 0, length), 0.25)
-    odd.narrow(dim, 0, length).lerp_(coarse.narrow(dim, 1, length), 0.25)
-    return even, odd
+def _enlarged(coarse: torch.Tensor) -> torch.Tensor:
+    """Twice the size, bilinearly, as `F.interpolate` does; several times faster."""
+    for dim in (-1, -2):
+        length = coarse.shape[dim]
+        near = [coarse.narrow(dim, 0, 1), coarse, coarse.narrow(dim, length - 1, 1)]  # the border value is repeated
+        padded = torch.cat(near, dim)
+        size = list(coarse.shape)
+        size[dim] *= 2
+        fine = coarse.new_empty(size)
+        for start in (0, 1):
+            places = fine.unflatten(dim, (length, 2)).select(dim, start)
+            torch.lerp(coarse, padded.narrow(dim, 2 * start, length), 0.25, out=places)
+        coarse = fine
+    return coarse
 
 
 def _fill_pyramid(images: torch.Tensor, known: torch.Tensor, depth: int) -> torch.Tensor:
@@ -427,7 +452,7 @@ def _fill_pyramid(images: torch.Tensor, known: torch.Tensor, depth: int) -> torc
     guess = sums[-1].sum((-2, -1), keepdim=True) / counts[-1].sum((-2, -1), keepdim=True)
     for index in range(depth, 0, -1):
         guess = (sums[index] + 0.05 * guess) / (counts[index] + 0.05)
-        guess = torch.stack(_prolong(torch.stack(_prolong(guess, -1), -1).flatten(-2), -2), -2).flatten(-3, -2)
+        guess = _enlarged(guess)
     return torch.where(known > 0, images, guess)
 
 
