@@ -31,6 +31,7 @@ NEEDED = {
     "evaluate": ["--classifier", "c", "--dataset", "d", "-o", "out", "--explainers", "lcam=head,gradcam"],
     "errors": ["--model", "m", "--dataset", "d", "-o", "out"],
     "export": ["--model", "m", "--dataset", "d", "-o", "out"],
+    "onnx": ["head", "-o", "head.onnx"],
     "push": ["head", "--repo", "me/head"],
     "push-metric": ["auc_d", "--repo", "me/auc_d"],
     "card": ["head", "other", "-o", "out"],
