@@ -15,7 +15,7 @@ from hf_explain import FrozenClassifier
 from hf_explain.io.image_processor import to_pixel_values
 
 
-NONE = object()  # the key is left out
+NONE = ...  # the key is left out; its name is the same in every process
 HUGE = 10**9
 
 
