@@ -46,4 +46,4 @@ esac
 "$python" -m ruff format --check .
 "$python" -m mypy
 # two processes of one thread each: the models are too small for more threads to help
-OMP_NUM_THREADS=1 "$python" -m pytest --numprocesses 2 --dist loadfile "$@"
+OMP_NUM_THREADS=1 "$python" -m pytest --numprocesses 2 --dist worksteal "$@"

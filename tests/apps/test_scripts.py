@@ -12,27 +12,49 @@ import pytest
 from testing_common import save_classifier
 from testing_training import picture_dataset
 
+from hf_explain.cli import main
+
 
 ROOT = Path(__file__).parents[2]
 
 
-@pytest.mark.parametrize(
-    ("script", "name"),
-    [("lcam", "lcam-fm-deit-base"), ("ttame", "ttame-convnext-small"), ("scan", "scan-cub-200")],
-)
-def test_reproduction_smoke(script, name, tmp_path):
-    environment = {**os.environ, "PYTHON": sys.executable, "OUTPUT": str(tmp_path / "out"), "OMP_NUM_THREADS": "1"}
+def reproduce(script, name, python, tmp_path):
+    """Run `scripts/reproduce_*.sh --smoke` with this Python."""
+    environment = {**os.environ, "PYTHON": str(python), "OUTPUT": str(tmp_path / "out"), "OMP_NUM_THREADS": "1"}
     environment["PYTHONPATH"] = os.pathsep.join([str(ROOT), environment.get("PYTHONPATH", "")])
     done = subprocess.run(
         ["bash", str(ROOT / "scripts" / f"reproduce_{script}.sh"), "--smoke", name],
-        env=environment,
+        env={**environment, "TMPDIR": str(tmp_path)},
         capture_output=True,
         text=True,
     )
     assert done.returncode == 0, done.stderr[-3000:]
+
+
+def assert_trained(script, name, tmp_path):
     record = json.loads((tmp_path / "out" / name / "training_record.json").read_text())
     assert record["steps"] == 2 and record["head"] == script
     assert [path.name for path in (tmp_path / "out").iterdir()] == [name]
+
+
+def test_reproduction_smoke(tmp_path):
+    reproduce("scan", "scan-cub-200", sys.executable, tmp_path)
+    assert_trained("scan", "scan-cub-200", tmp_path)
+
+
+@pytest.mark.parametrize(("script", "name"), [("lcam", "lcam-fm-deit-base"), ("ttame", "ttame-convnext-small")])
+def test_reproduction_smoke_of_the_other_papers(script, name, tmp_path, capsys):
+    """What the script starts is written down by a Python that does nothing else, and done here."""
+    python = tmp_path / "python"
+    python.write_text(f"#!/bin/sh\nprintf '%s\\037' \"$@\" >> {tmp_path}/started\necho >> {tmp_path}/started\n")
+    python.chmod(0o755)
+    reproduce(script, name, python, tmp_path)
+    data, training = (line.split("\037")[:-1] for line in (tmp_path / "started").read_text().splitlines())
+    assert data[0] == "scripts/make_smoke_data.py"
+    load_script("make_smoke_data").main(Path(data[1]))
+    assert training[:3] == ["-m", "accelerate.commands.launch", "scripts/train_explainer.py"]
+    assert main(["train", *training[3:]]) == 0, capsys.readouterr().err
+    assert_trained(script, name, tmp_path)
 
 
 def test_every_setting_of_every_paper_is_a_complete_command():
@@ -42,9 +64,9 @@ def test_every_setting_of_every_paper_is_a_complete_command():
             assert f'"{classifier}" "$imagenet" {head}' in text
 
 
-def evidence_script():
-    """`scripts/run_evidence.py` as a module."""
-    spec = importlib.util.spec_from_file_location("run_evidence", ROOT / "scripts" / "run_evidence.py")
+def load_script(name):
+    """A program of `scripts/` as a module."""
+    spec = importlib.util.spec_from_file_location(name, ROOT / "scripts" / f"{name}.py")
     script = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(script)
     return script
@@ -53,7 +75,7 @@ def evidence_script():
 @pytest.fixture
 def evidence(monkeypatch, tmp_path):
     """`scripts/run_evidence.py` as a function of its arguments; what it starts runs in this process."""
-    script, started = evidence_script(), []
+    script, started = load_script("run_evidence"), []
 
     def run(command, stdout, stderr):
         started.append(command[-1])
