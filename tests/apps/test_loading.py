@@ -198,6 +198,7 @@ class App:
 
 def test_a_head_with_code_beside_it_is_the_packages_own(honest, tmp_path):
     """The copy is for people without the package, also where it is trusted."""
+    shutil.copytree(honest / "classifier", tmp_path / "classifier")  # which the head names by the way from its folder
     head = shutil.copytree(honest / "head", tmp_path / "head")
     code = {"AutoConfig": "copy.Config", "AutoModel": "copy.Model"}
     (head / "config.json").write_text(json.dumps({**json.loads((head / "config.json").read_text()), "auto_map": code}))
