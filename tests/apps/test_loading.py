@@ -2,6 +2,7 @@
 
 import json
 import shutil
+from importlib import util
 
 import pytest
 from datasets import ClassLabel, Dataset, Features, Image
@@ -49,7 +50,8 @@ def commands(honest, classifier, output):
     }  # fmt: skip
 
 
-COMMANDS = ("explain", "evaluate", "errors", "export", "train", "demo")
+NO_GRADIO = pytest.mark.skipif(util.find_spec("gradio") is None, reason="the demo needs Gradio")
+COMMANDS = ("explain", "evaluate", "errors", "export", "train", pytest.param("demo", marks=NO_GRADIO))
 
 
 # ---- what cannot be loaded
