@@ -9,6 +9,29 @@ from hf_explain import LCamForSaliency
 from hf_explain.publish.hub import push_explainer
 
 
+# A repository's own classes, whose file leaves a trace when it is run: `.format(canary=FILE)`
+FOREIGN_CODE = """
+from pathlib import Path
+from transformers import ResNetConfig, ResNetForImageClassification
+from transformers.models.vit.image_processing_pil_vit import ViTImageProcessorPil
+
+with open({canary!r}, "a") as file:
+    file.write("ran")
+
+
+class Config(ResNetConfig):
+    model_type = "evil"
+
+
+class Model(ResNetForImageClassification):
+    config_class = Config
+
+
+class Processor(ViTImageProcessorPil):
+    pass
+"""
+
+
 def tiny_classifier(seed=0):
     torch.manual_seed(seed)
     labels = {0: "tench", 1: "church", 2: "parachute"}

@@ -11,7 +11,7 @@ import json
 import shutil
 
 import pytest
-from hub_clients import tiny_classifier, tiny_head, tiny_image, tiny_processor
+from hub_clients import FOREIGN_CODE, tiny_classifier, tiny_head, tiny_image, tiny_processor
 from transformers import AutoModelForImageClassification, pipeline
 
 from hf_explain import AutoModelForSaliency, FrozenClassifier, LCamForSaliency
@@ -23,26 +23,6 @@ from hf_explain.io.image_processor import load_image_processor
 from hf_explain.pipeline import load_pipeline
 
 
-CODE = """
-from pathlib import Path
-from transformers import ResNetConfig, ResNetForImageClassification
-from transformers.models.vit.image_processing_pil_vit import ViTImageProcessorPil
-
-with open({canary!r}, "a") as file:
-    file.write("ran")
-
-
-class Config(ResNetConfig):
-    model_type = "evil"
-
-
-class Model(ResNetForImageClassification):
-    config_class = Config
-
-
-class Processor(ViTImageProcessorPil):
-    pass
-"""
 KEYS = {
     "AutoConfig": "evil.Config",
     "AutoModel": "evil.Model",
@@ -119,7 +99,7 @@ class Repositories:
     def make(self, kind, file, keys, says="as it was"):
         place = shutil.copytree(self.honest / kind, self.folder / f"{kind}{next(self.count)}")
         edit(place, file, {key: KEYS[key] for key in keys}, says)
-        (place / "evil.py").write_text(CODE.format(canary=str(self.canary)))
+        (place / "evil.py").write_text(FOREIGN_CODE.format(canary=str(self.canary)))
         return place
 
     def ran(self):

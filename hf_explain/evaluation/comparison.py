@@ -15,7 +15,7 @@ from hf_explain.classifiers.fingerprint import fingerprint
 from hf_explain.classifiers.frozen_classifier import FrozenClassifier
 from hf_explain.evaluation.arguments import ComparisonArguments
 from hf_explain.evaluation.comparison_report import MeasuredComparison, write_comparison
-from hf_explain.evaluation.evaluator import SaliencyEvaluator, check_metric, load_metrics
+from hf_explain.evaluation.evaluator import check_metric, load_metrics
 from hf_explain.evaluation.explainer import Explainer, resolve_explainer
 from hf_explain.evaluation.results import (
     Comparison,
@@ -25,6 +25,7 @@ from hf_explain.evaluation.results import (
     SanityResult,
 )
 from hf_explain.evaluation.sanity import check_explainer
+from hf_explain.evaluation.sweep import evaluate_all
 from hf_explain.io.files import check_writable, lock_directory, read_json_file, remove_leftovers, write_json_file
 from hf_explain.io.processes import choose_device, launched_processes, on_first_process
 from hf_explain.metrics import load as load_metric
@@ -259,7 +260,7 @@ def _measure(
             if name in CONTROLS:
                 raise
             fail(name, error)
-    outcomes = SaliencyEvaluator().evaluate_all(tasks, data, essential=CONTROLS, report=fail)
+    outcomes = evaluate_all(tasks, data, essential=CONTROLS, report=fail)
     evaluations: dict[str, EvaluationResult] = {}
     columns: dict[str, dict[str, list]] = {}
     built: dict[str, Explainer] = {}

@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 from PIL import Image as PILImage
 
-from hf_explain.io.datasets import is_stream
+from hf_explain.io.datasets import cell_content, is_stream
 from hf_explain.io.paths import base_name
 
 
@@ -161,21 +161,14 @@ def _item_checksum(dataset: Any, columns: list[str]) -> str:
 def _add_value(digest: Any, value: Any) -> None:
     if isinstance(value, dict) and {"bytes", "path"} >= set(value):
         value = value.get("path") if value.get("bytes") is None else value["bytes"]
-    if isinstance(value, PILImage.Image):
-        digest.update(f"{value.mode}|{value.size}|".encode())
-        _add(digest, value.tobytes())
-    elif isinstance(value, (bytes, bytearray, memoryview)):
+    if isinstance(value, (bytes, bytearray, memoryview)):
         _add(digest, value)
     elif isinstance(value, (str, os.PathLike)):
         _add_file(digest, os.fspath(value))
     elif value is None or isinstance(value, (bool, int, float)):
         digest.update(f"{value!r}|".encode())
-    elif hasattr(value, "__array__"):
-        array = np.asarray(value)
-        if array.dtype.hasobject:
-            raise _Unknown
-        digest.update(f"{array.dtype}|{array.shape}|".encode())
-        _add(digest, array.tobytes())
+    elif isinstance(value, PILImage.Image) or (hasattr(value, "__array__") and not np.asarray(value).dtype.hasobject):
+        _add(digest, cell_content(value))
     else:
         raise _Unknown
 

@@ -1,7 +1,8 @@
 """Metrics as functions: tensors in, numbers out, on the device of the images, one number per image always kept.
 
-`predict` is any callable from `pixel_values` to logits; a [`FrozenClassifier`] is one. Nothing is modified in place.
-Every result carries its `protocol`: a plain dictionary of what was measured and how.
+`predict` is any callable from `pixel_values` to logits; a [`FrozenClassifier`] is one. The batch it is given is
+overwritten by the next one, so it must not keep it; nothing of the caller's is modified. Every result carries its
+`protocol`: a plain dictionary of what was measured and how.
 """
 
 from __future__ import annotations

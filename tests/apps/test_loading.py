@@ -6,7 +6,7 @@ from importlib import util
 
 import pytest
 from datasets import ClassLabel, Dataset, Features, Image
-from hub_clients import tiny_classifier, tiny_head, tiny_image, tiny_processor
+from hub_clients import FOREIGN_CODE, tiny_classifier, tiny_head, tiny_image, tiny_processor
 from safetensors.torch import load_file, save_file
 from transformers import pipeline
 
@@ -131,26 +131,6 @@ def test_the_pipeline_raises_what_the_loader_raised(honest, tmp_path):
 
 # ---- code of a repository
 
-CODE = """
-from pathlib import Path
-from transformers import ResNetConfig, ResNetForImageClassification
-from transformers.models.vit.image_processing_pil_vit import ViTImageProcessorPil
-
-Path({canary!r}).write_text("ran")
-
-
-class Config(ResNetConfig):
-    model_type = "evil"
-
-
-class Model(ResNetForImageClassification):
-    config_class = Config
-
-
-class Processor(ViTImageProcessorPil):
-    pass
-"""
-
 
 @pytest.fixture
 def own(honest, tmp_path):
@@ -161,7 +141,7 @@ def own(honest, tmp_path):
     described = json.loads((place / "preprocessor_config.json").read_text())
     described |= {"image_processor_type": "Processor", "auto_map": {"AutoImageProcessor": "own.Processor"}}
     (place / "preprocessor_config.json").write_text(json.dumps(described))
-    (place / "own.py").write_text(CODE.format(canary=str(tmp_path / "canary")))
+    (place / "own.py").write_text(FOREIGN_CODE.format(canary=str(tmp_path / "canary")))
     return place
 
 

@@ -10,7 +10,11 @@ from testing_training import picture_dataset
 from torch.utils.data import DataLoader, TensorDataset
 
 from hf_explain import FrozenClassifier, SaliencyEvaluator
+from hf_explain.evaluation.arguments import EvaluationArguments
 from hf_explain.evaluation.comparison import compare
+from hf_explain.evaluation.evaluator import load_metrics
+from hf_explain.evaluation.explainer import resolve_explainer
+from hf_explain.evaluation.sweep import evaluate_all
 from hf_explain.io.datasets import load_image_dataset
 from hf_explain.io.files import lock_directory
 from hf_explain.metrics import path
@@ -60,6 +64,14 @@ def main(rank: int, directory: Path) -> dict:
         output_dir=directory / "comparison", shard_size=2, pictures=0, progress=False, report=lambda line: None,
     )["explainers"]  # fmt: skip
     found["comparison"] = {name: one.get("error") or one["num_images"] for name, one in compared.items()}
+    # no folder, and fewer images for one than for the other: the shards are the longer one's
+    tasks = {}
+    for name, count in (("short", 3), ("long", 7)):
+        arguments = EvaluationArguments(metrics="auc_d", max_examples=count, progress=False)
+        explainer = resolve_explainer(str(directory / "classifier"), "random", None, 0, "cpu")
+        tasks[name] = explainer, load_metrics(arguments), arguments
+    outcomes = evaluate_all(tasks, picture_dataset(7), essential=tuple(tasks))
+    found["lengths"] = {name: outcome[0].found.num_images for name, outcome in outcomes.items()}
     # the first process alone asks for the lock; the other one learns what it was told
     with lock_directory(directory / "busy") if rank == 0 else contextlib.nullcontext():
         for name, start in (

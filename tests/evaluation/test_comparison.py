@@ -15,6 +15,7 @@ from hf_explain import FrozenClassifier, LCamForSaliency, SaliencyEvaluator
 from hf_explain.apps.command_line import parse_assignments
 from hf_explain.cli import main
 from hf_explain.evaluation import comparison as comparison_module
+from hf_explain.evaluation import sweep
 from hf_explain.evaluation.comparison import compare, parse_explainers
 from hf_explain.evaluation.inputs import ExampleReader
 from hf_explain.evaluation.results import Comparison, SanityResult
@@ -82,16 +83,16 @@ def test_command_writes_everything_and_keeps_what_works(directories, tmp_path, c
 def test_one_run_at_a_time(directories, tmp_path, capsys):
     """While the first controls are measured, another comparison starts in the same folder."""
     argv, codes = command(directories, tmp_path / "out", "--explainers", "gradcam", "--pictures", "0"), []
-    measure = SaliencyEvaluator._measure_batch
+    measure = sweep._measure_batch
 
-    def disturbed(self, *args):
+    def disturbed(*args):
         if not codes:
             codes.append(None)
             codes[0] = main(argv)
-        return measure(self, *args)
+        return measure(*args)
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(SaliencyEvaluator, "_measure_batch", disturbed)
+        patch.setattr(sweep, "_measure_batch", disturbed)
         assert main(argv) == 0
     error = capsys.readouterr().err
     assert codes == [1] and f"output_dir {str(tmp_path / 'out')!r} is in use by another run" in error

@@ -19,6 +19,7 @@ from transformers import pipeline
 
 import hf_explain
 from hf_explain import FrozenClassifier, LCamForSaliency, SaliencyEvaluator
+from hf_explain.evaluation import sweep
 from hf_explain.evaluation.explainer import PassCounter
 from hf_explain.io.datasets import load_image_dataset
 from hf_explain.metrics.functional import auc_d, average_drop
@@ -215,18 +216,18 @@ def test_killed_run_continues(classifier, data, tmp_path, monkeypatch, streaming
     options = {"method": "random", "shard_size": 2, "batch_size": 2, "return_columns": True}
     expected = compute(classifier, source, output_dir=tmp_path / "whole", **options)
     measured = []
-    measure = SaliencyEvaluator._measure_batch
+    measure = sweep._measure_batch
 
-    def killed(self, batch, *args):
+    def killed(batch, *args):
         if len(measured) == 5:
             raise KeyboardInterrupt
-        measured.extend(example.index for example in batch)
+        measured.extend(example.index for example in batch.examples)
         if len(measured) > 4 and not resumed:
             raise KeyboardInterrupt
-        return measure(self, batch, *args)
+        return measure(batch, *args)
 
     resumed = False
-    monkeypatch.setattr(SaliencyEvaluator, "_measure_batch", killed)
+    monkeypatch.setattr(sweep, "_measure_batch", killed)
     with pytest.raises(KeyboardInterrupt):
         compute(classifier, source, output_dir=tmp_path / "killed", **options)
     assert sorted(path.name for path in (tmp_path / "killed").iterdir()) == [
@@ -316,18 +317,18 @@ def test_metrics_leave_no_files_in_the_cache(classifier, data):
 
 
 def test_one_run_at_a_time(classifier, data, tmp_path, monkeypatch):
-    measure, started = SaliencyEvaluator._measure_batch, []
+    measure, started = sweep._measure_batch, []
 
-    def disturbed(self, *args):
-        started.append(self)
+    def disturbed(*args):
+        started.append(args)
         if len(started) == 1:
             with pytest.raises(
                 OSError, match="output_dir '.*out' is in use by another run.*choose another output_dir"
             ):
                 compute(classifier, data, output_dir=tmp_path / "out")
-        return measure(self, *args)
+        return measure(*args)
 
-    monkeypatch.setattr(SaliencyEvaluator, "_measure_batch", disturbed)
+    monkeypatch.setattr(sweep, "_measure_batch", disturbed)
     assert compute(classifier, data, output_dir=tmp_path / "out")["num_images"] == 7 and len(started) == 1
     names = {path.name for path in (tmp_path / "out").iterdir()}
     assert names == {"settings.json", "shard-000000.json", "result.json"}
@@ -344,6 +345,7 @@ def test_two_processes_equal_one(classifier, directory, tmp_path):
         assert found[name] == other[name] == pytest.approx(alone, abs=1e-4), name
     for one in (found, other):
         assert "busy' is in use by another run" in one["busy"] and "busy' is in use by" in one["compared"]
+        assert one["lengths"] == {"short": 3, "long": 7}
         failed = one["comparison"].pop("raw_attention")
         assert "attention" in failed and one["comparison"] == {"gradcam": 5, "random": 5, "centre": 5}
     # the one bad image lies on one of them; both end, and say which
