@@ -235,7 +235,9 @@ class CardFields:
     options_title = "on the card; what is left out stays unknown there"
 
     license: str | None = option(None, "licence of the weights, such as apache-2.0")
-    dataset: str | None = option(None, "name of the training data, where the record has only a local one")
+    dataset: str | None = option(
+        None, "name of the training data, where the record has only a local one; 'Name (user/id)' if it is on the Hub"
+    )
     evaluation_dataset: str | None = option(None, "name of the evaluation's data, likewise")
     data_terms: str | None = option(None, "terms of the training data, in a sentence")
     limitations: str | None = option(None, "markdown added to the card's limitations")

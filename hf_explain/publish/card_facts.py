@@ -32,6 +32,7 @@ class Measurement:
     One number of an evaluation with how it was measured.
 
     Args:
+        metric_id (`str`): The metric it is of, by the name that loads it.
         metric (`str`): Its key in the metric's result.
         title (`str`): What it is called.
         value (`float`): The number.
@@ -40,6 +41,7 @@ class Measurement:
         interval (`list[float]`, *optional*): Low and high end of its bootstrap interval.
     """
 
+    metric_id: str
     metric: str
     title: str
     value: float
@@ -134,7 +136,7 @@ def read_measurements(comparison: Comparison, result: ExplainerResult) -> list[M
         if value is not None and math.isfinite(value) and number.higher_is_better is not None:
             better = "higher" if number.higher_is_better else "lower"
             protocol, interval = result.metrics[metric].protocol, result.interval(metric, key)
-            found.append(Measurement(key, number.title_of(key), float(value), better, protocol, interval))
+            found.append(Measurement(metric, key, number.title_of(key), float(value), better, protocol, interval))
     return found
 
 

@@ -33,6 +33,10 @@ from hf_explain.registry import HEADS
 from hf_explain.training.record import TrainingRecord
 
 
+# Of the Hub's tasks: the pipeline answers a picture with classes and scores, and a map for each
+_TASK = "image-classification"
+
+
 # -------------------------------------------------------------------------------------------------------------- a card
 
 
@@ -67,8 +71,9 @@ def build_model_card(
         explainer (`str`, *optional*): The name of this head in an evaluation that compares several; found by the
             fingerprint of its weights when not given.
         picture (`str` or `os.PathLike`, *optional*): An image file beside the card, shown on top.
-        dataset (`str`, *optional*): Hub id or name of the training data, where the record has only a local name.
-        evaluation_dataset (`str`, *optional*): Hub id or name of the evaluation's data, likewise.
+        dataset (`str`, *optional*): Hub id or name of the training data, where the record has only a local name; a
+            name may have the id behind it, `Photographs at 128 px (user/photographs)`.
+        evaluation_dataset (`str`, *optional*): The same of the evaluation's data.
         data_terms (`str`, *optional*): Terms of the training data, in a sentence.
         license (`str`, *optional*): Licence of the head's weights, a Hub licence identifier.
         limitations (`str`, *optional*): Markdown, added to the limitations that follow from the configuration.
@@ -236,9 +241,14 @@ def _classifier(config: Mapping[str, Any], training: TrainingRecord | None, unkn
     }
 
 
-def _is_shared(name: str) -> bool:
-    """Whether others can find a data set by this name: a bare `name` may be a directory without its path."""
-    return "/" in name and is_hub_id(name)
+def _hub_dataset(name: str | None) -> str | None:
+    """
+    The Hub id of a data set, which may stand in brackets behind its name; a bare `name` may be a directory without its
+    path.
+    """
+    found = re.search(r"\(([^()\s]+)\)$|^(\S+)$", name or "")
+    hub_id = found and (found[1] or found[2])
+    return hub_id if hub_id and "/" in hub_id and is_hub_id(hub_id) else None
 
 
 def _data_name(value: Any, what: str, unknown: list[str]) -> str | None:
@@ -246,7 +256,7 @@ def _data_name(value: Any, what: str, unknown: list[str]) -> str | None:
     if not isinstance(value, str) or not value or is_local_path(value):
         unknown.append(f"The {what}: " + ("only a local path was recorded." if value else "not recorded."))
         return None
-    if not _is_shared(value):
+    if not _hub_dataset(value):
         unknown.append(f"The {what}: only the local name `{value}` was recorded.")
     return value
 
@@ -386,36 +396,43 @@ def _tested(
 def _card_data(
     name: str, model_type: str, classifier: Mapping[str, Any], trained: Mapping[str, Any], tested: _Tested
 ) -> ModelCardData:
-    """The card's front matter."""
+    """
+    The card's front matter, in the identifiers of the Hub's specification and short enough to read on: the number that
+    gives each metric its name. All numbers, and how they were measured, are in the text.
+    """
+    data, trained_on = _hub_dataset(tested.on), _hub_dataset(trained["dataset"])
     results = [
         EvalResult(
-            task_type="saliency",
+            task_type=_TASK,
             task_name="Saliency",
-            dataset_type=tested.on,
-            dataset_name=tested.on,
+            dataset_type=data,
+            dataset_name=str(tested.on).removesuffix(f"({data})").strip() or data,
             dataset_split=tested.dataset.get("split"),
             dataset_revision=tested.dataset.get("revision"),
-            metric_type=one.metric,
+            metric_type=one.metric_id,
             metric_name=one.title,
             metric_value=one.value,
-            metric_args=_plain(one.protocol) or None,
         )
-        for one in tested.measurements
-        if tested.on
+        for one in _main_numbers(tested.measurements)
+        if data
     ]
-    dataset = trained["dataset"]
     return ModelCardData(
         library_name="hf-explain",
-        tags=["saliency", "explainability", "image-classification", model_type],
-        model_name=name,
+        pipeline_tag=_TASK,
+        tags=["saliency", "explainability", model_type],
+        model_name=name if results else None,  # of the results; alone it would be a field that the Hub does not know
         base_model=classifier["hub_id"],
         base_model_relation="adapter" if classifier["hub_id"] else None,
         base_model_revision=classifier["revision"],
-        datasets=[dataset] if dataset and _is_shared(dataset) else None,
+        datasets=[trained_on] if trained_on else None,
         license=trained["license"],
-        metrics=sorted({one.metric for one in tested.measurements}) or None,
-        eval_results=results if tested.on else None,
+        eval_results=results or None,
     )
+
+
+def _main_numbers(measurements: Sequence[Measurement]) -> list[Measurement]:
+    """Of each metric the first number: the one that it is named after."""
+    return list({one.metric_id: one for one in reversed(measurements)}.values())[::-1]
 
 
 def _number(value: float) -> str:

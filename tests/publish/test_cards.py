@@ -9,10 +9,11 @@ import pytest
 import torch
 import yaml
 from hub_clients import push_classifier, push_quietly, tiny_classifier, tiny_head, tiny_image, tiny_processor
-from huggingface_hub import ModelCard
+from huggingface_hub import ModelCard, ModelCardData
+from huggingface_hub.utils import validate_repo_id
 from testing_training import picture_dataset
 
-from hf_explain import HEADS, AutoModelForSaliency, FrozenClassifier, LCamForSaliency, SaliencyEvaluator
+from hf_explain import HEADS, AutoModelForSaliency, FrozenClassifier, LCamForSaliency, SaliencyEvaluator, metrics
 from hf_explain.cli import main
 from hf_explain.evaluation.comparison import compare
 from hf_explain.evaluation.results import Comparison
@@ -93,10 +94,12 @@ def test_the_card_says_what_was_recorded_and_runs(hub, saved, tmp_path, monkeypa
     assert data.base_model_revision == hub.repo("user/resnet").head
     assert data.datasets == ["user/photographs"] and data.license == "apache-2.0"
     results = {result.metric_type: result for result in data.eval_results}
-    assert {name: result.metric_value for name, result in results.items()} == {"auc_d": 41.25, "average_drop_50": 12.5}
-    assert results["auc_d"].metric_args == {"score": "agreement", "fill": "black"}
-    assert results["average_drop_50"].metric_args == {"percents": [50], "mask_space": "pixel"}
-    assert {result.dataset_name for result in data.eval_results} == {"user/photographs"}
+    assert {name: result.metric_value for name, result in results.items()} == {"auc_d": 41.25, "average_drop": 12.5}
+    assert results["average_drop"].metric_name == "Average drop at 50 %"
+    places = {(result.dataset_type, result.dataset_name, result.dataset_split) for result in data.eval_results}
+    assert places == {("user/photographs", "user/photographs", "validation")}
+    assert "- AUC-D: score agreement; fill black\n" in card.text
+    assert "- Average drop at 50 %: percents 50; mask_space pixel\n" in card.text
     assert "| AUC-D | higher | 41.25 [40.00, 42.50] | -0.50 |" in card.text
     assert "| random weights | passed: similarity 0.25 |" in card.text and "| verdict | passes |" in card.text
     assert "![Saliency maps of user/head](maps.png)" in card.text and "maps.png" in hub.files("user/head")
@@ -167,9 +170,10 @@ def test_the_card_of_a_single_evaluation(saved):
         dataset_info={"name": "user/photographs"}, return_columns=True,
     )  # fmt: skip
     card = build_model_card(saved, evaluation=json.loads(json.dumps(result)))
-    assert {one.metric_type: one.metric_value for one in card.data.eval_results} == {
-        key: result["auc_d"][key] for key in ("auc_d", "positive_auc", "negative_auc")
-    }
+    (main_number,) = card.data.eval_results
+    assert (main_number.metric_type, main_number.metric_value) == ("auc_d", result["auc_d"]["auc_d"])
+    for title, key in (("AUC-D", "auc_d"), ("Positive AUC", "positive_auc"), ("Negative AUC", "negative_auc")):
+        assert f"| {title} | " in card.text and f" {result['auc_d'][key]:.2f} " in card.text
     assert "On user/photographs, 2 images." in card.text and "| metric | better | this head |\n" in card.text
     result["explainer"]["head_fingerprint"] = "0" * 32
     with pytest.raises(ValueError, match="`evaluation` measured no head with these weights; it has lcam"):
@@ -219,6 +223,7 @@ def test_one_command_writes_the_cards_of_many_heads(measured, tmp_path, capsys):
     (tmp_path / "cards" / "pictures").mkdir(parents=True)
     tiny_image().save(tmp_path / "cards" / "pictures" / "ttame-tiny-resnet.png")
     known = ["--license", "mit", "--dataset", "Photographs", "--data-terms", "Research use only."]
+    known += ["--evaluation-dataset", "Photographs at 32 px (user/photographs)"]
     assert main(card_command(measured, tmp_path / "cards", *known)) == 0
     names = ["lcam-fm-tiny-resnet", "ttame-tiny-resnet"]
     paths = [tmp_path / "cards" / f"{name}.md" for name in names]
@@ -229,19 +234,28 @@ def test_one_command_writes_the_cards_of_many_heads(measured, tmp_path, capsys):
         card = ModelCard.load(path)
         known_as = name.removesuffix("-tiny-resnet")
         own = results[known_as]
-        recorded = {one.metric: one.value for one in read_measurements(comparison, comparison.measured[known_as])}
-        assert {"auc_d", "average_drop_100", "increase_in_confidence_15", "mask_area_50"} <= set(recorded)
-        # every number, unrounded, with the protocol it was measured by
-        assert {one.metric_type: one.metric_value for one in card.data.eval_results} == recorded
-        for one in card.data.eval_results:
-            protocol = own[one.metric_args["metric"]]["protocol"]
-            assert one.metric_args["image_size"] == protocol["image_size"] and one.metric_args["seed"] == 0
-            shown = next(line for line in card.text.splitlines() if line.startswith(f"| {one.metric_name} |"))
-            assert float(shown.split("|")[3].split("[")[0]) == pytest.approx(one.metric_value, abs=0.0051)
+        recorded = read_measurements(comparison, comparison.measured[known_as])
+        values = {one.metric: one.value for one in recorded}
+        assert {"auc_d", "average_drop_100", "increase_in_confidence_15", "mask_area_50"} <= set(values)
+        # every number in the text, with the protocol it was measured by
+        for one in recorded:
+            assert one.protocol["metric"] == one.metric_id and one.protocol["seed"] == 0
+            shown = next(line for line in card.text.splitlines() if line.startswith(f"| {one.title} |"))
+            assert float(shown.split("|")[3].split("[")[0]) == pytest.approx(one.value, abs=0.0051)
+        protocols = card.text.partition("How it was measured:")[2].partition("\n## ")[0].strip().split("\n")
+        assert [line.split(":")[0].count(",") + 1 for line in protocols] == [3, 9]
+        assert all("; image_size 32, 32; seed 0" in line for line in protocols)
+        # and the main ones for the Hub, unrounded
+        assert {one.metric_type: one.metric_value for one in card.data.eval_results} == {
+            "auc_d": values["auc_d"], "average_drop": values["average_drop_100"],
+        }  # fmt: skip
+        places = {(one.dataset_type, one.dataset_name, one.dataset_split) for one in card.data.eval_results}
+        assert places == {("user/photographs", "Photographs at 32 px", "validation")}
+        assert "On Photographs at 32 px (user/photographs), split `validation`, 2 images." in card.text
         assert "| this head | gradcam | random | centre |" in card.text
         assert f"| verdict | {own['sanity']['verdict']} |" in card.text and "| random label | " in card.text
         assert "95 % bootstrap intervals" in card.text and "AUC-D removes the pixels" in card.text
-        assert "only the local name `photographs.parquet` was recorded" in card.text
+        assert "only the local name `Photographs` was" not in card.text and card.data.datasets is None
         assert (f"![Saliency maps of user/{name}](pictures/{name}.png)" in card.text) == (name == names[1])
 
 
@@ -254,6 +268,10 @@ def test_cards_of_heads_that_nothing_measured(measured, tmp_path, capsys):
     assert "None of `evaluations` (" in capsys.readouterr().err and not (tmp_path / "cards").exists()
     assert main(argv) == 1  # not measured and of one kind: no name tells them apart
     assert "has two heads for the card lcam-img-tiny-resnet.md" in capsys.readouterr().err
+    # a number that nobody can place is for people alone
+    card = build_model_card(measured / "lcam", evaluation=results)
+    assert "only the local name `photographs.parquet` was recorded" in card.text
+    assert card.data.eval_results is None and "| AUC-D | higher | " in card.text
     (path,) = write_model_cards([tmp_path / "other"], tmp_path / "cards")
     assert "Its faithfulness has not been measured" in path.read_text()
     assert main(["card", str(tmp_path), "-o", str(tmp_path / "cards")]) == 1
@@ -261,6 +279,29 @@ def test_cards_of_heads_that_nothing_measured(measured, tmp_path, capsys):
 
 
 # ---- cards as they are released
+
+
+FIELDS = {
+    "base_model", "base_model_relation", "base_model_revision", "datasets", "library_name", "license", "model-index",
+    "pipeline_tag", "tags",
+}  # fmt: skip
+
+
+def check_front_matter(text):
+    """The Hub's fields, identifiers that exist, and short enough that the title is on the first screen."""
+    assert text.count("\n") <= 40
+    fields = yaml.safe_load(text)
+    assert set(fields) <= FIELDS and fields["pipeline_tag"] == "image-classification"
+    data = ModelCardData(**copy.deepcopy(fields))  # which checks the results
+    assert data.to_dict() == fields
+    results = data.eval_results or []
+    for dataset in (*(data.datasets or []), *(result.dataset_type for result in results)):
+        validate_repo_id(dataset)
+        assert dataset.count("/") == 1
+    for result in results:
+        assert result.task_type == data.pipeline_tag and result.dataset_name and result.dataset_split
+        assert Path(metrics.path(result.metric_type)).exists()
+    assert len({result.metric_type for result in results}) == len(results)
 
 
 def check_released(path, hub, folder, monkeypatch, ran):
@@ -276,8 +317,9 @@ def check_released(path, hub, folder, monkeypatch, ran):
     else:
         assert data["base_model_relation"] == "adapter"
         assert re.fullmatch(r"[0-9a-f]{40}", data["base_model_revision"])
+    check_front_matter(content.split("---\n")[1])
     for result in card.data.eval_results or []:
-        assert f"| {result.metric_name} | " in card.text and result.metric_args and result.dataset_name
+        assert f"| {result.metric_name} | " in card.text
     assert not re.search(r"""(^|[\s"'`(])(/|~/|[A-Za-z]:\\)\w""", content), "a path of some machine"
     for picture in re.findall(r"!\[.*?\]\((.*?)\)", content):
         assert (path.parent / picture).is_file()
