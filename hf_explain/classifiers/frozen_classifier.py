@@ -222,6 +222,22 @@ class FrozenClassifier(nn.Module):
         return self._architecture.num_prefix_tokens if self._architecture else 0
 
     @property
+    def patch_size(self) -> tuple[int, int] | None:
+        """
+        `(height, width)` in pixels of the patches in which a vision transformer reads its image, none of which shares
+        a pixel with another; `None` for every other classifier.
+
+        Such patches come of a first convolution that moves by as much as it sees. ConvNeXt begins so as well: it is
+        the attention behind it that makes patches the units of what is read.
+        """
+        modules = list(self.model.modules())
+        first = next((module for module in modules if isinstance(module, nn.Conv2d)), None)
+        if first is None or first.kernel_size != first.stride or first.padding not in ((0, 0), "valid"):
+            return None
+        attends = any("attention" in type(module).__name__.lower() for module in modules)
+        return pair(first.kernel_size) if attends else None
+
+    @property
     def image_processor(self) -> Any:
         """The classifier's Transformers image processor, or `None` where there is none."""
         if self._image_processor is None and self.name_or_path and os.path.isdir(self.name_or_path):

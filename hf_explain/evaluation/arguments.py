@@ -20,7 +20,8 @@ class EvaluationArguments:
 
     Args:
         metrics (list of `str`, *optional*, defaults to `["auc_d", "average_drop"]`): Names of `hf_explain.metrics`, in
-            a list or with commas between them, or modules returned by `evaluate.load`.
+            a list or with commas between them, or modules returned by `evaluate.load`. `NAME@PRESET` measures a metric
+            by a preset, beside others of its presets: `auc_d,auc_d@patch`.
         presets (`dict[str, str]`, *optional*): Preset by metric.
         metric_options (`dict[str, dict]`, *optional*): Settings by metric that replace the preset's.
         target (`str`, *optional*, defaults to `"prediction"`): The class explained: the classifier's top-1 or, with
@@ -40,7 +41,7 @@ class EvaluationArguments:
     options_title = "how to measure"
 
     metrics: Sequence[Any] = option(
-        ["auc_d", "average_drop"], "metrics of hf_explain.metrics", commas=True, metavar="NAME,..."
+        ["auc_d", "average_drop"], "metrics of hf_explain.metrics", commas=True, metavar="NAME[@PRESET],..."
     )
     presets: Mapping[str, str] = option(
         {}, "published settings; may be repeated", flag="preset", form="METRIC=PRESET", example="auc_d=chefer"

@@ -89,7 +89,8 @@ class SaliencyEvaluator:
             data: `datasets` data set, map-style or streaming, or a sequence of dictionaries; or what
                 [`~hf_explain.io.datasets.load_image_dataset`] loads, by its name or path.
             metric (`str`, metric or a list of them, *optional*, defaults to `"auc_d"`): Names of `hf_explain.metrics`,
-                or modules returned by `evaluate.load` or `evaluate.combine`.
+                `NAME@PRESET` for one that is measured in several ways (`["auc_d", "auc_d@patch"]`), or modules
+                returned by `evaluate.load` or `evaluate.combine`.
             subset, split (`str`, *optional*): Configuration and split of `data` that is given by name; the first of
                 test, validation and train that there is.
             strategy (`str`, *optional*, defaults to `"simple"`): `"simple"` or `"bootstrap"`, as elsewhere in
@@ -201,13 +202,16 @@ def load_metrics(arguments: EvaluationArguments) -> dict[str, LoadedMetric]:
     presets, loaded = arguments.presets, {}
     given = [getattr(one, "evaluation_modules", [one]) for one in arguments.metrics]  # of `evaluate.combine`
     for one in (one for modules in given for one in modules):
+        name, module = one, one
         if isinstance(one, str):
-            one = load_metric(one, presets.get(one))
-        if check_metric(one).metric_name in loaded:
-            raise ValueError(f"`metric` names {one.metric_name!r} twice.")
-        if one.metric_name == "win_rate":
+            module = load_metric(one, presets.get(one))
+        else:
+            name = check_metric(one).metric_name
+        if name in loaded:
+            raise ValueError(f"`metric` names {name!r} twice.")
+        if module.metric_name == "win_rate":
             raise ValueError("metric 'win_rate' compares two explainers: ask `hf-explain evaluate` for it.")
-        loaded[one.metric_name] = one
+        loaded[name] = module
     for argument in ("presets", "metric_options"):
         for name in getattr(arguments, argument):
             if name not in loaded:

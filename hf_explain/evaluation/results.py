@@ -6,7 +6,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, fields
 from typing import Any, NamedTuple
 
-from hf_explain.metrics import metric_numbers, names
+from hf_explain.metrics import metric_numbers, names, split_name
 from hf_explain.metrics.number import Number, find_number
 
 
@@ -321,7 +321,7 @@ def _is_number(value: Any) -> bool:
 def _known_numbers(metrics: Mapping[str, Any]) -> dict[str, tuple[Number, ...]]:
     """What this package's metrics say of their numbers; no other metric could be in a result of format 1."""
     known = names()
-    return {metric: metric_numbers(metric) for metric in metrics if metric in known}
+    return {metric: metric_numbers(metric) for metric in metrics if split_name(metric)[0] in known}
 
 
 def _upgrade(value: Mapping[str, Any]) -> Mapping[str, Any]:

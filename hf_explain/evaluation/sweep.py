@@ -460,13 +460,16 @@ def _check_whole(records: list[dict[str, Any]]) -> int:
 
 def _common_protocol(records: list[dict[str, Any]], name: str) -> dict[str, Any]:
     """How a metric was measured in all records; a ValueError if in two ways."""
-    protocol = records[0]["protocols"][name]
+    protocol: dict[str, Any] = {}
     for record in records:
-        if record["protocols"][name] != protocol:
+        own = record["protocols"][name]
+        # those of an earlier version do not say what could not be chosen then
+        if any(protocol[setting] != own[setting] for setting in protocol.keys() & own.keys()):
             raise ValueError(
-                f"metric {name!r} was measured in two ways, {protocol} and {record['protocols'][name]}: use "
-                "an image processor that brings all images to one size."
+                f"metric {name!r} was measured in two ways, {protocol} and {own}: use an image processor that brings "
+                "all images to one size."
             )
+        protocol |= own
     return protocol
 
 

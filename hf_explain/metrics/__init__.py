@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -41,7 +42,7 @@ def metric_numbers(name: str) -> tuple[Number, ...]:
     What the numbers of a metric's result are called and which way they are better, as the metric itself says.
 
     Args:
-        name (`str`): Name of the metric.
+        name (`str`): Name of the metric, or `NAME@PRESET`: then the numbers' names say the preset.
 
     Returns:
         `tuple[Number, ...]`: In the order of a table; the first one stands for the result.
@@ -49,7 +50,13 @@ def metric_numbers(name: str) -> tuple[Number, ...]:
     Raises:
         ValueError: As for [`path`].
     """
-    return _metric_class(name).numbers
+    name, preset = split_name(name)
+    numbers = _metric_class(name).numbers
+    if preset is None:
+        return numbers
+    return tuple(
+        replace(one, name=f"{one.name} ({preset})", heading=f"{one.heading or one.name} ({preset})") for one in numbers
+    )
 
 
 def load(name: str, preset: str | None = None) -> Any:
@@ -57,16 +64,25 @@ def load(name: str, preset: str | None = None) -> Any:
     What `evaluate.load(path(name), preset)` gives, made of the package's own module, and without files in the cache.
 
     Args:
-        name (`str`): Name of the metric.
+        name (`str`): Name of the metric, or `NAME@PRESET`.
         preset (`str`, *optional*): Its settings.
 
     Returns:
         `evaluate.Metric`: An instance that collects its columns in memory.
 
     Raises:
-        ValueError: As for [`path`], or if there is no such preset.
+        ValueError: As for [`path`], or if there is no such preset, or two are given.
     """
-    return _metric_class(name)(preset, keep_in_memory=True)
+    base, own = split_name(name)
+    if own is not None and preset is not None:
+        raise ValueError(f"Metric {name!r} names its preset; {preset!r} cannot be one as well.")
+    return _metric_class(base)(own or preset, keep_in_memory=True)
+
+
+def split_name(name: str) -> tuple[str, str | None]:
+    """`"auc_d@patch"`, under which one metric is measured in several ways, as `("auc_d", "patch")`."""
+    base, _, preset = name.partition("@")
+    return base, preset or None
 
 
 def _metric_class(name: str) -> Any:

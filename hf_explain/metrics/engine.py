@@ -10,9 +10,9 @@ from typing import Any
 import torch
 
 from hf_explain.tensors.batch_size import batches
-from hf_explain.tensors.perturbation import fill_values, full_size_saliency, rank_pixels
+from hf_explain.tensors.perturbation import fill_values, full_size_saliency, rank_pixels, spread_cells
 from hf_explain.tensors.randomness import image_keys
-from hf_explain.tensors.scalars import check_choice, check_count, check_number
+from hf_explain.tensors.scalars import check_choice, check_count, check_number, check_numbers
 from hf_explain.tensors.sharing import shared
 
 
@@ -117,12 +117,71 @@ def batch_limit(pixel_values: torch.Tensor, max_batch: int, max_bytes: int | Non
     return max(1, min(max_batch, int(max_bytes) // (pixel_values[0].numel() * pixel_values.element_size())))
 
 
+Grid = str | tuple[int, int]
+
+
+def grid_cells(grid: Grid, predict: Predict, pixel_values: torch.Tensor) -> tuple[int, int] | None:
+    """
+    How many cells of a grid, down and across, an image is cut into, whose pixels are removed together.
+
+    Args:
+        grid (`str` or `tuple[int, int]`): `"pixel"`: none, every pixel by itself. `"patch"`: the patches that
+            `predict` reads, as its `patch_size` says, which a [`FrozenClassifier`] has. Or `(height, width)` in cells.
+        predict (`Callable`): `pixel_values` to logits.
+        pixel_values (`torch.Tensor` of shape `(batch_size, channels, height, width)`): Images.
+
+    Returns:
+        `tuple[int, int]`, or `None` for `"pixel"`.
+
+    Raises:
+        ValueError: If `grid` is none of these, the classifier reads no patches, or the cells would not be equal.
+    """
+    if isinstance(grid, str):
+        check_choice(grid, "grid", ("pixel", "patch"))
+        if grid == "pixel":
+            return None
+    height, width = pixel_values.shape[-2:]
+    if isinstance(grid, str):
+        patch = getattr(predict, "patch_size", None)  # of a FrozenClassifier
+        if patch is None:
+            name = type(getattr(predict, "model", predict)).__name__
+            raise ValueError(
+                f"`grid`='patch' needs a classifier that reads its images in patches, as ViT and Swin do, which "
+                f"{name} does not; use grid='pixel', or (height, width) in cells."
+            )
+        if height % patch[0] or width % patch[1]:
+            raise ValueError(
+                f"`grid`='patch' needs images that are whole patches of {patch[0]} × {patch[1]} pixels, got "
+                f"{height} × {width}."
+            )
+        return height // patch[0], width // patch[1]
+    sides = check_numbers(grid, "grid")
+    cells = tuple(map(int, sides))
+    if len(sides) != 2 or cells != sides or min(cells) < 1 or height % cells[0] or width % cells[1]:
+        raise ValueError(
+            "`grid` must be 'pixel', 'patch' or (height, width) in cells, two whole numbers that divide the "
+            f"{height} × {width} pixels of the images, got {grid}."
+        )
+    return cells[0], cells[1]
+
+
+def grid_protocol(grid: Grid, cells: tuple[int, int] | None) -> dict[str, Any]:
+    """What is removed together, as a protocol writes it down."""
+    stated = {"grid": grid if isinstance(grid, str) else list(map(int, grid))}
+    return stated if cells is None else {**stated, "cells": list(cells)}
+
+
 @shared
 def saliency_ranks(
-    saliency: torch.Tensor, pixel_values: torch.Tensor, image_ids: torch.Tensor | Sequence[int] | None, seed: int
+    saliency: torch.Tensor,
+    pixel_values: torch.Tensor,
+    image_ids: torch.Tensor | Sequence[int] | None,
+    seed: int,
+    cells: tuple[int, int] | None = None,
 ) -> torch.Tensor:
-    """[`~hf_explain.tensors.perturbation.rank_pixels`] of maps at the size of the images."""
-    return rank_pixels(full_size_saliency(saliency, pixel_values), image_keys(pixel_values, image_ids, seed))
+    """[`~hf_explain.tensors.perturbation.rank_pixels`] of maps at the size of the images, or of the cells' means."""
+    values = full_size_saliency(saliency, pixel_values, cells=cells)
+    return rank_pixels(values, image_keys(pixel_values, image_ids, seed))
 
 
 shared_fill = shared(fill_values)
@@ -210,7 +269,7 @@ class Removal:
 
     Args:
         order (`str`): `"positive"`: most salient pixels first; `"negative"`: least salient ones first.
-        counts (sequence of `int`): Pixels removed at each step, in any order.
+        counts (sequence of `int`): Pixels (or cells) removed at each step, in any order.
         filled (`torch.Tensor` of shape `(1, channels, 1, 1)` or that of the images): What replaces them.
     """
 
@@ -242,7 +301,8 @@ def removal_scores(
     max_batch: int,
 ) -> list[torch.Tensor]:
     """
-    Scores after exactly so many pixels are removed; all steps of all curves and images share their passes.
+    Scores after exactly so many pixels, or cells of a grid, are removed; all steps of all curves and images share
+    their passes.
 
     The two ends are the same image whatever the order: the unperturbed one is read from `logits`, the empty one is run
     once for all curves of the same fill, and once for the whole batch where that is a plain colour.
@@ -250,7 +310,8 @@ def removal_scores(
     Args:
         predict (`Callable`): `pixel_values` to logits.
         pixel_values (`torch.Tensor` of shape `(batch_size, channels, height, width)`): Images.
-        ranks (`torch.LongTensor` of shape `(batch_size, height, width)`): 0 is the most salient pixel.
+        ranks (`torch.LongTensor` of shape `(batch_size, height, width)`): 0 is the most salient pixel, or cell: then
+            as many numbers as there are cells.
         removals (list of [`Removal`]): The curves.
         classes (`torch.LongTensor` of shape `(batch_size,)`): Class each score looks at.
         score (`str`): One of `SCORES`.
@@ -260,13 +321,14 @@ def removal_scores(
     Returns:
         list of `torch.FloatTensor` of shape `(batch_size, len(counts))`, one per curve.
     """
-    size, device, num_pixels = len(pixel_values), pixel_values.device, ranks[0].numel()
+    size, device, num_units = len(pixel_values), pixel_values.device, ranks[0].numel()
     images = as_input(predict, pixel_values)
     # Pixels are chosen as bit patterns, `kept * (image ^ filled) ^ filled`, which a CPU does several at a time, unlike
     # `torch.where`; for the same reason ranks are as dense as the images, and as narrow as they can be
     pattern = {2: torch.int16, 4: torch.int32, 8: torch.int64}[images.element_size()]
-    narrow, shift = (torch.int16, 2**15) if num_pixels < 2**16 else (torch.int32, 0)
-    places = (ranks - shift).to(narrow)[:, None].expand(images.shape).contiguous(memory_format=_memory_format(predict))
+    narrow, shift = (torch.int16, 2**15) if num_units < 2**16 else (torch.int32, 0)
+    places = spread_cells((ranks - shift).to(narrow), images.shape[-2:])
+    places = places[:, None].expand(images.shape).contiguous(memory_format=_memory_format(predict))
     fills = {
         id(one.filled): as_input(predict, one.filled.expand(-1, *images.shape[1:])).view(pattern) for one in removals
     }
@@ -278,7 +340,7 @@ def removal_scores(
         first = start = pieces[-1].start + len(pieces[-1].counts) if pieces else 0
         least_first, differ, filled = one.order == "negative", differs[id(one.filled)], fills[id(one.filled)]
         # The rank from which on (or, least salient first, before which) a pixel is kept
-        bounds = [(num_pixels - count if least_first else count) - shift for count in steps]
+        bounds = [(num_units - count if least_first else count) - shift for count in steps]
         counts = torch.tensor(bounds).to(narrow).view(-1, 1, 1, 1).to(device, non_blocking=True)
         for image in range(num_images):
             own = filled[image if len(filled) > 1 else 0]
@@ -286,12 +348,12 @@ def removal_scores(
             start += len(steps)
         return first
 
-    inner = [sorted(set(one.counts) - {0, num_pixels}) for one in removals]
+    inner = [sorted(set(one.counts) - {0, num_units}) for one in removals]
     firsts = [add(one, steps, size) if steps else 0 for one, steps in zip(removals, inner)]
     ends: dict[int, int] = {}  # of each fill, the first job
     for one in removals:
-        if num_pixels in one.counts and id(one.filled) not in ends:
-            ends[id(one.filled)] = add(one, [num_pixels], len(one.filled))
+        if num_units in one.counts and id(one.filled) not in ends:
+            ends[id(one.filled)] = add(one, [num_units], len(one.filled))
     starts = [piece.start for piece in pieces]
 
     def build(span: slice, batch: torch.Tensor) -> None:
@@ -320,7 +382,7 @@ def removal_scores(
     tables = []
     for one, steps, first in zip(removals, inner, firsts):
         columns = {0: read_score(logits, classes, score)}
-        columns |= {num_pixels: end_scores[id(one.filled)]} if num_pixels in one.counts else {}
+        columns |= {num_units: end_scores[id(one.filled)]} if num_units in one.counts else {}
         columns |= zip(steps, scores[first : first + size * len(steps)].view(size, -1).unbind(1) if steps else ())
         tables.append(torch.stack([columns[count] for count in one.counts], dim=1))
     return tables

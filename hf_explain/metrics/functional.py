@@ -16,11 +16,14 @@ import torch.nn.functional as F
 
 from hf_explain.metrics.engine import (
     MAX_BATCH,
+    Grid,
     Predict,
     Removal,
     base_logits,
     batch_limit,
     fill_name,
+    grid_cells,
+    grid_protocol,
     read_score,
     reference_classes,
     removal_scores,
@@ -40,6 +43,7 @@ from hf_explain.tensors.perturbation import (
     keep_top,
     mask_space_fill,
     pixel_counts,
+    spread_cells,
 )
 from hf_explain.tensors.scalars import check_numbers, check_percent
 from hf_explain.tensors.sharing import sharing
@@ -162,6 +166,7 @@ def perturbation_curves(
     orders: Sequence[str] = ORDERS,
     rounding: str = "nearest",
     grid_size: tuple[int, int] | None = None,
+    grid: Grid = "pixel",
     logits: torch.Tensor | None = None,
     seed: int = 0,
     image_ids: torch.Tensor | Sequence[int] | None = None,
@@ -199,7 +204,11 @@ def perturbation_curves(
         image_std (sequence of `float`, *optional*): The image processor's, needed for black and colours.
         orders (sequence of `str`, *optional*): `"positive"`, `"negative"` or both.
         rounding (`str`, *optional*, defaults to `"nearest"`): Fraction to pixel count, `"nearest"` or `"floor"`.
-        grid_size (`tuple[int, int]`, *optional*): Average maps down to this `(height, width)` first (SCAN's protocol).
+        grid_size (`tuple[int, int]`, *optional*): Average maps down to this `(height, width)` first (SCAN's protocol)
+            and enlarge them again, bilinearly.
+        grid (`str` or `tuple[int, int]`, *optional*, defaults to `"pixel"`): What is ranked, and removed together:
+            every pixel by itself; `"patch"`: the patches a vision transformer reads, by the mean of the map over each
+            (half of a patch still tells it what is there); or as many equal cells, `(height, width)`.
         logits (`torch.Tensor` of shape `(batch_size, num_labels)`, *optional*): Of the unperturbed images, if at hand.
         seed (`int`, *optional*, defaults to 0): Orders pixels of equal saliency.
         image_ids (`torch.LongTensor` of shape `(batch_size,)`, *optional*): See
@@ -236,7 +245,8 @@ def perturbation_curves(
     orders = (orders,) if isinstance(orders, str) else tuple(orders)
     if not orders or any(order not in ORDERS for order in orders):
         raise ValueError(f"`orders` must be some of {', '.join(ORDERS)}, got {orders}.")
-    ranks = saliency_ranks(_to_grid(saliency, grid_size), pixel_values, image_ids, seed)
+    cells = grid_cells(grid, predict, pixel_values)
+    ranks = saliency_ranks(_to_grid(saliency, grid_size), pixel_values, image_ids, seed, cells)
     filled = shared_fill(pixel_values, fill, image_mean, image_std)
     counts = pixel_counts(fractions, ranks[0].numel(), rounding)
     logits = base_logits(predict, pixel_values, logits, limit)
@@ -250,6 +260,7 @@ def perturbation_curves(
         "fill": fill_name(fill),
         "rounding": rounding,
         "grid_size": None if grid_size is None else list(grid_size),
+        **grid_protocol(grid, cells),
         "image_size": list(pixel_values.shape[-2:]),
         "seed": seed,
     }
@@ -426,6 +437,7 @@ def insertion_deletion(
     insertion_fill: str | Sequence[float] = _INSERTION["insertion_fill"],
     image_mean: Sequence[float] | None = None,
     image_std: Sequence[float] | None = None,
+    grid: Grid = "pixel",
     logits: torch.Tensor | None = None,
     seed: int = 0,
     image_ids: torch.Tensor | Sequence[int] | None = None,
@@ -435,7 +447,7 @@ def insertion_deletion(
     """
     Insertion and deletion of RISE: softmax of `target` while pixels come into a blurred image, or leave the image.
 
-    Every step moves ⌈HW / steps⌉ pixels, the last one what is left.
+    Every step moves ⌈HW / steps⌉ pixels (or as many of the cells of a `grid`), the last one what is left.
 
     Formula, with `p` the target's softmax and `k_s` the pixels moved up to step `s`:
 
@@ -454,7 +466,7 @@ def insertion_deletion(
         deletion_fill, insertion_fill (`str` or colour, *optional*): See
             [`~hf_explain.tensors.perturbation.fill_values`].
         image_mean, image_std (sequence of `float`, *optional*): Needed for black and colours.
-        logits, seed, image_ids, max_batch, max_bytes: As in [`perturbation_curves`].
+        grid, logits, seed, image_ids, max_batch, max_bytes: As in [`perturbation_curves`].
 
     Returns:
         [`InsertionDeletion`].
@@ -481,27 +493,29 @@ def insertion_deletion(
     """
     step_fractions(steps)  # the check alone: steps here are whole pixels
     pixel_values = check_pixel_values(pixel_values)
-    num_pixels = pixel_values.shape[-2] * pixel_values.shape[-1]
-    per_step = -(-num_pixels // steps)
-    counts = [*range(0, num_pixels, per_step), num_pixels]
+    cells = grid_cells(grid, predict, pixel_values)
     limit = batch_limit(pixel_values, max_batch, max_bytes)
-    ranks = saliency_ranks(saliency, pixel_values, image_ids, seed)
+    ranks = saliency_ranks(saliency, pixel_values, image_ids, seed, cells)
+    num_units, num_pixels = ranks[0].numel(), pixel_values.shape[-2] * pixel_values.shape[-1]
+    per_step = -(-num_units // steps)
+    counts = [*range(0, num_units, per_step), num_units]
     fills = [shared_fill(pixel_values, fill, image_mean, image_std) for fill in (deletion_fill, insertion_fill)]
     logits = base_logits(predict, pixel_values, logits, limit)
     classes = reference_classes("probability", logits, target, None)
     # Inserting the k most salient pixels is removing all others, the least salient ones
     removals = [
         Removal("positive", counts, fills[0]),
-        Removal("negative", [num_pixels - count for count in counts], fills[1]),
+        Removal("negative", [num_units - count for count in counts], fills[1]),
     ]
     deletion, insertion = removal_scores(predict, pixel_values, ranks, removals, classes, "probability", logits, limit)
     protocol = {
         "score": "probability",
         "target": target_name("probability", target),
         "steps": steps,
-        "pixels_per_step": per_step,
+        "pixels_per_step": per_step * num_pixels // num_units,
         "deletion_fill": fill_name(deletion_fill),
         "insertion_fill": fill_name(insertion_fill),
+        **grid_protocol(grid, cells),
         "image_size": list(pixel_values.shape[-2:]),
         "seed": seed,
     }
@@ -558,6 +572,7 @@ def average_drop(
     mask_space: str = _DROP["mask_space"],
     image_mean: Sequence[float] | None = None,
     image_std: Sequence[float] | None = None,
+    grid: Grid = "pixel",
     logits: torch.Tensor | None = None,
     seed: int = 0,
     image_ids: torch.Tensor | Sequence[int] | None = None,
@@ -588,7 +603,7 @@ def average_drop(
         mask_space (`str`, *optional*, defaults to `"pixel"`): Multiply the [0, 1] picture (masked goes black) or, with
             `"normalized"`, `pixel_values` (masked goes to the mean colour).
         image_mean, image_std (sequence of `float`, *optional*): The image processor's, needed for `"pixel"`.
-        logits, seed, image_ids, max_batch, max_bytes: As in [`perturbation_curves`].
+        grid, logits, seed, image_ids, max_batch, max_bytes: As in [`perturbation_curves`].
 
     Returns:
         [`AverageDrop`].
@@ -618,10 +633,12 @@ def average_drop(
         raise ValueError("`percents` must name at least one percentage of pixels kept, in (0, 100].")
     limit = batch_limit(pixel_values, max_batch, max_bytes)
     filled = shared_fill(pixel_values, mask_space_fill(mask_space), image_mean, image_std)
-    ranks = saliency_ranks(saliency, pixel_values, image_ids, seed) if rule == "ceil" else None
+    cells = grid_cells(grid, predict, pixel_values)
+    ranks = saliency_ranks(saliency, pixel_values, image_ids, seed, cells) if rule == "ceil" else None
     # The values kept, and the quantiles, are those of the resize every head and method uses
-    full_size = full_size_saliency(saliency, pixel_values, at_most_one=True, exact_ties=False)
-    kept = torch.stack([keep_top(full_size, percent, rule, ranks) for percent in percents], dim=1)
+    values = full_size_saliency(saliency, pixel_values, at_most_one=True, exact_ties=False, cells=cells)
+    kept = torch.stack([keep_top(values, percent, rule, ranks) for percent in percents], dim=1)
+    kept = spread_cells(kept, pixel_values.shape[-2:])
 
     logits = base_logits(predict, pixel_values, logits, limit)
     classes = reference_classes("probability", logits, target, None)
@@ -646,6 +663,7 @@ def average_drop(
         "percents": list(percents),
         "rule": rule,
         "mask_space": mask_space,
+        **grid_protocol(grid, cells),
         "image_size": list(pixel_values.shape[-2:]),
         "seed": seed,
     }

@@ -22,9 +22,12 @@ import torch.nn.functional as F
 
 from hf_explain.metrics.engine import (
     MAX_BATCH,
+    Grid,
     Predict,
     base_logits,
     batch_limit,
+    grid_cells,
+    grid_protocol,
     read_score,
     reference_classes,
     run_jobs,
@@ -33,7 +36,7 @@ from hf_explain.metrics.engine import (
 )
 from hf_explain.metrics.presets import PRESETS
 from hf_explain.tensors.checks import check_pixel_values
-from hf_explain.tensors.perturbation import pixel_counts
+from hf_explain.tensors.perturbation import pixel_counts, spread_cells
 from hf_explain.tensors.randomness import image_keys, random_normal
 from hf_explain.tensors.scalars import check_number, check_numbers
 
@@ -99,6 +102,7 @@ def road(
     score: str = _DEFAULT["score"],
     noise: float = _DEFAULT["noise"],
     tolerance: float = _TOLERANCE,
+    grid: Grid = "pixel",
     logits: torch.Tensor | None = None,
     seed: int = 0,
     image_ids: torch.Tensor | Sequence[int] | None = None,
@@ -127,7 +131,7 @@ def road(
         noise (`float`, *optional*, defaults to 0.01): Standard deviation of what is added to imputed pixels, in
             units of `pixel_values`. One noise image per image and seed, the same at every percentage.
         tolerance (`float`, *optional*, defaults to 2e-3): See [`linear_imputation`].
-        logits, seed, image_ids, max_batch, max_bytes: As in
+        grid, logits, seed, image_ids, max_batch, max_bytes: As in
             [`~hf_explain.metrics.functional.perturbation_curves`].
 
     Returns:
@@ -159,10 +163,12 @@ def road(
         raise ValueError(f"`percents` of pixels removed must lie in (0, 100), at least one, got {percents}.")
     check_number(noise, "noise", "[0, inf)")
     limit = batch_limit(pixel_values, max_batch, max_bytes)
-    ranks = saliency_ranks(saliency, pixel_values, image_ids, seed)
-    num_pixels = ranks[0].numel()
-    # On images of a few pixels 90 % may round to all of them, and nothing would be left to impute from
-    counts = [min(count, num_pixels - 1) for count in pixel_counts([p / 100 for p in percents], num_pixels)]
+    cells = grid_cells(grid, predict, pixel_values)
+    ranks = saliency_ranks(saliency, pixel_values, image_ids, seed, cells)
+    num_units = ranks[0].numel()
+    ranks = spread_cells(ranks, pixel_values.shape[-2:])
+    # Of a few pixels or cells 90 % may round to all of them, and nothing would be left to impute from
+    counts = [min(count, num_units - 1) for count in pixel_counts([p / 100 for p in percents], num_units)]
     logits = base_logits(predict, pixel_values, logits, limit)
     classes = reference_classes(score, logits, target, labels)
     noise_keys = image_keys(pixel_values, image_ids, ~seed)  # not the numbers that order ties
@@ -170,8 +176,8 @@ def road(
     size, num_steps = len(pixel_values), len(counts)
     # Every job is an image, and the ranks from `low` up to, but not with, `high` that are removed: most relevant first
     # in the first half of the jobs, least relevant first in the second half
-    low = [0] * num_steps + [num_pixels - count for count in counts]
-    high = [*counts, *[num_pixels] * num_steps]
+    low = [0] * num_steps + [num_units - count for count in counts]
+    high = [*counts, *[num_units] * num_steps]
     lows, highs = (
         torch.tensor(ends, dtype=ranks.dtype)
         .to(ranks.device, non_blocking=True)
@@ -196,6 +202,7 @@ def road(
         "percents": list(percents),
         "noise": noise,
         "tolerance": tolerance,
+        **grid_protocol(grid, cells),
         "image_size": list(pixel_values.shape[-2:]),
         "seed": seed,
     }

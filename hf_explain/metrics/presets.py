@@ -48,6 +48,10 @@ _LCAM: dict[str, Any] = {"percents": (100, 50, 15), "rule": "ceil", "mask_space"
 _RISE: dict[str, Any] = {"steps": 28, "deletion_fill": "mean", "insertion_fill": "blur"}
 _ROAD: dict[str, Any] = {"percents": (10, 20, 30, 40, 50, 60, 70, 80, 90), "score": "probability", "noise": 0.01}
 
+_FILLS: dict[str, Any] = {name: _AUC_D[name] for name in ("fractions", "score")}
+# Ours: the default, with the patches of a vision transformer removed as wholes
+_PATCH: dict[str, Any] = {"grid": "patch"}
+
 # Published settings as data: `auc_d(..., **PRESETS["auc_d"]["chefer"])`. What a function does where nothing is said is
 # its "default".
 PRESETS: dict[str, dict[str, dict[str, Any]]] = {
@@ -58,10 +62,16 @@ PRESETS: dict[str, dict[str, dict[str, Any]]] = {
         "scan": {**_CHEFER, "grid_size": (14, 14)},
         # RISE 2018: softmax of the top-1, 28 steps (1,792 pixels at 224²), the mean colour
         "rise": {"fractions": step_fractions(28), "score": "probability", "fill": "mean"},
+        "patch": {**_AUC_D, **_PATCH},
     },
-    "auc_d_fills": {"default": {name: _AUC_D[name] for name in ("fractions", "score")}},
-    "average_drop": {"default": _LCAM, "lcam": _LCAM, "ttame": {**_LCAM, "rule": "quantile"}},
-    "insertion_deletion": {"default": _RISE, "rise": _RISE},
+    "auc_d_fills": {"default": _FILLS, "patch": {**_FILLS, **_PATCH}},
+    "average_drop": {
+        "default": _LCAM,
+        "lcam": _LCAM,
+        "ttame": {**_LCAM, "rule": "quantile"},
+        "patch": {**_LCAM, **_PATCH},
+    },
+    "insertion_deletion": {"default": _RISE, "rise": _RISE, "patch": {**_RISE, **_PATCH}},
     "pointing": {"default": {"margin": 0}, "excitation_backprop": {"margin": 15}},
-    "road": {"default": _ROAD, "road": {**_ROAD, "score": "accuracy"}},
+    "road": {"default": _ROAD, "road": {**_ROAD, "score": "accuracy"}, "patch": {**_ROAD, **_PATCH}},
 }

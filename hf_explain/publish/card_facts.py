@@ -17,6 +17,7 @@ from transformers import PreTrainedConfig, PreTrainedModel
 from hf_explain.classifiers.fingerprint import FINGERPRINT_DTYPES, fingerprint_tensors
 from hf_explain.evaluation.results import Comparison, ExplainerResult, read_evaluation
 from hf_explain.io.files import read_json_file
+from hf_explain.metrics import split_name
 from hf_explain.registry import CONTROLS, DEFAULT_METHOD, HEADS
 
 
@@ -33,7 +34,7 @@ class Measurement:
 
     Args:
         metric_id (`str`): The metric it is of, by the name that loads it.
-        metric (`str`): Its key in the metric's result.
+        metric (`str`): Its key in the metric's result, with the preset behind it where the metric's name has one.
         title (`str`): What it is called.
         value (`float`): The number.
         better (`str`): `"higher"` or `"lower"`.
@@ -136,7 +137,9 @@ def read_measurements(comparison: Comparison, result: ExplainerResult) -> list[M
         if value is not None and math.isfinite(value) and number.higher_is_better is not None:
             better = "higher" if number.higher_is_better else "lower"
             protocol, interval = result.metrics[metric].protocol, result.interval(metric, key)
-            found.append(Measurement(metric, key, number.title_of(key), float(value), better, protocol, interval))
+            preset = split_name(metric)[1]
+            own = key if preset is None else f"{key}@{preset}"
+            found.append(Measurement(metric, own, number.title_of(key), float(value), better, protocol, interval))
     return found
 
 

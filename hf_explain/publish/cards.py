@@ -18,6 +18,7 @@ from hf_explain.evaluation.results import Comparison, SanityResult
 from hf_explain.heads.configuration_explainer import ExplainerConfig
 from hf_explain.io.files import RECORD_FILE, write_atomically
 from hf_explain.io.paths import base_name, is_hub_id, is_local_path, output_folder
+from hf_explain.metrics import split_name
 from hf_explain.publish.card_facts import (
     EVALUATION,
     Measurement,
@@ -409,7 +410,7 @@ def _card_data(
             dataset_name=str(tested.on).removesuffix(f"({data})").strip() or data,
             dataset_split=tested.dataset.get("split"),
             dataset_revision=tested.dataset.get("revision"),
-            metric_type=one.metric_id,
+            metric_type=split_name(one.metric_id)[0],
             metric_name=one.title,
             metric_value=one.value,
         )

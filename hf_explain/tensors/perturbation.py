@@ -242,10 +242,15 @@ def keep_top(
 
 
 def full_size_saliency(
-    saliency: torch.Tensor, pixel_values: torch.Tensor, at_most_one: bool = False, exact_ties: bool = True
+    saliency: torch.Tensor,
+    pixel_values: torch.Tensor,
+    at_most_one: bool = False,
+    exact_ties: bool = True,
+    cells: tuple[int, int] | None = None,
 ) -> torch.Tensor:
     """
-    Maps checked by [`check_saliency`], on the device and at the resolution of `pixel_values`, in float32.
+    Maps checked by [`check_saliency`], on the device and at the resolution of `pixel_values`, in float32; or their
+    means over the cells of a grid.
 
     Args:
         saliency (`torch.Tensor` of shape `(batch_size, map_height, map_width)`): Maps at any resolution.
@@ -254,12 +259,35 @@ def full_size_saliency(
         exact_ties (`bool`, *optional*, defaults to `True`): Resize in float64. In float32 the interpolation of equal
             numbers comes out unequal in the last digit, and a constant map would be ranked by its rounding errors,
             the same way in every image, instead of by the seed. `False` is what published code does.
+        cells (`tuple[int, int]`, *optional*): `(height, width)` of a grid of equal cells over the image. A map of so
+            many values, or of a multiple of them, is averaged as it is; any other one at the resolution of the image.
 
     Returns:
-        `torch.FloatTensor` of shape `(batch_size, height, width)`.
+        `torch.FloatTensor` of shape `(batch_size, height, width)`, or `(batch_size, *cells)`.
     """
     saliency = check_saliency(saliency, len(pixel_values), at_most_one)
     if exact_ties:
         # Apple's GPUs have no float64: there by way of the CPU
         saliency = (saliency.cpu() if saliency.device.type == "mps" else saliency).double()
-    return resize_maps(saliency, pixel_values.shape[-2:]).float().to(pixel_values.device)
+    if cells is None or any(side % count for side, count in zip(saliency.shape[-2:], cells)):
+        saliency = resize_maps(saliency, pixel_values.shape[-2:])
+    if cells is not None and tuple(saliency.shape[-2:]) != cells:
+        saliency = saliency.unflatten(2, (cells[1], -1)).unflatten(1, (cells[0], -1)).mean((2, 4))
+    return saliency.float().to(pixel_values.device)
+
+
+def spread_cells(cells: torch.Tensor, size: Sequence[int]) -> torch.Tensor:
+    """
+    Every cell's value at each of its pixels.
+
+    Args:
+        cells (`torch.Tensor` of shape `(..., height, width)`): One value per cell.
+        size (sequence of two `int`): `(height, width)` in pixels, multiples of those in cells.
+
+    Returns:
+        `torch.Tensor` of shape `(..., *size)`.
+    """
+    for dim, side in zip((-2, -1), size):
+        if cells.shape[dim] != side:
+            cells = cells.repeat_interleave(side // cells.shape[dim], dim)
+    return cells

@@ -597,6 +597,20 @@ class ClassTokenNet(nn.Module):
         return self.head(self.norm(tokens)[:, 0])
 
 
+def test_patches_are_what_a_transformer_reads():
+    sizes = {family: tiny_classifier(family).patch_size for family in FAMILIES}
+    transformers = dict.fromkeys(("vit", "deit", "deit-teacher"), (8, 8))
+    assert sizes == {**transformers, "convnext": None, "resnet": None}  # ConvNeXt's stem reads patches, too
+    assert FrozenClassifier(swin()).patch_size == (4, 4)
+    assert FrozenClassifier(dinov2_with_registers()).patch_size == (14, 14)
+    plain = FrozenClassifier(randomize(ClassTokenNet()), image_size=(32, 32))
+    assert plain.patch_size == (8, 8)
+    plain.model.patches.padding = "valid"  # as SigLIP says it
+    assert plain.patch_size == (8, 8)
+    plain.model.patches.stride = (4, 4)  # patches that overlap are no units
+    assert plain.patch_size is None
+
+
 def test_default_layer_is_one_that_the_logits_still_read():
     classifier = FrozenClassifier(randomize(ClassTokenNet()), image_size=(32, 32))
     assert "norm" in classifier.layer_names and "blocks.1" in classifier.layer_names

@@ -21,6 +21,7 @@ import hf_explain
 from hf_explain import FrozenClassifier, LCamForSaliency, SaliencyEvaluator
 from hf_explain.evaluation import sweep
 from hf_explain.evaluation.explainer import PassCounter
+from hf_explain.evaluation.results import read_evaluation
 from hf_explain.io.datasets import load_image_dataset
 from hf_explain.metrics.functional import auc_d, average_drop
 
@@ -164,6 +165,27 @@ def test_columns_are_per_image(classifier, data):
     columns = compute(classifier, data, return_columns=True, max_examples=5)["columns"]
     assert columns["image_ids"] == [0, 1, 2, 3, 4] and len(columns["auc_d/auc_d"]) == 5
     assert columns["target"] == columns["prediction"]
+
+
+def test_a_metric_in_several_ways(classifier, data, tmp_path):
+    transformer = save_classifier("vit", tmp_path / "vit")
+    metrics = ["auc_d", "auc_d@patch", "average_drop@patch"]
+    result = compute(transformer, data, metrics, metric_options={"auc_d@patch": {"steps": 4}})
+    pixel, patch = result["auc_d"], result["auc_d@patch"]
+    assert (pixel["protocol"]["grid"], patch["protocol"]["grid"]) == ("pixel", "patch")
+    assert pixel["protocol"]["preset"] == "default" and patch["protocol"]["preset"] == "patch"
+    assert patch["protocol"]["cells"] == [4, 4] and len(patch["positive_curve"]) == 5 < len(pixel["positive_curve"])
+    alone = compute(transformer, data, presets={"auc_d": "patch"}, metric_options={"auc_d": {"steps": 4}})["auc_d"]
+    assert alone["auc_d"] == pytest.approx(patch["auc_d"])
+    comparison = read_evaluation(result)
+    headings = [column.number.heading_of(column.key) for column in comparison.columns()]
+    assert headings[:4] == ["AUC-D", "positive AUC", "negative AUC", "AUC-D (patch)"]
+    with pytest.raises(ValueError, match="in patches, .* which ResNetForImageClassification does not"):
+        compute(classifier, data, metrics)
+    with pytest.raises(ValueError, match="'auc_d@chefer' names its preset; 'rise' cannot be one as well"):
+        compute(classifier, data, "auc_d@chefer", presets={"auc_d@chefer": "rise"})
+    with pytest.raises(ValueError, match="`config_name` 'x' is not a preset of auc_d; it has: default, chefer"):
+        compute(classifier, data, "auc_d@x")
 
 
 def test_loaded_metric_is_taken(classifier, data):

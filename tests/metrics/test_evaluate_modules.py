@@ -33,8 +33,13 @@ def batch():
     weight = torch.randn(4, 3 * 8 * 8, generator=generator) / 5
     masks = torch.zeros(7, 8, 8)
     masks[:, 2:6, 1:5] = 1
+
+    def predict(pixel_values):
+        return pixel_values.flatten(1) @ weight.T
+
+    predict.patch_size = (4, 4)
     return {
-        "predict": lambda pixel_values: pixel_values.flatten(1) @ weight.T,
+        "predict": predict,
         "pixel_values": torch.randn(7, 3, 8, 8, generator=generator),
         "saliency": torch.rand(7, 4, 4, generator=generator),
         "labels": torch.arange(7) % 4,

@@ -16,6 +16,7 @@ from hf_explain.metrics.functional import (
     average_drop,
     insertion_deletion,
     perturbation_curves,
+    road,
     step_fractions,
 )
 from hf_explain.tensors.maps import min_max, resize_maps
@@ -34,7 +35,9 @@ def close(actual, expected):
 
 
 class Linear:
-    """logits = flatten(pixel_values) W^T, with a count of the batches it was given."""
+    """logits = flatten(pixel_values) W^T, with a count of the batches it was given; it says it reads 5 × 4 patches."""
+
+    patch_size = (5, 4)
 
     def __init__(self, weight):
         self.weight, self.batches = weight, []
@@ -429,7 +432,103 @@ def test_grid_size_averages_maps_first(setting):
     torch.testing.assert_close(by_grid.auc_d, auc_d(predict, pixel_values, coarse, **options).auc_d)
 
 
+def test_cells_go_as_wholes_by_hand():
+    """Four columns of one picture, in two cells: 4 and 0 are one of them, 3 and 2 the other."""
+    images = torch.tensor([[[[4.0, 0.0, 3.0, 2.0]]]])
+    saliency = torch.tensor([[[0.9, 0.1, 0.7, 0.6]]])  # means 0.5 and 0.65: the second cell goes first
+    options = {"score": "probability", "target": 0, "fill": "mean", "fractions": (0, 0.5, 1)}
+
+    def predict(pixel_values):
+        total = pixel_values.sum((1, 2, 3))
+        return torch.stack([total, torch.zeros_like(total)], dim=1)
+
+    def probabilities(*totals):
+        return torch.sigmoid(torch.tensor([totals]))
+
+    pixels = perturbation_curves(predict, images, saliency, **options)
+    torch.testing.assert_close(pixels.positive, probabilities(9.0, 2.0, 0.0))
+    cells = perturbation_curves(predict, images, saliency, grid=(1, 2), **options)
+    torch.testing.assert_close(cells.positive, probabilities(9.0, 4.0, 0.0))
+    torch.testing.assert_close(cells.negative, probabilities(9.0, 5.0, 0.0))
+    assert cells.protocol["grid"] == [1, 2] == cells.protocol["cells"] and "cells" not in pixels.protocol
+    predict.patch_size = (1, 2)
+    patches = perturbation_curves(predict, images, saliency, grid="patch", **options)
+    assert torch.equal(patches.positive, cells.positive) and torch.equal(patches.negative, cells.negative)
+    assert patches.protocol["grid"] == "patch" and patches.protocol["cells"] == [1, 2]
+
+    moved = insertion_deletion(predict, images, saliency, target=0, steps=2, insertion_fill="mean", grid="patch")
+    torch.testing.assert_close(moved.deletion, probabilities(9.0, 4.0, 0.0))
+    torch.testing.assert_close(moved.insertion, probabilities(0.0, 5.0, 9.0))
+    assert moved.protocol["pixels_per_step"] == 2
+    removed = road(predict, images, saliency, target=0, percents=(50,), noise=0, grid="patch")
+    # what is imputed of a row from its one known neighbour is that neighbour: 0 of the first cell, 3 of the second
+    torch.testing.assert_close(removed.morf, probabilities(4.0)[:, :1], atol=1e-3, rtol=0)
+    torch.testing.assert_close(removed.lerf, probabilities(11.0)[:, :1], atol=1e-3, rtol=0)
+    dropped = average_drop(
+        predict, images, saliency, target=0, percents=(100, 50), mask_space="normalized", grid="patch"
+    )
+    torch.testing.assert_close(dropped.kept_probability, probabilities(0.5 * 4.0 + 0.65 * 5.0, 0.65 * 5.0))
+    torch.testing.assert_close(dropped.area, torch.tensor([[0.575, 0.325]]))
+
+
+def test_cells_are_the_means_of_a_maps_own_values(setting):
+    predict, pixel_values, _ = setting
+    options = {"score": "probability", "fill": "mean"}
+    own = torch.rand(8, 2, 3, generator=torch.Generator().manual_seed(3))  # one value per patch of 5 x 4
+    fine = own.repeat_interleave(4, 1).repeat_interleave(2, 2) + torch.tensor([0.1, -0.1]).repeat(3) + 0.1
+    expected = auc_d(
+        predict, pixel_values, own.repeat_interleave(5, 1).repeat_interleave(4, 2), grid=(2, 3), **options
+    )
+    for maps in (own, fine):  # an enlarged one would have other means
+        assert torch.equal(auc_d(predict, pixel_values, maps, grid="patch", **options).auc_d, expected.auc_d)
+    other = torch.rand(8, 3, 3, generator=torch.Generator().manual_seed(4))  # no multiple of the cells: enlarged first
+    found = auc_d(predict, pixel_values, other, grid="patch", **options)
+    by_hand = resize_maps(other.double(), (10, 12)).view(8, 2, 5, 3, 4).mean((2, 4))
+    assert torch.equal(found.auc_d, auc_d(predict, pixel_values, by_hand, grid="patch", **options).auc_d)
+    # an order of cells is one of six, whatever the seed: a constant map has its ties among cells
+    constant = torch.ones(8, 1, 1)
+    drawn = [auc_d(predict, pixel_values, constant, grid="patch", seed=seed, **options).auc_d for seed in (0, 1)]
+    assert not torch.equal(*drawn)
+
+
+@pytest.mark.parametrize("name", METRICS)
+def test_numbers_of_cells_do_not_depend_on_the_batch(setting, name):
+    predict, pixel_values, saliency = setting
+    whole = per_image(name, predict, pixel_values, saliency, 64, grid="patch")
+    alone = [
+        per_image(name, predict, *pair, 3, grid="patch") for pair in zip(pixel_values.split(1), saliency.split(1))
+    ]
+    torch.testing.assert_close(torch.cat(alone), whole, rtol=1e-4, atol=1e-5)
+    assert not torch.equal(whole, per_image(name, predict, pixel_values, saliency, 64))
+
+
 # ------------------------------------------------------------------------------------------------------------ errors
+
+
+@pytest.mark.parametrize(
+    "grid,message",
+    [
+        ("patches", "`grid` must be one of pixel, patch, got 'patches'"),
+        ((3, 4), r"`grid` must be .* two whole numbers that divide the 10 × 12 pixels of the images, got \(3, 4\)"),
+        ((5,), r"`grid` must be 'pixel', 'patch' or \(height, width\) in cells"),
+        ((5, 1.5), r"got \(5, 1.5\)"),
+        ((0, 4), r"got \(0, 4\)"),
+        ((5, "x"), "`grid` must be a list of numbers"),
+    ],
+)
+def test_bad_grids(setting, grid, message):
+    predict, pixel_values, saliency = setting
+    for function in (auc_d, average_drop, insertion_deletion, road):
+        with pytest.raises((ValueError, TypeError), match=message):
+            function(predict, pixel_values, saliency, grid=grid, **({} if function is road else HALF))
+
+
+def test_patches_are_those_of_a_classifier_that_has_some(setting):
+    predict, pixel_values, saliency = setting
+    with pytest.raises(ValueError, match="reads its images in patches, as ViT and Swin do, which function does not"):
+        auc_d(lambda images: predict(images), pixel_values, saliency, grid="patch")
+    with pytest.raises(ValueError, match="needs images that are whole patches of 5 × 4 pixels, got 10 × 10"):
+        auc_d(predict, pixel_values[..., :10], saliency, grid="patch", fill="mean")
 
 
 @pytest.mark.parametrize(

@@ -62,7 +62,7 @@ _CITATION = """
 
 
 class AucD(SaliencyMetric):
-    """AUC-D: presets `default`, `chefer`, `scan`, `rise`."""
+    """AUC-D: presets `default`, `chefer`, `scan`, `rise`, `patch`."""
 
     metric_name = "auc_d"
     numbers = (
@@ -72,7 +72,7 @@ class AucD(SaliencyMetric):
     )
     presets = PRESETS["auc_d"]
     inputs = ("target", "labels", "logits", "image_ids", "image_mean", "image_std")
-    options = ("fractions", "steps", "score", "fill", "rounding", "grid_size", "normalize", "seed")
+    options = ("fractions", "steps", "score", "fill", "rounding", "grid_size", "grid", "normalize", "seed")
 
     def _info(self):
         return evaluate.MetricInfo(

@@ -53,7 +53,7 @@ _CITATION = """
 
 
 class AucDFills(SaliencyMetric):
-    """AUC-D with several fills: preset `default`."""
+    """AUC-D with several fills: presets `default`, `patch`."""
 
     metric_name = "auc_d_fills"
     numbers = (
@@ -62,7 +62,7 @@ class AucDFills(SaliencyMetric):
     )
     presets = PRESETS["auc_d_fills"]
     inputs = ("target", "labels", "logits", "image_ids", "image_mean", "image_std")
-    options = ("fractions", "steps", "score", "rounding", "grid_size", "normalize", "seed")
+    options = ("fractions", "steps", "score", "rounding", "grid_size", "grid", "normalize", "seed")
 
     def _info(self):
         names = ("auc_d_fills", *(f"auc_d_fill_{fill}" for fill in FILLS))

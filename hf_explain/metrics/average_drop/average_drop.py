@@ -52,7 +52,7 @@ _CITATION = """
 
 
 class AverageDrop(SaliencyMetric):
-    """Average drop, increase in confidence and mean mask area: presets `default`, `lcam`, `ttame`."""
+    """Average drop, increase in confidence and mean mask area: presets `default`, `lcam`, `ttame`, `patch`."""
 
     metric_name = "average_drop"
     numbers = (
@@ -62,7 +62,7 @@ class AverageDrop(SaliencyMetric):
     )
     presets = PRESETS["average_drop"]
     inputs = ("target", "logits", "image_ids", "image_mean", "image_std")
-    options = ("percents", "rule", "mask_space", "seed")
+    options = ("percents", "rule", "mask_space", "grid", "seed")
 
     def _info(self):
         return evaluate.MetricInfo(

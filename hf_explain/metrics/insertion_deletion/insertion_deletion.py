@@ -57,7 +57,7 @@ _CITATION = """
 
 
 class InsertionDeletion(SaliencyMetric):
-    """Insertion and deletion: presets `default`, `rise`."""
+    """Insertion and deletion: presets `default`, `rise`, `patch`."""
 
     metric_name = "insertion_deletion"
     numbers = (
@@ -67,7 +67,7 @@ class InsertionDeletion(SaliencyMetric):
     )
     presets = PRESETS["insertion_deletion"]
     inputs = ("target", "logits", "image_ids", "image_mean", "image_std")
-    options = ("steps", "deletion_fill", "insertion_fill", "seed")
+    options = ("steps", "deletion_fill", "insertion_fill", "grid", "seed")
 
     def _info(self):
         return evaluate.MetricInfo(

@@ -51,7 +51,7 @@ _CITATION = """
 
 
 class Road(SaliencyMetric):
-    """ROAD: presets `default` (confidence of the top-1), `road` (accuracy against labels)."""
+    """ROAD: presets `default` and `patch` (confidence of the top-1), `road` (accuracy against labels)."""
 
     metric_name = "road"
     numbers = (
@@ -62,7 +62,7 @@ class Road(SaliencyMetric):
     )
     presets = PRESETS["road"]
     inputs = ("target", "labels", "logits", "image_ids")
-    options = ("percents", "score", "noise", "tolerance", "seed")
+    options = ("percents", "score", "noise", "tolerance", "grid", "seed")
 
     def _info(self):
         return evaluate.MetricInfo(
