@@ -54,6 +54,11 @@ def pytest_unconfigure(config):
     shutil.rmtree(HF_HOME, ignore_errors=True)
 
 
+def pytest_collection_modifyitems(items):
+    """Tests that start processes come first: of several workers one gets them all, and starts one fork server."""
+    items.sort(key=lambda item: item.get_closest_marker("processes") is None)
+
+
 def pytest_collection_finish():
     """What is imported stays: the garbage collections that every training run ends with need not look at it again."""
     gc.collect()

@@ -6,11 +6,13 @@ import os
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, fields
+from functools import cache
 from importlib import resources
 from pathlib import Path
 from typing import Any
 
 from huggingface_hub import EvalResult, ModelCard, ModelCardData
+from jinja2 import Template
 from transformers import PreTrainedConfig
 
 from hf_explain.classifiers.fingerprint import FINGERPRINT_DTYPES
@@ -111,10 +113,9 @@ def build_model_card(
     trained = _trained(training, dataset, license, data_terms, unknown)
     tested = _tested(comparison, own, evaluation_dataset, unknown)
     head = HEADS[config["model_type"]]
-    template = resources.files("hf_explain").joinpath("publish", "card_template.md").read_text(encoding="utf-8")
-    return ModelCard.from_template(
-        _card_data(name, config["model_type"], classifier, trained, tested),
-        template_str=template,
+    data = _card_data(name, config["model_type"], classifier, trained, tested)
+    content = _template().render(
+        card_data=data.to_yaml(),
         name=name,
         title=head.title(config),
         head=head,
@@ -127,6 +128,13 @@ def build_model_card(
         **trained,
         **tested.on_the_card(),
     )
+    return ModelCard(content)
+
+
+@cache
+def _template() -> Template:
+    """Compiled once: that takes longer than all the rest of a card."""
+    return Template(resources.files("hf_explain").joinpath("publish", "card_template.md").read_text(encoding="utf-8"))
 
 
 def write_model_cards(

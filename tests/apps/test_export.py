@@ -135,6 +135,7 @@ def export_script(rank, *argv):
     return status, out.getvalue(), err.getvalue()
 
 
+@pytest.mark.processes
 def test_two_processes_give_the_same_files(export, model, pictures, tmp_path):
     export("one")
     options = ["--model", model, "--dataset", pictures, "--shard_size", "4", "--batch_size", "3"]
@@ -178,6 +179,7 @@ def slow_export(pipe, *argv):
     main(argv)
 
 
+@pytest.mark.processes
 def test_killed_in_the_middle(export, model, pictures, tmp_path):
     export("whole")
     argv = ["export", "--model", model, "--dataset", pictures, "--shard_size", "4", "--batch_size", "3"]

@@ -37,13 +37,18 @@ def assert_trained(script, name, tmp_path):
     assert [path.name for path in (tmp_path / "out").iterdir()] == [name]
 
 
-def test_reproduction_smoke(tmp_path):
-    reproduce("scan", "scan-cub-200", sys.executable, tmp_path)
-    assert_trained("scan", "scan-cub-200", tmp_path)
+SETTINGS = [("lcam", "lcam-fm-deit-base"), ("ttame", "ttame-convnext-small"), ("scan", "scan-cub-200")]
 
 
-@pytest.mark.parametrize(("script", "name"), [("lcam", "lcam-fm-deit-base"), ("ttame", "ttame-convnext-small")])
-def test_reproduction_smoke_of_the_other_papers(script, name, tmp_path, capsys):
+@pytest.mark.slow
+@pytest.mark.parametrize(("script", "name"), SETTINGS)
+def test_reproduction_smoke(script, name, tmp_path):
+    reproduce(script, name, sys.executable, tmp_path)
+    assert_trained(script, name, tmp_path)
+
+
+@pytest.mark.parametrize(("script", "name"), SETTINGS)
+def test_reproduction_smoke_in_this_process(script, name, tmp_path, capsys):
     """What the script starts is written down by a Python that does nothing else, and done here."""
     python = tmp_path / "python"
     python.write_text(f"#!/bin/sh\nprintf '%s\\037' \"$@\" >> {tmp_path}/started\necho >> {tmp_path}/started\n")

@@ -356,6 +356,7 @@ def test_one_run_at_a_time(classifier, data, tmp_path, monkeypatch):
     assert names == {"settings.json", "shard-000000.json", "result.json"}
 
 
+@pytest.mark.processes
 def test_two_processes_equal_one(classifier, directory, tmp_path):
     os.symlink(directory, tmp_path / "classifier")
     (tmp_path / "shards").mkdir()

@@ -67,6 +67,7 @@ def hold(pipe, directory):
         time.sleep(600)
 
 
+@pytest.mark.processes
 def test_a_killed_run_locks_nobody_out_even_where_its_workers_live_on(tmp_path):
     out = tmp_path / "out"
     process, pipe = start(hold, out)

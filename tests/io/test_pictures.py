@@ -230,6 +230,7 @@ def draw(pipe):
     pipe.send("matplotlib.pyplot" in sys.modules)
 
 
+@pytest.mark.processes
 def test_pyplot_is_never_imported():
     process, pipe = start(draw)
     assert pipe.recv() is False

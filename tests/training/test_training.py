@@ -163,6 +163,7 @@ def test_killed_before_the_oldest_checkpoint_was_deleted(tmp_path):
     assert [path.name for path in list_checkpoints(tmp_path)] == ["checkpoint-4", "checkpoint-6"]
 
 
+@pytest.mark.processes
 def test_killed_in_the_middle_of_a_checkpoint(tmp_path):
     out = tmp_path / "out"
     process, pipe = start(slow_run, out)
@@ -176,6 +177,7 @@ def test_killed_in_the_middle_of_a_checkpoint(tmp_path):
     assert same(whole, resumed) and len(resumed.seen) == 6
 
 
+@pytest.mark.processes
 def test_two_processes(tmp_path):
     parquet_shards(tmp_path / "shards", shards=3)
     found, other = launch(training_worker.main, tmp_path)
