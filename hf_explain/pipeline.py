@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import inspect
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -17,7 +17,8 @@ from transformers.models.auto.auto_factory import _BaseAutoModelClass
 from transformers.pipelines import PIPELINE_REGISTRY
 
 from hf_explain.classifiers.frozen_classifier import FrozenClassifier
-from hf_explain.classifiers.targets import is_several
+from hf_explain.classifiers.targets import is_several, resolve_target
+from hf_explain.classifiers.zero_shot import DEFAULT_TEMPLATE, check_labels, check_template
 from hf_explain.heads.modeling_explainer import ExplainerPreTrainedModel, check_output
 from hf_explain.io.datasets import leave_encoded
 from hf_explain.io.downloads import whole_downloads
@@ -35,12 +36,16 @@ from hf_explain.tensors.outputs import SaliencyOutput
 from hf_explain.tensors.scalars import check_choice, check_count
 
 
+_Texts = tuple[tuple[str, ...], str]  # candidate labels and template
+
+
 class SaliencyPipeline(Pipeline):
     """
     Where an image classifier looked.
 
     Works with a trained head (`LCamForSaliency`, ...) and with any plain image classifier, which is explained by a
-    training-free method.
+    training-free method. A model that matches images with texts, such as CLIP, is a classifier whose classes are the
+    texts asked for.
 
     Example:
 
@@ -77,7 +82,9 @@ class SaliencyPipeline(Pipeline):
             self.classifier: FrozenClassifier = self.model.backbone
         else:
             self.head = None
-            self.classifier = FrozenClassifier(self.model, image_processor=self.image_processor)
+            self.classifier = FrozenClassifier(
+                self.model, image_processor=self.image_processor, tokenizer=self.tokenizer
+            )
         if self.image_processor is None:
             self.image_processor = self.classifier.image_processor
         if self.image_processor is None and self.classifier.name_or_path:
@@ -90,6 +97,9 @@ class SaliencyPipeline(Pipeline):
                 "beside it (preprocessor_config.json); pass pipeline(..., image_processor=...)."
             )
         check_image_processor(self.image_processor)  # `pipeline()` loads it by itself
+        if "candidate_labels" in self._preprocess_params and self.head is None:
+            template = self._preprocess_params.get("hypothesis_template")
+            self.classifier = self.classifier.for_texts(self._preprocess_params["candidate_labels"], template)
 
     # ------------------------------------------------------------------ parameters
 
@@ -100,6 +110,8 @@ class SaliencyPipeline(Pipeline):
         method: str | None = None,
         on_error: str | None = None,
         timeout: float | None = None,
+        candidate_labels: Sequence[str] | None = None,
+        hypothesis_template: str | None = None,
         **options,
     ):
         preprocess: dict[str, Any] = {}
@@ -108,6 +120,10 @@ class SaliencyPipeline(Pipeline):
             preprocess["target"] = target
         if timeout is not None:
             preprocess["timeout"] = timeout
+        if candidate_labels is not None:
+            preprocess["candidate_labels"] = check_labels(candidate_labels)
+        if hypothesis_template is not None:
+            preprocess["hypothesis_template"] = check_template(hypothesis_template)
         if on_error is not None:
             preprocess["on_error"] = check_choice(on_error, "on_error", ("raise", "return"))
         if top_k is not None:
@@ -130,7 +146,9 @@ class SaliencyPipeline(Pipeline):
                 stands for the list of all pictures below it, sorted by their paths.
             target (`int`, `str` or a list of them, *optional*): The explained class, by index or label name. For one
                 image, a list asks for several classes; for a list of images, a list gives one entry per image (which
-                may itself be a list). The classifier's own `top_k` classes when not given.
+                may itself be a list). The classifier's own `top_k` classes when not given. Of a model that matches
+                images with texts, without `candidate_labels`, any text, as it is; the texts asked for of an image are
+                its classes then.
             top_k (`int`, *optional*, defaults to 1): How many of the classifier's top classes to explain, where no
                 target is given.
             method (`str`, *optional*): A training-free method of `hf_explain.registry.METHODS`. When not given, the
@@ -138,6 +156,10 @@ class SaliencyPipeline(Pipeline):
             on_error (`str`, *optional*, defaults to `"raise"`): `"return"` puts `[{"error": message}]` in the place of
                 an image that cannot be read and goes on with the others.
             timeout (`float`, *optional*): Seconds a URL may take altogether; 60 when not given.
+            candidate_labels (list of `str`, *optional*): The classes of a model that matches images with texts, as for
+                Transformers' `pipeline("zero-shot-image-classification")`, which gives them the same scores.
+            hypothesis_template (`str`, *optional*, defaults to `"This is a photo of {}."`): What such a model reads of
+                each of them; a text in `target` alone is put into it only where it is given.
             batch_size (`int`, *optional*, defaults to 1): Images per forward pass.
             num_workers (`int`, *optional*): Processes that load images.
             kwargs: Options of the method (`layer=...`) or head (`percentile=...` of SCAN).
@@ -197,11 +219,13 @@ class SaliencyPipeline(Pipeline):
         self.model.save_pretrained(save_directory, **kwargs)
         processor: Any = self.image_processor
         processor.save_pretrained(save_directory, **kwargs)
+        if self.head is None and self.classifier.takes_texts:
+            self.classifier.tokenizer.save_pretrained(save_directory, **kwargs)
 
     # ------------------------------------------------------------------ one image in
 
     def preprocess(  # type: ignore[override]  # names its own parameters
-        self, inputs, target=None, timeout=None, on_error="raise"
+        self, inputs, target=None, timeout=None, on_error="raise", candidate_labels=None, hypothesis_template=None
     ) -> dict[str, Any]:
         if isinstance(inputs, dict) and not is_image_cell(inputs):
             if "image" not in inputs:
@@ -223,29 +247,86 @@ class SaliencyPipeline(Pipeline):
                 f"of an image of {(image.height, image.width)} and its settings say {known}, so where the image lies "
                 "in it is not known; pass an image_processor= that resizes, crops or pads as it says."
             )
+        texts, classes = self._resolve_targets(target, candidate_labels, hypothesis_template)
         return {
             "pixel_values": pixel_values,
-            "target": self._resolve_targets(target),
+            "texts": texts,
+            "target": classes,
             "original_size": torch.tensor([[image.height, image.width]]),
             "error": error,
         }
 
-    def _resolve_targets(self, target) -> tuple[int, ...] | None:
-        """The classes asked for of one image; `None` for the classifier's own. A tuple: batches of them are lists."""
-        if target is None:
-            return None
+    def _resolve_targets(
+        self, target, candidate_labels: tuple[str, ...] | None, hypothesis_template: str | None
+    ) -> tuple[_Texts | None, tuple[int, ...] | None]:
+        """
+        The texts that are the classes of one image, `None` for the classifier's own classes; and those of the classes
+        that are asked for, `None` for its top ones. Tuples: batches of them are lists.
+        """
         count = len(target) if is_several(target) else 1
         if count == 0:
             raise ValueError("`target` is an empty list; leave it out for the classifier's own top classes.")
-        return tuple(self.classifier.resolve_target(target, count).tolist())
+        given = candidate_labels is not None or hypothesis_template is not None
+        if given and not self.classifier.takes_texts:
+            self.classifier.for_texts(candidate_labels, hypothesis_template)  # says why not
+        if given and self.head is not None:
+            raise ValueError(
+                "`candidate_labels` and `hypothesis_template` cannot be changed for a trained head, which explains "
+                f"the {self.classifier.num_labels} texts it was trained for; leave them out, or give the model of "
+                f"images and texts itself, {self.classifier.name_or_path!r}."
+            )
+        texts: _Texts | None = None
+        if candidate_labels is not None:
+            texts = candidate_labels, hypothesis_template or DEFAULT_TEMPLATE
+        elif self.classifier.takes_texts and self.classifier.texts is None and target is not None:
+            asked = list(target) if is_several(target) else [target]
+            if not all(isinstance(one, str) and one.strip() for one in asked):
+                raise ValueError(
+                    "`target` must be a text, or a list of texts, where there are no `candidate_labels`, got "
+                    f"{target!r}."
+                )
+            labels = tuple(dict.fromkeys(asked))
+            return (labels, hypothesis_template or "{}"), tuple(labels.index(one) for one in asked)
+        if target is None:
+            if texts is None:
+                self.classifier.check_texts()
+            return texts, None
+        names = self.classifier.id2label if texts is None else dict(enumerate(texts[0]))
+        return texts, tuple(resolve_target(target, count, names, torch.device("cpu")).tolist())
 
     # ------------------------------------------------------------------ a batch through
 
     def _forward(  # type: ignore[override]  # names its own parameters
         self, model_inputs: dict[str, Any], method: str | None = None, top_k: int = 1, **options
     ) -> dict[str, Any]:
-        pixel_values, asked = model_inputs["pixel_values"], model_inputs["target"]
-        asked = asked if isinstance(asked, list) else [asked]  # an image by itself comes without a list
+        asked, texts = (
+            values if isinstance(values, list) else [values]  # an image by itself comes without a list
+            for values in (model_inputs["target"], model_inputs["texts"])
+        )
+        result: dict[str, list[Any]] = {}
+        # images with the same texts have the same classifier and go through it together
+        for each in dict.fromkeys(texts):
+            rows = [row for row, own in enumerate(texts) if own == each]
+            pixel_values = model_inputs["pixel_values"]
+            pixel_values = pixel_values if len(rows) == len(texts) else pixel_values[rows]
+            classifier = self.classifier if each is None else self.classifier.for_texts(*each)
+            found = self._explain(classifier, pixel_values, [asked[row] for row in rows], method, top_k, options)
+            for field, values in found.items():
+                places = result.setdefault(field, [None] * len(texts))
+                for row, value in zip(rows, values, strict=True):
+                    places[row] = value
+        return {**result, "original_size": model_inputs["original_size"], "error": model_inputs["error"]}
+
+    def _explain(
+        self,
+        classifier: FrozenClassifier,
+        pixel_values: torch.Tensor,
+        asked: list[tuple[int, ...] | None],
+        method: str | None,
+        top_k: int,
+        options: dict[str, Any],
+    ) -> dict[str, Sequence[Any]]:
+        """What is found of images that one classifier sees, a value for each."""
         head = self.head if method is None else None
         name = type(head).__name__ if head is not None else method or DEFAULT_METHOD
         explain: Any = resolve_method(name) if head is None else head.forward_head  # each with options of its own
@@ -254,13 +335,13 @@ class SaliencyPipeline(Pipeline):
         features = None if head is None else head.forward_features(pixel_values)
         if head is None and top_k == 1 and all(own):
             # the method's own pass finds the top classes
-            outputs: list[SaliencyOutput] = [explain(self.classifier, pixel_values, None, **options)]
+            outputs: list[SaliencyOutput] = [explain(classifier, pixel_values, None, **options)]
             classes, rounds = outputs[0].target[:, None].tolist(), [list(range(len(asked)))]
         else:
-            classes = asked
+            classes: list[Any] = list(asked)
             if any(own):
-                logits = self.classifier(pixel_values) if features is None else features.logits
-                top = logits.topk(min(top_k, self.classifier.num_labels), dim=1).indices.tolist()
+                logits = classifier(pixel_values) if features is None else features.logits
+                top = logits.topk(min(top_k, classifier.num_labels), dim=1).indices.tolist()
                 classes = [best if targets is None else targets for targets, best in zip(asked, top, strict=True)]
             # every image's first class in one batch, then the second classes of those that have one, and so on
             most = max(map(len, classes))
@@ -274,17 +355,16 @@ class SaliencyPipeline(Pipeline):
                     outputs.append(check_output(explain(seen, targets, **options)))
                 else:
                     images = pixel_values if everyone else pixel_values[rows]
-                    outputs.append(explain(self.classifier, images, targets, **options))
+                    outputs.append(explain(classifier, images, targets, **options))
 
         # from round by round to image by image
         places = [row for rows in rounds for row in rows]
         order = sorted(range(len(places)), key=places.__getitem__)
-        counts = [len(each) for each in classes]
-        result: dict[str, Any] = {
+        counts, names = [len(each) for each in classes], classifier.id2label
+        result: dict[str, Sequence[Any]] = {
+            "label": [tuple(names[index] for index in each) for each in classes],
             "target": [torch.tensor(each) for each in classes],
-            "logits": outputs[0].logits,
-            "original_size": model_inputs["original_size"],
-            "error": model_inputs["error"],
+            "logits": list(outputs[0].logits),
         }
         for field in ("saliency", "reconstruction", "explanation", "explanation_score"):
             if getattr(outputs[0], field) is not None:
@@ -301,13 +381,14 @@ class SaliencyPipeline(Pipeline):
             return [{"error": model_outputs["error"]}]
         geometry = CropGeometry.from_processor(self.image_processor, tuple(model_outputs["original_size"][0].tolist()))
         scores = self.scores(model_outputs["logits"][0])
-        targets = model_outputs["target"][0].tolist()
+        targets, labels = model_outputs["target"][0].tolist(), model_outputs["label"]
+        labels = labels[0] if isinstance(labels, list) else labels  # an image of a batch comes without a list
         maps = uncrop(model_outputs["saliency"][0].float(), geometry).clamp_(0, 1)
         pictures = (maps * 255).round().to(torch.uint8).numpy()
         results = []
         for place, index in enumerate(targets):
             result = {
-                "label": self.classifier.id2label[index],
+                "label": labels[place],
                 "score": float(scores[index]),
                 "saliency": Image.fromarray(pictures[place]),
                 "saliency_map": maps[place].numpy(),
@@ -326,9 +407,12 @@ class SaliencyPipeline(Pipeline):
     def scores(self, logits: torch.Tensor) -> torch.Tensor:
         """
         The scores that results give for one image's logits, of shape `(num_labels,)`: probabilities, or the outputs of
-        a regression as they are, by the rules of Transformers' `pipeline("image-classification")`.
+        a regression as they are, by the rules of Transformers' `pipeline("image-classification")`, and of
+        `pipeline("zero-shot-image-classification")` where the classes are texts.
         """
         problem = getattr(self.classifier.config, "problem_type", None)
+        if self.classifier.takes_texts and problem == "single_label_classification":
+            return logits.float().softmax(-1)
         if problem == "regression":
             return logits.float()
         return logits.float().sigmoid() if problem == "multi_label_classification" else class_probabilities(logits)
@@ -349,7 +433,7 @@ def load_pipeline(
             a head.
         revision (`str`, *optional*): Branch, tag or commit on the Hub.
         trust_remote_code (`bool`, *optional*, defaults to `False`): Whether code of the repository may run.
-        kwargs: device, pipeline_class.
+        kwargs: device, pipeline_class, candidate_labels, hypothesis_template.
 
     Returns:
         [`SaliencyPipeline`], or an instance of `pipeline_class`.
@@ -380,7 +464,7 @@ class HeadOrClassifier(_BaseAutoModelClass):
             model = load_model(pretrained_model_name_or_path, **kwargs)
         except Exception as error:
             return _NotLoaded(error)
-        return model.model if isinstance(model, FrozenClassifier) else model
+        return model.source_model if isinstance(model, FrozenClassifier) else model
 
 
 @dataclass(frozen=True)

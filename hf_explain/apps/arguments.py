@@ -64,6 +64,24 @@ class LoadingArguments:
 
 
 @dataclass(kw_only=True)
+class ClassesArguments(LoadingArguments):
+    """Classes of a model that has none of its own, such as CLIP."""
+
+    candidate_labels: list[str] = option(
+        [], "classes of a model that matches images with texts, such as CLIP", several=True, metavar="TEXT"
+    )
+    hypothesis_template: str | None = option(
+        None, "what it reads of a class, with {} in its place; 'This is a photo of {}.' unless given"
+    )
+
+    @property
+    def classes(self) -> dict[str, Any]:
+        """What is given of them, by the names that loading takes."""
+        given = {"candidate_labels": self.candidate_labels, "hypothesis_template": self.hypothesis_template}
+        return {name: value for name, value in given.items() if value}
+
+
+@dataclass(kw_only=True)
 class QuickstartCommand:
     """`hf-explain quickstart`."""
 
@@ -76,7 +94,7 @@ class QuickstartCommand:
 
 
 @dataclass(kw_only=True)
-class TrainCommand(LoadingArguments, DatasetArguments, ExplainerTrainingArguments):
+class TrainCommand(ClassesArguments, DatasetArguments, ExplainerTrainingArguments):
     """`hf-explain train`: a head and what it is trained on, beside the settings of the training itself."""
 
     options_title = "what to train"
@@ -103,7 +121,7 @@ class TrainCommand(LoadingArguments, DatasetArguments, ExplainerTrainingArgument
 
 
 @dataclass(kw_only=True)
-class ExplainCommand(LoadingArguments):
+class ExplainCommand(ClassesArguments):
     """`hf-explain explain`."""
 
     images: list[str] = option(help="path or http(s) URL", positional=True, metavar="IMAGE")
@@ -123,7 +141,7 @@ class ExplainCommand(LoadingArguments):
 
 
 @dataclass(kw_only=True)
-class EvaluateCommand(ComparisonArguments, DatasetArguments, LoadingArguments):
+class EvaluateCommand(ComparisonArguments, DatasetArguments, ClassesArguments):
     """`hf-explain evaluate`: what is compared and on what, beside the settings of the comparison itself."""
 
     options_title = "what to compare"
@@ -143,7 +161,7 @@ class EvaluateCommand(ComparisonArguments, DatasetArguments, LoadingArguments):
 
 
 @dataclass(kw_only=True)
-class ErrorsCommand(ErrorStudyArguments, DatasetArguments, LoadingArguments):
+class ErrorsCommand(ErrorStudyArguments, DatasetArguments, ClassesArguments):
     """`hf-explain errors`: whose errors and on what, beside what counts as one of a kind."""
 
     options_title = "whose errors"
@@ -174,7 +192,7 @@ class ErrorsCommand(ErrorStudyArguments, DatasetArguments, LoadingArguments):
 
 
 @dataclass(kw_only=True)
-class ExportArguments(DatasetArguments, LoadingArguments):
+class ExportArguments(DatasetArguments, ClassesArguments):
     """
     What to explain and how, for [`~hf_explain.apps.export.export_saliency`].
 

@@ -40,7 +40,11 @@ def run(arguments: ErrorsCommand) -> dict[str, Any]:
     data = arguments.load()
     device = choose_device(arguments.device)
     pipe = load_pipeline(
-        arguments.model, revision=arguments.revision, device=device, trust_remote_code=arguments.trust_remote_code
+        arguments.model,
+        revision=arguments.revision,
+        device=device,
+        trust_remote_code=arguments.trust_remote_code,
+        **arguments.classes,
     )
     method = arguments.method or (DEFAULT_METHOD if pipe.head is None else None)
     for name in arguments.method_options:

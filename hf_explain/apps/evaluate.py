@@ -37,6 +37,7 @@ def run(arguments: EvaluateCommand) -> dict[str, Any]:
         command=[*program, *as_words(arguments)],
         revision=arguments.classifier_revision,
         trust_remote_code=arguments.trust_remote_code,
+        **arguments.classes,
     ).to_json()
     failed = [name for name, result in comparison["explainers"].items() if "error" in result]
     if failed:

@@ -39,6 +39,7 @@ def run(arguments: ExplainCommand) -> None:
         revision=arguments.revision,
         device=choose_device(arguments.device),
         trust_remote_code=arguments.trust_remote_code,
+        **arguments.classes,
     )
     results = pipe(
         ({"image": source} for source in images),

@@ -123,6 +123,7 @@ def export_saliency(output_dir: str | os.PathLike, args: ExportArguments) -> dic
             revision=args.revision,
             device=accelerator.device,
             trust_remote_code=args.trust_remote_code,
+            **args.classes,
             pipeline_class=_ExportPipeline,
         )
     read_label = None
@@ -286,6 +287,7 @@ def _settings(args: ExportArguments, source: ExportSource, pipe: SaliencyPipelin
         "dataset": public_name(args.dataset),
         **{name: getattr(args, name) for name in names},
         "method": method,
+        **args.classes,
         "streaming": source.streaming,
         "image_column": source.image_column,
         "label_column": source.label_column,

@@ -45,7 +45,7 @@ def run(arguments: TrainCommand) -> dict[str, Any]:
     if arguments.attn_implementation is not None:
         loading["attn_implementation"] = arguments.attn_implementation
     classifier = FrozenClassifier.from_pretrained(
-        arguments.classifier, revision=arguments.classifier_revision, **loading
+        arguments.classifier, revision=arguments.classifier_revision, **arguments.classes, **loading
     )
     torch.manual_seed(settings.seed)  # for the weights a new head starts with; training draws from the seed itself
     head = head_class.from_classifier(classifier, preset=arguments.preset, **fields)
@@ -56,6 +56,7 @@ def run(arguments: TrainCommand) -> dict[str, Any]:
         "head": arguments.head,
         "preset": arguments.preset,
         "head_options": fields,
+        **arguments.classes,
         "dataset": public_name(arguments.dataset),
         "dataset_config": arguments.dataset_config,
         "dataset_revision": arguments.dataset_revision,

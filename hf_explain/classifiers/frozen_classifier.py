@@ -13,7 +13,7 @@ from typing import Any
 
 import torch
 from torch import nn
-from transformers import AutoModelForImageClassification
+from transformers import AutoModelForImageClassification, AutoModelForZeroShotImageClassification
 
 from hf_explain.classifiers.architectures import ARCHITECTURES, Architecture
 from hf_explain.classifiers.attention import AttentionFeatures, AttentionRecorder, TokenLayout
@@ -22,7 +22,15 @@ from hf_explain.classifiers.hooked_layers import HookedLayers, logits_of, pair
 from hf_explain.classifiers.passes import watched
 from hf_explain.classifiers.targets import Target, resolve_target
 from hf_explain.classifiers.thread_hooks import thread_hooks
-from hf_explain.io.downloads import check_shapes, whole_downloads
+from hf_explain.classifiers.zero_shot import (
+    DEFAULT_TEMPLATE,
+    ZeroShotClassifier,
+    check_labels,
+    check_template,
+    check_zero_shot,
+    is_zero_shot,
+)
+from hf_explain.io.downloads import check_shapes, read_config, whole_downloads
 from hf_explain.io.image_processor import load_image_processor, normalisation
 from hf_explain.io.paths import is_hub_id
 from hf_explain.tensors.maps import grid_to_tokens, tokens_to_grid
@@ -37,11 +45,14 @@ class FrozenClassifier(nn.Module):
         model (`torch.nn.Module`): `AutoModelForImageClassification` instances of ViT, DeiT, ConvNeXt and ResNet run
             in stages; any other classifier with spatial layers runs through hooks on its named modules. The instance
             itself is frozen, not a copy; a ResNet's weights are laid out in `torch.channels_last`, which changes no
-            value, and any other classifier keeps the memory format it comes in.
+            value, and any other classifier keeps the memory format it comes in. A model of
+            `AutoModelForZeroShotImageClassification`, such as CLIP, gets its classes from
+            [`~FrozenClassifier.for_texts`].
         image_processor (*optional*): The Transformers image processor the classifier was trained with; looked up
             beside the weights when not given.
         image_size (`tuple[int, int]`, *optional*): Height and width in pixels used to probe a classifier that is
             neither in the table nor tells its input size; 224 by 224 when not given.
+        tokenizer (*optional*): The Transformers tokenizer of a model of images and texts, likewise.
 
     Attributes:
         layer_names (`tuple[str, ...]`): Layers from input to output. `("stem", "stage1", ...)` for ConvNeXt and
@@ -49,7 +60,14 @@ class FrozenClassifier(nn.Module):
             others.
     """
 
-    def __init__(self, model: nn.Module, *, image_processor: Any = None, image_size: tuple[int, int] | None = None):
+    def __init__(
+        self,
+        model: nn.Module,
+        *,
+        image_processor: Any = None,
+        image_size: tuple[int, int] | None = None,
+        tokenizer: Any = None,
+    ):
         super().__init__()
         if not isinstance(model, nn.Module):
             raise TypeError(
@@ -60,6 +78,8 @@ class FrozenClassifier(nn.Module):
             raise TypeError("`model` is a FrozenClassifier already; use it as it is.")
         # A compiled module ignores hooks and hides its structure; the original is the same weights.
         self.model: nn.Module = getattr(model, "_orig_mod", model)
+        if is_zero_shot(type(self.model).__name__):
+            self.model = ZeroShotClassifier(self.model, tokenizer)
         self.model.requires_grad_(False)
         self.eval()
         # a PreTrainedConfig with the fields of its architecture, or `None` for a plain module
@@ -69,7 +89,7 @@ class FrozenClassifier(nn.Module):
         self._image_processor = image_processor
         self._architecture = ARCHITECTURES.get(type(self.model).__name__)
         self.lay_out()
-        self._hooked = HookedLayers(self.model, image_size)
+        self._hooked = HookedLayers(self.model, image_size, self.source_model)
 
     # ------------------------------------------------------------------ loading
 
@@ -80,6 +100,8 @@ class FrozenClassifier(nn.Module):
         *,
         revision: str | None = None,
         image_processor: Any = None,
+        candidate_labels: Sequence[str] | None = None,
+        hypothesis_template: str | None = None,
         **kwargs: Any,
     ) -> FrozenClassifier:
         """
@@ -89,6 +111,8 @@ class FrozenClassifier(nn.Module):
             model_name_or_path (`str` or `os.PathLike`): Directory or Hub id of an image classifier.
             revision (`str`, *optional*): Branch, tag or commit on the Hub; the commit found is kept in `.revision`.
             image_processor (*optional*): Used instead of the one saved beside the weights.
+            candidate_labels, hypothesis_template (*optional*): Classes of a model that matches images with texts, as
+                for [`~FrozenClassifier.for_texts`].
             kwargs: Passed to `AutoModelForImageClassification.from_pretrained` (dtype, device_map,
                 attn_implementation, token, cache_dir, subfolder, trust_remote_code, ...).
 
@@ -115,7 +139,12 @@ class FrozenClassifier(nn.Module):
         # for None, Transformers stops and asks on the terminal
         trusted = kwargs["trust_remote_code"] = bool(kwargs.get("trust_remote_code"))
         with whole_downloads(name, revision, "the classifier ", **hub_kwargs) as revision:
-            loaded: Any = AutoModelForImageClassification.from_pretrained(
+            values = read_config(name, revision, **hub_kwargs)
+            zero_shot = is_zero_shot(next(iter(values.get("architectures") or ()), None))
+            if zero_shot:
+                check_zero_shot(values["model_type"], name)
+            auto = AutoModelForZeroShotImageClassification if zero_shot else AutoModelForImageClassification
+            loaded: Any = auto.from_pretrained(
                 name,
                 revision=revision or "main",
                 **{**kwargs, "output_loading_info": True, "ignore_mismatched_sizes": True},
@@ -134,17 +163,95 @@ class FrozenClassifier(nn.Module):
         classifier.name_or_path = name
         if not local:
             classifier.revision = revision
+        if isinstance(classifier.model, ZeroShotClassifier):
+            source = {"name": name, "revision": classifier.revision, "trust_remote_code": trusted, **hub_kwargs}
+            classifier.model.tokenizer_source = source
         if image_processor is None:
             classifier.image_processor = load_image_processor(
                 name, revision=classifier.revision, trust_remote_code=trusted, **hub_kwargs
             )
+        if candidate_labels is not None or hypothesis_template is not None:
+            return classifier.for_texts(candidate_labels, hypothesis_template)
         return classifier
 
     @classmethod
     def from_config(cls, config: Any, **kwargs: Any) -> FrozenClassifier:
         """A classifier with the structure of `config` and random weights, for a self-contained head to fill."""
         kwargs["trust_remote_code"] = bool(kwargs.get("trust_remote_code"))  # as above
-        return cls(AutoModelForImageClassification.from_config(config, **kwargs))
+        zero_shot = is_zero_shot(next(iter(config.architectures or ()), None))
+        auto = AutoModelForZeroShotImageClassification if zero_shot else AutoModelForImageClassification
+        return cls(auto.from_config(config, **kwargs))
+
+    # ------------------------------------------------------------------ texts as classes
+
+    def for_texts(
+        self, candidate_labels: Sequence[str] | None, hypothesis_template: str | None = None
+    ) -> FrozenClassifier:
+        """
+        The classifier that a model of images and texts is for some texts. It has the same weights, and a linear
+        classifier whose rows are the texts' embeddings. The last ones asked for are kept.
+
+        Args:
+            candidate_labels (list of `str`): The text of every class.
+            hypothesis_template (`str`, *optional*, defaults to `"This is a photo of {}."`): What the model reads of a
+                label, which goes into the place of its `{}`; both names and the default are those of Transformers'
+                `pipeline("zero-shot-image-classification")`.
+
+        Returns:
+            [`FrozenClassifier`].
+
+        Raises:
+            ValueError: If the classifier has classes of its own, there is no tokenizer, or a text cannot be read.
+        """
+        model, name = self.model, self.name_or_path or type(self.model).__name__
+        if not isinstance(model, ZeroShotClassifier):
+            raise ValueError(
+                f"`candidate_labels` and `hypothesis_template` are for models that match images with texts, such as "
+                f"CLIP; {name!r} has {self.num_labels} classes of its own: leave them out."
+            )
+        if candidate_labels is None:
+            raise ValueError("`hypothesis_template` is given without the `candidate_labels` that go into it.")
+        labels = check_labels(candidate_labels)
+        template = check_template(DEFAULT_TEMPLATE if hypothesis_template is None else hypothesis_template)
+
+        def make() -> FrozenClassifier:
+            twin = FrozenClassifier(model.with_texts(labels, template), image_processor=self.image_processor)
+            twin.name_or_path, twin.revision = self.name_or_path, self.revision
+            twin._hooked = self._hooked.twin(twin.model)
+            return twin
+
+        return model.made.get((labels, template), make)
+
+    @property
+    def takes_texts(self) -> bool:
+        """Whether its classes are texts, those of [`~FrozenClassifier.for_texts`]."""
+        return isinstance(self.model, ZeroShotClassifier)
+
+    @property
+    def texts(self) -> tuple[tuple[str, ...], str] | None:
+        """`candidate_labels` and `hypothesis_template`, where its classes are texts and there are any."""
+        if isinstance(self.model, ZeroShotClassifier) and self.model.candidate_labels:
+            return self.model.candidate_labels, self.model.hypothesis_template
+        return None
+
+    @property
+    def source_model(self) -> nn.Module:
+        """The model as it was given, which for a model of images and texts has no classes."""
+        return self.model.model if isinstance(self.model, ZeroShotClassifier) else self.model
+
+    @property
+    def tokenizer(self) -> Any:
+        """The Transformers tokenizer of a model of images and texts, or `None` of any other."""
+        return self.model.tokenizer if isinstance(self.model, ZeroShotClassifier) else None
+
+    def check_texts(self) -> None:
+        """A ValueError where its classes are texts and there are none yet."""
+        if self.takes_texts and self.texts is None:
+            raise ValueError(
+                f"`candidate_labels` are missing: {self.name_or_path or type(self.source_model).__name__!r} matches "
+                "images with texts and has no classes of its own; pass for example candidate_labels=['cat', 'dog'], "
+                "or to a pipeline target='a photo of a cat'."
+            )
 
     # ------------------------------------------------------------------ frozen, always
 
@@ -202,12 +309,14 @@ class FrozenClassifier(nn.Module):
     @property
     def num_labels(self) -> int:
         """Number of classes, from the config or, for a plain module, from the logits of one probe."""
+        self.check_texts()
         known = getattr(self.config, "num_labels", None)
         return known if known is not None else self._hooked.num_labels
 
     @property
     def id2label(self) -> dict[int, str]:
         """Class index to name."""
+        self.check_texts()
         labels = getattr(self.config, "id2label", None) or {}
         return {int(i): name for i, name in labels.items()} or {i: f"LABEL_{i}" for i in range(self.num_labels)}
 
@@ -557,6 +666,7 @@ class FrozenClassifier(nn.Module):
         return blocks
 
     def _check_pixels(self, pixel_values: torch.Tensor) -> None:
+        self.check_texts()
         channels = getattr(self.config, "num_channels", None)
         if pixel_values.ndim != 4 or (channels is not None and pixel_values.shape[1] != channels):
             raise ValueError(

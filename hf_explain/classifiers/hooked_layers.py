@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Sequence
+import copy
+import functools
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
-from functools import cached_property
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from torch import nn
@@ -16,6 +17,21 @@ from hf_explain.classifiers.attention import AttentionRecorder, TokenLayout
 from hf_explain.classifiers.features import ClassifierFeatures, LayerFeatures
 from hf_explain.classifiers.thread_hooks import Hook, PreHook, thread_hooks
 from hf_explain.tensors.maps import grid_to_tokens, tokens_to_grid
+
+
+_Found = TypeVar("_Found")
+
+
+def _once(find: Callable[[HookedLayers], _Found]) -> Callable[[HookedLayers], _Found]:
+    """What a model tells when it is run, which it is once, for all [`~HookedLayers.twin`]s together."""
+
+    @functools.wraps(find)
+    def found(self: HookedLayers) -> _Found:
+        if find.__name__ not in self._found:
+            self._found[find.__name__] = find(self)
+        return self._found[find.__name__]
+
+    return found
 
 
 @dataclass(frozen=True)
@@ -35,14 +51,23 @@ class HookedLayers:
         model (`torch.nn.Module`): The frozen classifier.
         image_size (`tuple[int, int]`, *optional*): Height and width of the images it is run on, in pixels; what its
             config says, or 224 by 224, when not given.
+        root (`torch.nn.Module`, *optional*): The part of the model whose modules are named; all of it when not given.
     """
 
-    def __init__(self, model: nn.Module, image_size: tuple[int, int] | None = None):
+    def __init__(self, model: nn.Module, image_size: tuple[int, int] | None = None, root: nn.Module | None = None):
         self.model = model
+        self.root = root or model
         config = getattr(model, "config", None)
         # the image tower of a model of images and texts has a configuration of its own inside the whole one's
         self.config = getattr(config, "vision_config", config)
         self.image_size = image_size or pair(getattr(self.config, "image_size", None) or 224)
+        self._found: dict[str, Any] = {}
+
+    def twin(self, model: nn.Module) -> HookedLayers:
+        """The layers of another model that is made of the same modules: what one has found, both know."""
+        twin = copy.copy(self)
+        twin.model = model
+        return twin
 
     @property
     def num_labels(self) -> int:
@@ -54,13 +79,15 @@ class HookedLayers:
         """Module path to what is known of it, in the order the modules finish."""
         return self._probed[0]
 
-    @cached_property
+    @property
+    @_once
     def default(self) -> str:
         """The deepest layer whose positions reach the logits, by the gradient of one pair of images."""
         names = tuple(self.layers)
         return next(filter(self._reaches_logits, reversed(names)), names[-1])
 
-    @cached_property
+    @property
+    @_once
     def token_layout(self) -> TokenLayout | None:
         """What the sequence is made of, by running the classifier once; `None` where no block attends to all of it."""
         images = self._images()
@@ -74,7 +101,7 @@ class HookedLayers:
             return lambda module, inputs, output: spans[name].append(len(recorder.weights))
 
         tokens = [name for name, layer in self.layers.items() if layer.num_prefix_tokens is not None]
-        modules = {name: self.model.get_submodule(name) for name in tokens}
+        modules = {name: self.root.get_submodule(name) for name in tokens}
         before = [(module, start(name)) for name, module in modules.items()]
         after = [(module, end(name)) for name, module in modules.items()]
         with torch.inference_mode(False), torch.no_grad(), thread_hooks(after, before), recorder:
@@ -152,7 +179,8 @@ class HookedLayers:
 
     # ------------------------------------------------------------------ finding the layers
 
-    @cached_property
+    @property
+    @_once
     def _probed(self) -> tuple[dict[str, ProbedLayer], int]:
         """The layers and the number of logits."""
         images = self._images()
@@ -169,7 +197,7 @@ class HookedLayers:
                 # windows of attention have a batch dimension of their own, and so has what is shared by all images
                 if tensor is None or not tensor.is_floating_point() or len(tensor) != len(images):
                     return
-                if tensor.ndim == 4 and min(tensor.shape[-2:]) > 1:
+                if tensor.ndim == 4 and min(tensor.shape[-2:]) > 1 and not _is_attention(tensor):
                     found[name] = ProbedLayer(channels=tensor.shape[1])
                 elif tensor.ndim == 3 and tensor.shape[2] > 1:
                     layout = self._token_layout(tensor.shape[1], self.image_size, prefixes)
@@ -182,7 +210,7 @@ class HookedLayers:
 
             return hook
 
-        names = [name for name, _ in self.model.named_modules() if name]
+        names = [name for name, _ in self.root.named_modules() if name]
         with torch.inference_mode(False), torch.no_grad(), self._hooks({name: record(name) for name in names}):
             num_labels = logits_of(self.model(images)).shape[-1]
         # a module called several times has no single output to read or replace
@@ -246,7 +274,7 @@ class HookedLayers:
         return LayerFeatures(name, tokens_to_grid(tensor, layout[0], prefix), tensor[:, :prefix], pixel_values)
 
     def _hooks(self, hooks: dict[str, Hook]) -> contextlib.AbstractContextManager[None]:
-        return thread_hooks((self.model.get_submodule(name), hook) for name, hook in hooks.items())
+        return thread_hooks((self.root.get_submodule(name), hook) for name, hook in hooks.items())
 
 
 def pair(value: int | Sequence[int]) -> tuple[int, int]:
@@ -273,6 +301,14 @@ def logits_of(output: Any) -> torch.Tensor:
         f"The classifier returned {type(output).__name__}; a classifier must return logits, a tuple that starts with "
         "them, or an output with a `logits` field."
     )
+
+
+def _is_attention(tensor: torch.Tensor) -> bool:
+    """Whether these are weights of attention, which a dropout or softmax puts out: no map, though as square as one."""
+    if tensor.shape[-1] != tensor.shape[-2] or bool((tensor < 0).any()):
+        return False
+    rows = tensor.float().sum(-1)
+    return torch.allclose(rows, torch.ones_like(rows), atol=1e-2)
 
 
 def _first_tensor(output: Any) -> torch.Tensor | None:

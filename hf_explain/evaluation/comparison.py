@@ -87,6 +87,8 @@ def compare(
     device: str | torch.device | None = None,
     revision: str | None = None,
     trust_remote_code: bool = False,
+    candidate_labels: Sequence[str] | None = None,
+    hypothesis_template: str | None = None,
     report: Callable[[str], None] = print,
     **options,
 ) -> dict[str, Any]:
@@ -121,6 +123,8 @@ def compare(
         revision (`str`, *optional*): Of a classifier given by its Hub id.
         trust_remote_code (`bool`, *optional*, defaults to `False`): Whether code that comes with the classifier or a
             head may run.
+        candidate_labels, hypothesis_template (*optional*): Classes of a model that matches images with texts, as for
+            [`FrozenClassifier.from_pretrained`].
         report (`Callable`, *optional*): Gets the table and progress, line by line.
         options: More arguments of [`SaliencyEvaluator.compute`] (`target`, `presets`, `batch_size`, `image_column`,
             `shard_size`, ...).
@@ -155,6 +159,8 @@ def compare(
         command=command,
         revision=revision,
         trust_remote_code=trust_remote_code,
+        candidate_labels=candidate_labels,
+        hypothesis_template=hypothesis_template,
         report=report,
     ).to_json()
 
@@ -168,13 +174,16 @@ def run_comparison(
     command: Sequence[str] | None = None,
     revision: str | None = None,
     trust_remote_code: bool = False,
+    candidate_labels: Sequence[str] | None = None,
+    hypothesis_template: str | None = None,
     report: Callable[[str], None] = print,
 ) -> Comparison:
     """
     [`compare`] with its settings in one object.
 
     Args:
-        classifier, data, explainers, command, revision, trust_remote_code, report: As for [`compare`].
+        classifier, data, explainers, command, revision, trust_remote_code, candidate_labels, hypothesis_template,
+            report: As for [`compare`].
         arguments ([`ComparisonArguments`]): The settings; its `output_dir` is needed.
 
     Returns:
@@ -205,8 +214,14 @@ def run_comparison(
         on_first_process(rank, world, claim)
         if not isinstance(classifier, FrozenClassifier):
             classifier = FrozenClassifier.from_pretrained(
-                classifier, revision=revision, trust_remote_code=trust_remote_code
+                classifier,
+                revision=revision,
+                candidate_labels=candidate_labels,
+                hypothesis_template=hypothesis_template,
+                trust_remote_code=trust_remote_code,
             )
+        elif candidate_labels is not None or hypothesis_template is not None:
+            classifier = classifier.for_texts(candidate_labels, hypothesis_template)
         classifier.to(choose_device(own_device if arguments.device is None else arguments.device))
         told = report if main else lambda line: None
         measured = _measure(classifier, data, explainers, arguments, numbers, told, trust_remote_code)

@@ -147,6 +147,8 @@ def resolve_explainer(
         "classifier_revision": classifier.revision,
         "classifier_fingerprint": classifier_fingerprint or fingerprint(classifier.model),
     }
+    if classifier.texts is not None:
+        identity["classifier_texts"] = dict(zip(("candidate_labels", "hypothesis_template"), classifier.texts))
     if method is None and head is not None:
         if options:
             raise ValueError(f"`method_options` {sorted(options)} need a `method`; a trained head has none here.")

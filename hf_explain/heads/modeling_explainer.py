@@ -18,6 +18,7 @@ from hf_explain.classifiers.features import ClassifierFeatures
 from hf_explain.classifiers.fingerprint import fingerprint, fingerprints, is_quantized, matches
 from hf_explain.classifiers.frozen_classifier import FrozenClassifier
 from hf_explain.classifiers.targets import Target
+from hf_explain.classifiers.zero_shot import texts_of
 from hf_explain.heads.configuration_explainer import ExplainerConfig
 from hf_explain.io.downloads import HUB_OPTIONS, check_downloads, check_shapes, usable_files, whole_downloads
 from hf_explain.io.files import write_directory
@@ -41,6 +42,7 @@ _SHARED_LOADING = (
 )  # fmt: skip
 # And what is the classifier's alone
 _CLASSIFIER_LOADING = ("attn_implementation", "quantization_config")
+_TEXTS = ("candidate_labels", "hypothesis_template")
 
 
 class ExplainerPreTrainedModel(PreTrainedModel):
@@ -270,7 +272,7 @@ class ExplainerPreTrainedModel(PreTrainedModel):
             TypeError: If the classifier is not one of Transformers'.
             ValueError: If the classifier does not have this attention.
         """
-        model = None if self.backbone is None else self.backbone.model
+        model = None if self.backbone is None else self.backbone.source_model
         if model is not None and not isinstance(model, PreTrainedModel):
             raise TypeError(
                 f"The classifier is a {type(model).__name__}, whose attention Transformers cannot switch; give a "
@@ -313,9 +315,18 @@ class ExplainerPreTrainedModel(PreTrainedModel):
             The head itself.
 
         Raises:
-            ValueError: If the classifier has another number of classes, lacks a tapped layer, or its weights differ.
+            ValueError: If the classifier has another number of classes or other texts as classes, lacks a tapped
+                layer, or its weights differ.
         """
-        config = self.config
+        config, texts = self.config, texts_of(self.config.backbone_config)
+        if texts is not None and classifier.takes_texts and classifier.texts is None:
+            classifier = classifier.for_texts(*texts)
+        if texts != classifier.texts:
+            named = classifier.name_or_path or type(classifier.source_model).__name__
+            raise ValueError(
+                f"This head explains {_in_words(texts)}, the classifier {named!r} has {_in_words(classifier.texts)}; "
+                "give the model the head was trained on, with these texts or without any."
+            )
         if classifier.num_labels != config.num_labels:
             raise ValueError(
                 f"This head explains {config.num_labels} classes, the classifier "
@@ -361,7 +372,8 @@ class ExplainerPreTrainedModel(PreTrainedModel):
             preset (`str`, *optional*): Fields that go together, by the name the head knows them under (see its class);
                 a field given beside it wins. By default every field is as published.
             revision (`str`, *optional*): Branch, tag or commit of a Hub id.
-            kwargs: Fields of the head's configuration; and, for a directory or Hub id, what
+            kwargs: Fields of the head's configuration; `candidate_labels` and `hypothesis_template` of a model that
+                matches images with texts ([`~FrozenClassifier.for_texts`]); and, for a directory or Hub id, what
                 `AutoModelForImageClassification.from_pretrained` takes (dtype, device_map, attn_implementation,
                 token, ...).
 
@@ -378,6 +390,7 @@ class ExplainerPreTrainedModel(PreTrainedModel):
         own = {field.name for field in fields(ExplainerConfig)} - {"feature_layers", "self_contained"}
         loading = {key: kwargs.pop(key) for key in (*_SHARED_LOADING, *_CLASSIFIER_LOADING) if key in kwargs}
         loading = {key: value for key, value in loading.items() if value is not None}
+        texts = {key: value for key in _TEXTS if (value := kwargs.pop(key, None)) is not None}
         unknown = set(kwargs) - known
         if unknown:
             raise TypeError(
@@ -395,6 +408,8 @@ class ExplainerPreTrainedModel(PreTrainedModel):
             )
         elif not isinstance(classifier, FrozenClassifier):
             classifier = FrozenClassifier(classifier)
+        if texts:
+            classifier = classifier.for_texts(texts.get("candidate_labels"), texts.get("hypothesis_template"))
         self_contained = kwargs.pop("self_contained", False)
         if self_contained and not isinstance(classifier.config, PreTrainedConfig):
             raise ValueError(
@@ -411,7 +426,7 @@ class ExplainerPreTrainedModel(PreTrainedModel):
             config.backbone_config = copy.deepcopy(classifier.config)
             config.backbone_config._name_or_path = ""
             # a config that was never saved does not say its class, and "deit" alone has two
-            config.backbone_config.architectures = [type(classifier.model).__name__]
+            config.backbone_config.architectures = [type(classifier.source_model).__name__]
         config.id2label = dict(classifier.id2label)
         config.label2id = {label: index for index, label in classifier.id2label.items()}
         config.backbone_fingerprint = fingerprints(classifier.model) or None
@@ -499,6 +514,11 @@ class ExplainerPreTrainedModel(PreTrainedModel):
         if model.config.self_contained:
             model.backbone.requires_grad_(False)  # the meta device forgets what __init__ froze and laid out
             model.backbone.lay_out()
+            if texts := texts_of(model.config.backbone_config):
+                options = {**hub_options, "trust_remote_code": bool(shared.get("trust_remote_code"))}
+                model.backbone.model.tokenizer_source = {"name": "" if in_memory else name, **options}
+                model.backbone.model.tokenizer_source["revision"] = kwargs.get("revision")
+                model.backbone = model.backbone.for_texts(*texts)
             if not in_memory:
                 model.backbone.image_processor = load_image_processor(
                     name, kwargs["revision"], trust_remote_code=shared.get("trust_remote_code"), **hub_options
@@ -610,6 +630,8 @@ class ExplainerPreTrainedModel(PreTrainedModel):
                 processor = self.backbone.image_processor if self.backbone is not None else None
                 if processor is not None:
                     processor.save_pretrained(new)
+                if self.config.self_contained and self.backbone is not None and self.backbone.takes_texts:
+                    self.backbone.tokenizer.save_pretrained(new)
         finally:
             self.config.self_contained = before
         if push_to_hub:
@@ -641,6 +663,13 @@ class ExplainerPreTrainedModel(PreTrainedModel):
             return super().push_to_hub(repo_id, *args, **kwargs)  # type: ignore[arg-type]  # `self` is hidden
         finally:
             self.config.backbone = backbone
+
+
+def _in_words(texts: tuple[tuple[str, ...], str] | None) -> str:
+    if texts is None:
+        return "classes of its own"
+    shown = ", ".join(map(repr, texts[0][:3])) + (", ..." if len(texts[0]) > 3 else "")
+    return f"{len(texts[0])} texts ({shown}, in {texts[1]!r})"
 
 
 def check_output(output: SaliencyOutput) -> SaliencyOutput:

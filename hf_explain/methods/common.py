@@ -72,6 +72,23 @@ def class_probabilities(logits: torch.Tensor) -> torch.Tensor:
     return logits.sigmoid() if logits.shape[-1] == 1 else logits.softmax(-1)
 
 
+def compared_probabilities(classifier: FrozenClassifier, logits: torch.Tensor) -> torch.Tensor:
+    """
+    [`class_probabilities`] for a method that compares them from image to image.
+
+    Raises:
+        ValueError: If the only class is a text of a model whose probabilities sum to 1: it would be 1 for any image.
+    """
+    sums_to_one = getattr(classifier.config, "problem_type", None) != "multi_label_classification"
+    if classifier.takes_texts and classifier.num_labels == 1 and sums_to_one:
+        raise ValueError(
+            f"The probability of a single text ({classifier.id2label[0]!r}) is 1 whatever an image shows, so there is "
+            "nothing to compare; give several texts, as candidate_labels or target, or take a method of the logit, "
+            "such as gradcam."
+        )
+    return class_probabilities(logits)
+
+
 def tail_gradient(classifier: FrozenClassifier, features: LayerFeatures, classes: torch.Tensor) -> torch.Tensor:
     """
     Gradient of the target logit with respect to a layer's feature map; only the tail after the layer has a graph.
@@ -216,7 +233,7 @@ def score_masked(
         keep = kept[images] if len(kept) > 1 else kept
         masked = torch.addcmul(fill[:, None], keep, (pixel_values[images] - fill)[:, None]).flatten(0, 1)
         logits = classifier(masked.permute(0, 3, 1, 2) if channels_last else masked).float()
-        values = class_probabilities(logits) if probability else logits
+        values = compared_probabilities(classifier, logits) if probability else logits
         scores.append(target_logits(values, classes[images].repeat_interleave(count)).view(-1, count))
     return torch.cat(scores)
 

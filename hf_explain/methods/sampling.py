@@ -13,7 +13,7 @@ from hf_explain.classifiers.targets import Target
 from hf_explain.methods.common import (
     FORWARD_BATCH_SIZE,
     chunks,
-    class_probabilities,
+    compared_probabilities,
     features_and_target,
     logits_and_target,
     mask_fill,
@@ -272,7 +272,7 @@ def occlusion(
     pixel_values, logits, classes = logits_and_target(classifier, pixel_values, target, layer)
     filled = mask_fill(classifier, pixel_values, fill)
     rows, columns = (_windows(side, window_size, stride, pixel_values.device) for side in (height, width))
-    base = target_logits(class_probabilities(logits), classes)
+    base = target_logits(compared_probabilities(classifier, logits), classes)
     drop = torch.empty(len(pixel_values), len(rows) * len(columns), device=pixel_values.device)
     with torch.no_grad():
         for span in batches(classifier, pixel_values, drop.shape[1], batch_size, each=len(pixel_values)):
@@ -441,7 +441,7 @@ def _captum(
     baselines = mask_fill(classifier, pixel_values, fill).expand_as(pixel_values)
 
     def probabilities(pixels: torch.Tensor) -> torch.Tensor:
-        return class_probabilities(classifier(pixels))
+        return compared_probabilities(classifier, classifier(pixels))
 
     if name == "Lime":
         explainer = captum.attr.Lime(probabilities, interpretable_model=SkLearnRidge(alpha=1.0))

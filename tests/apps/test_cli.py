@@ -1,13 +1,17 @@
 """`hf-explain` as a person types it."""
 
+import json
+import re
 import subprocess
 import sys
 
+import datasets
 import pytest
 from accelerate.commands import launch
 from accelerate.utils.launch import prepare_simple_launcher_cmd_env
 from PIL import Image
 from testing_common import save_classifier
+from testing_zero_shot import save_zero_shot
 
 from hf_explain.cli import main
 
@@ -32,6 +36,31 @@ def test_explain_one_image(classifier_dir, images, tmp_path, capsys):
     assert "image0.png: " in capsys.readouterr().out
     with Image.open(output) as picture:
         assert picture.width > 3 * 200  # the image and two maps
+
+
+def test_texts_as_classes(images, tmp_path, capsys):
+    model, data, folder = save_zero_shot("clip", tmp_path / "clip"), tmp_path / "data.parquet", tmp_path / "results"
+    words = ["explain", images[0], "--model", model, "-o", str(tmp_path / "out.png")]
+    assert main([*words, "--target", "a photo of a cat", "--target", "a remote control"]) == 0
+    assert re.search(r": a photo of a cat 0\.\d\d, a remote control 0\.\d\d ->", capsys.readouterr().out)
+    labels = ["--candidate_labels", "cat", "remote control", "--hypothesis_template", "a {}"]
+    assert main([*words, *labels, "--top_k", "2"]) == 0
+    assert "remote control" in capsys.readouterr().out
+    assert main([*words, *labels, "--target", "dragon"]) == 1
+    assert "`target` 'dragon' is not a label of this classifier" in capsys.readouterr().err
+    pictures = [{"image": Image.open(path), "label": index} for index, path in enumerate(images)]
+    names = datasets.ClassLabel(names=["remote control", "cat"])
+    features = datasets.Features({"image": datasets.Image(), "label": names})
+    datasets.Dataset.from_list(pictures, features).to_parquet(data)
+    words = ["evaluate", "--classifier", model, "--dataset", str(data), "-o", str(folder), "--explainers", "gradcam"]
+    words += ["--metrics", "auc_d", "--metric_option", "auc_d.steps=2", "--pictures", "0", "--target", "label"]
+    assert main([*words, *labels]) == 0
+    results = json.loads((folder / "results.json").read_text())
+    texts = {"candidate_labels": ["cat", "remote control"], "hypothesis_template": "a {}"}
+    assert results["classifier"]["classifier_texts"] == texts and results["classifier"]["num_labels"] == 2
+    capsys.readouterr()
+    assert main(words) == 1
+    assert "`candidate_labels` are missing" in capsys.readouterr().err
 
 
 def test_explain_several_into_a_folder(classifier_dir, images, tmp_path):
