@@ -132,6 +132,13 @@ def _write_tables(folder: Path, comparison: Comparison, command: Sequence[str] |
     for result in comparison.measured.values():
         for metric, one in result.metrics.items():
             protocols.setdefault(metric, one.protocol)
+    fills = {
+        name: one.protocol.get("trained_with")
+        for name, result in comparison.measured.items()
+        for one in result.metrics.values()
+    }
+    if trained := [f"{name}: {', '.join(own)}" for name, own in fills.items() if own]:
+        lines.append(f"\nFills that heads were trained with (`seen`) are those of {'; '.join(trained)}.\n")
     lines.append("\n## Protocol\n\n```json\n" + json.dumps(protocols, indent=2) + "\n```\n")
     if command:
         lines.append(f"\n## Repeat\n\n```bash\n{shlex.join(command)}\n```\n")

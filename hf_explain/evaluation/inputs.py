@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import itertools
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -18,6 +19,7 @@ from hf_explain.io.image_processor import to_pixel_values
 from hf_explain.io.images import load_rgb, open_image
 from hf_explain.io.paths import public_name
 from hf_explain.tensors.maps import CropGeometry
+from hf_explain.tensors.randomness import image_keys
 from hf_explain.tensors.scalars import check_count
 
 
@@ -133,6 +135,26 @@ class ExampleReader:
             for name in self.columns:
                 found.update(hashlib.sha256(cell_content(row[name])).digest())
         return found.hexdigest()
+
+    def sample(self, count: int, seed: int) -> list[Example]:
+        """
+        Examples from all over the data set (the first ones of a stream), however much of it is measured.
+
+        Args:
+            count (`int`): How many at most.
+            seed (`int`): Which ones.
+
+        Returns:
+            `list[Example]`, by their index.
+
+        Raises:
+            ValueError: As for [`~ExampleReader.read`].
+        """
+        if self.total is None:
+            return [self.read(index, row) for index, row in enumerate(itertools.islice(self.data, count))]
+        rows = torch.arange(len(self.data))
+        chosen = image_keys(rows, rows, seed).argsort()[:count].sort().values.tolist()
+        return [self.read(index, self.data[index]) for index in chosen]
 
     def read(self, index: int, row: Mapping[str, Any]) -> Example:
         """

@@ -24,10 +24,13 @@ from hf_explain.evaluation.partial_results import check_rows, claim, give_back, 
 from hf_explain.evaluation.results import EvaluationResult, ExplainerResult, MetricResult
 from hf_explain.io.files import write_json_file
 from hf_explain.io.processes import launched_processes, on_first_process, package_versions
+from hf_explain.metrics.photographs import Photographs
+from hf_explain.tensors.maps import resize_maps
 from hf_explain.tensors.sharing import sharing
 
 
 RESULT_FILE = "result.json"
+_NUM_PHOTOGRAPHS = 256  # of the data set that metrics may choose others from
 _FORMAT = 1  # of the shard files; raised when their content changes, so that old and new ones are never mixed
 
 
@@ -37,6 +40,12 @@ class LoadedMetric:
 
     module: Any
     options: dict[str, Any]
+
+    @property
+    def needs_photos(self) -> bool:
+        """Whether it is measured with other photographs of the data set."""
+        needed = getattr(self.module, "needs_photos", None)
+        return needed is not None and needed(self.options)
 
 
 # what came of an explainer: its result, with every metric's columns; or the error that it ended with
@@ -76,11 +85,15 @@ def evaluate_all(
         outcomes[name] = error
         report(name, error)
 
+    # what any of them was trained with, so that all are compared by the same fills
+    seen_fills = sorted({fill for explainer, _, _ in explainers.values() for fill in _seen_fills(explainer)})
+    photos: dict[Any, Photographs] = {}
     with contextlib.ExitStack() as held:
         runs: dict[str, _Run] = {}
         for name, (explainer, metrics, arguments) in explainers.items():
             try:
-                task = _Task(explainer, _read(data, explainer, metrics, arguments), metrics, arguments)
+                reader = _read(data, explainer, metrics, arguments)
+                task = _Task(explainer, reader, metrics, arguments, seen_fills, photos)
                 runs[name] = _Run.start(task, rank, world, held)
             except Exception as error:
                 fail(name, error)
@@ -172,8 +185,7 @@ def _measure_rows(shard: _Shard, start: int, known: dict[Any, list[_Batch]]) -> 
     """One batch of a shard; `known` holds what was read of it for other explainers. Returns the images in it."""
     task = shard.run.task
     rows = shard.rows[start : start + task.arguments.batch_size]
-    read_alike = task.explainer.classifier, task.explainer.image_processor
-    key = (*map(id, read_alike), *task.reader.columns, len(rows))
+    key = (*task.read_alike, len(rows))
     if key not in known:
         known[key] = _read_batches(task, rows)
     for batch in known[key]:
@@ -198,6 +210,8 @@ def _measure_batch(batch: _Batch, task: _Task, cost: dict[str, _Cost]) -> dict[s
     if labels is not None:
         found["label"] = labels.tolist()
     for name, metric in task.metrics.items():
+        # asked for only where they are named: a metric of one's own need not know of them
+        further = {"photos": _photographs(task)} if metric.needs_photos else {}
         with _cost(cost[name], classifier):
             measured = metric.module.measure(
                 classifier,
@@ -210,6 +224,7 @@ def _measure_batch(batch: _Batch, task: _Task, cost: dict[str, _Cost]) -> dict[s
                 image_mean=classifier.image_mean,
                 image_std=classifier.image_std,
                 masks=batch.masks,
+                **further,
                 **metric.options,
             )
         found.update({f"{name}/{column}": entries for column, entries in measured.items()})
@@ -227,6 +242,13 @@ class _Task:
     reader: ExampleReader
     metrics: Mapping[str, LoadedMetric]
     arguments: EvaluationArguments
+    seen_fills: list[str]
+    photos: dict[Any, Photographs]  # of all tasks, once they were needed
+
+    @property
+    def read_alike(self) -> tuple[Any, ...]:
+        """What must be the same for two tasks to read the same of a row."""
+        return id(self.explainer.classifier), id(self.explainer.image_processor), *self.reader.columns
 
 
 @dataclass
@@ -354,6 +376,31 @@ def _read_batches(task: _Task, rows: list[tuple[int, Any]]) -> list[_Batch]:
     return found
 
 
+def _photographs(task: _Task) -> Photographs:
+    """Photographs from all over the data set; the same in every batch, on every process, for every explainer."""
+    known = task.photos
+    if task.read_alike not in known:
+        classifier = task.explainer.classifier
+        examples = task.reader.sample(_NUM_PHOTOGRAPHS, task.arguments.seed)
+        size = examples[0].pixel_values.shape[-2:]
+        pixel_values = torch.stack([resize_maps(one.pixel_values, size) for one in examples])
+        with torch.no_grad():
+            logits = torch.cat([classifier(part.to(classifier.device)).float() for part in pixel_values.split(64)])
+        labels = [one.label for one in examples if one.label is not None]
+        known[task.read_alike] = Photographs(
+            pixel_values,
+            logits.cpu(),
+            torch.tensor([one.index for one in examples]),
+            torch.tensor(labels) if labels else None,
+        )
+    return known[task.read_alike]
+
+
+def _seen_fills(explainer: Explainer) -> list[str]:
+    """What the removed pixels became when a head was trained; a method has seen none."""
+    return [] if explainer.head is None else getattr(explainer.head.config, "seen_fills", [])
+
+
 def _read(data, explainer: Explainer, metrics: Mapping[str, LoadedMetric], arguments) -> ExampleReader:
     """The images, with their labels where the target or a metric needs them."""
     stated = [{**one.module.presets[one.module.config_name], **one.options} for one in metrics.values()]
@@ -417,6 +464,8 @@ def _summarize(records, task: _Task, settings: dict[str, Any]) -> tuple[Evaluati
     metrics = {}
     for name, metric in task.metrics.items():
         protocol = {**_common_protocol(records, name), "explained": task.arguments.target}
+        if "fills" in protocol:  # those that the means are taken apart by, and those of this explainer
+            protocol |= {"seen_fills": task.seen_fills, "trained_with": _seen_fills(task.explainer)}
         own = {key.split("/", 1)[1]: entries for key, entries in columns.items() if key.startswith(f"{name}/")}
         metrics[name] = MetricResult.from_json(
             metric.module.compute(protocol=protocol, **task.arguments.summary_options, **own)

@@ -75,6 +75,11 @@ class MaskTrainedConfig(ExplainerConfig):
     mask_space: str | None = "pixel"
     mask_fills: list[str] | tuple[str, ...] | None = None
 
+    @property
+    def seen_fills(self) -> list[str]:
+        """What masked pixels become in training; a measurement with these fills is one of what was learnt."""
+        return list(self.mask_fills or [mask_space_fill(self.mask_space or "pixel")])
+
     def validate_explainer(self) -> None:
         super().validate_explainer()
         weights = ("ce_weight", "area_weight", "variation_weight", "border_weight", "removal_weight", "ranking_weight")
@@ -143,8 +148,7 @@ class MaskTrainedExplainer(ExplainerPreTrainedModel):
     def _filled(self, pixel_values: torch.Tensor) -> torch.Tensor:
         """What masked pixels become: one colour for all images, or every image's own drawn fill."""
         config = self.config
-        fills = config.mask_fills or [mask_space_fill(config.mask_space or "pixel")]
-        values = [fill_values(pixel_values, fill, config.image_mean, config.image_std) for fill in fills]
+        values = [fill_values(pixel_values, fill, config.image_mean, config.image_std) for fill in config.seen_fills]
         if len(values) == 1:
             return values[0]
         size, device = len(pixel_values), pixel_values.device

@@ -9,8 +9,17 @@ from typing import Any
 
 import torch
 
+from hf_explain.metrics.photographs import Photographs
 from hf_explain.tensors.batch_size import batches
-from hf_explain.tensors.perturbation import fill_values, full_size_saliency, rank_pixels, spread_cells
+from hf_explain.tensors.perturbation import (
+    FILLS,
+    RANDOM_FILLS,
+    fill_values,
+    full_size_saliency,
+    random_fill_values,
+    rank_pixels,
+    spread_cells,
+)
 from hf_explain.tensors.randomness import image_keys
 from hf_explain.tensors.scalars import check_choice, check_count, check_number, check_numbers
 from hf_explain.tensors.sharing import shared
@@ -184,7 +193,88 @@ def saliency_ranks(
     return rank_pixels(values, image_keys(pixel_values, image_ids, seed))
 
 
+# What a metric can fill with: what heads may be trained with, and what none is
+EVERY_FILL = (*FILLS, "white", *RANDOM_FILLS, "photo")
+
+
+@dataclass(frozen=True)
+class Filler:
+    """
+    What makes the fills of a batch.
+
+    Args:
+        image_mean, image_std (sequence of `float`, *optional*): The image processor's.
+        seed (`int`): Of what is drawn for an image.
+        image_ids (`torch.LongTensor` of shape `(batch_size,)`, *optional*): See
+            [`~hf_explain.tensors.randomness.image_keys`].
+        photos ([`Photographs`], *optional*): What `"photo"` takes one of.
+    """
+
+    image_mean: Sequence[float] | None
+    image_std: Sequence[float] | None
+    seed: int = 0
+    image_ids: torch.Tensor | Sequence[int] | None = None
+    photos: Photographs | None = None
+
+    def fill(self, pixel_values: torch.Tensor, fill: str | Sequence[float], classes: torch.Tensor) -> torch.Tensor:
+        """
+        What removed pixels are replaced by, as `pixel_values`.
+
+        Args:
+            pixel_values (`torch.Tensor` of shape `(batch_size, channels, height, width)`): Normalised images.
+            fill (`str` or colour): One of `EVERY_FILL`, or a colour: see
+                [`~hf_explain.tensors.perturbation.fill_values`] and
+                [`~hf_explain.tensors.perturbation.random_fill_values`]; or `"photo"`, another photograph.
+            classes (`torch.LongTensor` of shape `(batch_size,)`): What the images show, and the photograph must not.
+
+        Raises:
+            ValueError: If `fill` is none of these, or what it needs is missing.
+        """
+        if isinstance(fill, (str, int, float)) and fill not in EVERY_FILL:
+            raise ValueError(f"`fill` must be one of {', '.join(EVERY_FILL)} or a colour, got {fill!r}.")
+        if fill == "photo":
+            if self.photos is None:
+                raise ValueError(
+                    "`photos` are needed for fill='photo': Photographs of the data set, which an evaluation finds "
+                    "by itself."
+                )
+            return _other_photographs(self.photos, pixel_values, self.image_ids, self.seed, tuple(classes.tolist()))
+        if fill in RANDOM_FILLS:
+            return _random_fill(pixel_values, fill, self.image_ids, self.seed, self.image_mean, self.image_std)
+        return shared_fill(pixel_values, fill, self.image_mean, self.image_std)
+
+
+def _fill_keys(pixel_values: torch.Tensor, image_ids: torch.Tensor | Sequence[int] | None, seed: int) -> torch.Tensor:
+    """Not the numbers that order ties."""
+    return image_keys(pixel_values, image_ids, ~seed)
+
+
 shared_fill = shared(fill_values)
+
+
+@shared
+def _random_fill(
+    pixel_values: torch.Tensor,
+    fill: str,
+    image_ids: torch.Tensor | Sequence[int] | None,
+    seed: int,
+    image_mean: Sequence[float] | None,
+    image_std: Sequence[float] | None,
+) -> torch.Tensor:
+    keys = _fill_keys(pixel_values, image_ids, seed)
+    return random_fill_values(pixel_values, fill, keys, image_mean, image_std)
+
+
+@shared
+def _other_photographs(
+    photos: Photographs,
+    pixel_values: torch.Tensor,
+    image_ids: torch.Tensor | Sequence[int] | None,
+    seed: int,
+    classes: tuple[int, ...],
+) -> torch.Tensor:
+    keys = _fill_keys(pixel_values, image_ids, seed)
+    return photos.others(pixel_values, keys, image_ids, torch.tensor(classes))
 
 
 @shared

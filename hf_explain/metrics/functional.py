@@ -15,7 +15,9 @@ import torch
 import torch.nn.functional as F
 
 from hf_explain.metrics.engine import (
+    EVERY_FILL,
     MAX_BATCH,
+    Filler,
     Grid,
     Predict,
     Removal,
@@ -34,11 +36,11 @@ from hf_explain.metrics.engine import (
 )
 from hf_explain.metrics.imputation import Road, linear_imputation, road
 from hf_explain.metrics.localization import Pointing, boxes_to_masks, pointing
+from hf_explain.metrics.photographs import Photographs
 from hf_explain.metrics.presets import PRESETS, step_fractions
 from hf_explain.metrics.statistics import WinRate, bootstrap_interval, win_rate
 from hf_explain.tensors.checks import check_pixel_values
 from hf_explain.tensors.perturbation import (
-    FILLS,
     full_size_saliency,
     keep_top,
     mask_space_fill,
@@ -56,6 +58,7 @@ __all__ = [
     "AverageDrop",
     "InsertionDeletion",
     "PerturbationCurves",
+    "Photographs",
     "Pointing",
     "Road",
     "WinRate",
@@ -75,7 +78,9 @@ __all__ = [
 ]
 
 ORDERS = ("positive", "negative")
-_AUC_D, _DROP, _INSERTION = (PRESETS[name]["default"] for name in ("auc_d", "average_drop", "insertion_deletion"))
+_AUC_D, _FILLS, _DROP, _INSERTION = (
+    PRESETS[name]["default"] for name in ("auc_d", "auc_d_fills", "average_drop", "insertion_deletion")
+)
 
 
 # ---------------------------------------------------------------------------------------------------------------- area
@@ -163,6 +168,7 @@ def perturbation_curves(
     fill: str | Sequence[float] = _AUC_D["fill"],
     image_mean: Sequence[float] | None = None,
     image_std: Sequence[float] | None = None,
+    photos: Photographs | None = None,
     orders: Sequence[str] = ORDERS,
     rounding: str = "nearest",
     grid_size: tuple[int, int] | None = None,
@@ -198,10 +204,13 @@ def perturbation_curves(
         fractions (sequence of `float`, *optional*, defaults to 0, 0.1, ..., 1): Parts of the pixels removed.
         score (`str`, *optional*, defaults to `"agreement"`): `"agreement"` (top-1 unchanged), `"accuracy"` (top-1 is
             the label) or `"probability"` (softmax of `target`).
-        fill (`str` or colour, *optional*, defaults to `"black"`): See
-            [`~hf_explain.tensors.perturbation.fill_values`].
-        image_mean (sequence of `float`, *optional*): The image processor's, needed for black and colours.
-        image_std (sequence of `float`, *optional*): The image processor's, needed for black and colours.
+        fill (`str` or colour, *optional*, defaults to `"black"`): `"black"`, `"white"`, `"mean"`, `"blur"` or a
+            colour, see [`~hf_explain.tensors.perturbation.fill_values`]; `"noise"` or `"color"`, drawn for every
+            image, see [`~hf_explain.tensors.perturbation.random_fill_values`]; or `"photo"`, another photograph.
+        image_mean (sequence of `float`, *optional*): The image processor's, needed for all but mean, blur and photo.
+        image_std (sequence of `float`, *optional*): The image processor's, likewise.
+        photos ([`Photographs`], *optional*): What `"photo"` takes one of for every image, one that the classifier
+            takes for another class.
         orders (sequence of `str`, *optional*): `"positive"`, `"negative"` or both.
         rounding (`str`, *optional*, defaults to `"nearest"`): Fraction to pixel count, `"nearest"` or `"floor"`.
         grid_size (`tuple[int, int]`, *optional*): Average maps down to this `(height, width)` first (SCAN's protocol)
@@ -247,10 +256,10 @@ def perturbation_curves(
         raise ValueError(f"`orders` must be some of {', '.join(ORDERS)}, got {orders}.")
     cells = grid_cells(grid, predict, pixel_values)
     ranks = saliency_ranks(_to_grid(saliency, grid_size), pixel_values, image_ids, seed, cells)
-    filled = shared_fill(pixel_values, fill, image_mean, image_std)
     counts = pixel_counts(fractions, ranks[0].numel(), rounding)
     logits = base_logits(predict, pixel_values, logits, limit)
     classes = reference_classes(score, logits, target, labels)
+    filled = Filler(image_mean, image_std, seed, image_ids, photos).fill(pixel_values, fill, classes)
     removals = [Removal(order, counts, filled) for order in orders]
     scores = removal_scores(predict, pixel_values, ranks, removals, classes, score, logits, limit)
     protocol = {
@@ -355,19 +364,29 @@ class AucDFills:
     protocol: dict[str, Any]
 
 
-def auc_d_fills(predict: Predict, pixel_values: torch.Tensor, saliency: torch.Tensor, **options: Any) -> AucDFills:
+def auc_d_fills(
+    predict: Predict,
+    pixel_values: torch.Tensor,
+    saliency: torch.Tensor,
+    *,
+    fills: Sequence[str] = _FILLS["fills"],
+    **options: Any,
+) -> AucDFills:
     """
-    AUC-D with black, with the mean colour and with a blur for what is removed, and the mean of the three.
+    AUC-D with black, with the mean colour and with a blur for what is removed (or with other fills), and the mean of
+    them.
 
     What pixels are replaced by decides much of which map wins, and an explainer that was trained by masking with one
     fill has learned what that fill does to the classifier. A map that is right holds with all of them.
 
     Formula:
 
-        AUC-D with fills = (AUC-D(black) + AUC-D(mean) + AUC-D(blur)) / 3
+        AUC-D with fills = mean over fills of AUC-D(fill), such as (AUC-D(black) + AUC-D(mean) + AUC-D(blur)) / 3
 
     Args:
         predict, pixel_values, saliency: As for [`auc_d`].
+        fills (sequence of `str`, *optional*, defaults to `("black", "mean", "blur")`): Some of black, mean, blur,
+            white, noise, color and photo.
         **options: Those of [`auc_d`], except `fill`.
 
     Returns:
@@ -375,6 +394,7 @@ def auc_d_fills(predict: Predict, pixel_values: torch.Tensor, saliency: torch.Te
 
     Raises:
         TypeError: If `fill` is given.
+        ValueError: As [`auc_d`], and if `fills` are none, unknown or not different.
 
     Example:
 
@@ -393,15 +413,18 @@ def auc_d_fills(predict: Predict, pixel_values: torch.Tensor, saliency: torch.Te
     ```
     """
     if "fill" in options:
-        raise TypeError(f"`auc_d_fills` measures with {', '.join(FILLS)}; for one `fill` there is `auc_d`.")
+        raise TypeError(f"`auc_d_fills` measures with {', '.join(fills)}; for one `fill` there is `auc_d`.")
+    fills = (fills,) if isinstance(fills, str) else tuple(fills)
+    if not fills or any(fill not in EVERY_FILL for fill in fills) or len(set(fills)) < len(fills):
+        raise ValueError(f"`fills` must be some of {', '.join(EVERY_FILL)}, each once, got {', '.join(fills)}.")
     if options.get("logits") is None:  # of the images themselves: one pass for all fills
         limit = batch_limit(pixel_values, options.get("max_batch", 64), options.get("max_bytes"))
         options["logits"] = base_logits(predict, check_pixel_values(pixel_values), None, limit)
     with sharing():
-        by_fill = {fill: auc_d(predict, pixel_values, saliency, fill=fill, **options) for fill in FILLS}
-    protocol = {name: value for name, value in by_fill[FILLS[0]].protocol.items() if name != "fill"}
+        by_fill = {fill: auc_d(predict, pixel_values, saliency, fill=fill, **options) for fill in fills}
+    protocol = {name: value for name, value in by_fill[fills[0]].protocol.items() if name != "fill"}
     mean = torch.stack([result.auc_d for result in by_fill.values()]).mean(0)
-    return AucDFills(mean, by_fill, {**protocol, "fills": list(FILLS)})
+    return AucDFills(mean, by_fill, {**protocol, "fills": list(fills)})
 
 
 @dataclass
@@ -437,6 +460,7 @@ def insertion_deletion(
     insertion_fill: str | Sequence[float] = _INSERTION["insertion_fill"],
     image_mean: Sequence[float] | None = None,
     image_std: Sequence[float] | None = None,
+    photos: Photographs | None = None,
     grid: Grid = "pixel",
     logits: torch.Tensor | None = None,
     seed: int = 0,
@@ -463,9 +487,8 @@ def insertion_deletion(
         saliency (`torch.Tensor` of shape `(batch_size, map_height, map_width)`): Non-negative maps, any resolution.
         target (`torch.LongTensor` of shape `(batch_size,)` or `int`, *optional*): The top-1 by default.
         steps (`int`, *optional*, defaults to 28): Steps per curve; 28 are 1,792 pixels each at 224².
-        deletion_fill, insertion_fill (`str` or colour, *optional*): See
-            [`~hf_explain.tensors.perturbation.fill_values`].
-        image_mean, image_std (sequence of `float`, *optional*): Needed for black and colours.
+        deletion_fill, insertion_fill (`str` or colour, *optional*): As `fill` in [`perturbation_curves`].
+        image_mean, image_std, photos (*optional*): What the fills need, likewise.
         grid, logits, seed, image_ids, max_batch, max_bytes: As in [`perturbation_curves`].
 
     Returns:
@@ -499,9 +522,10 @@ def insertion_deletion(
     num_units, num_pixels = ranks[0].numel(), pixel_values.shape[-2] * pixel_values.shape[-1]
     per_step = -(-num_units // steps)
     counts = [*range(0, num_units, per_step), num_units]
-    fills = [shared_fill(pixel_values, fill, image_mean, image_std) for fill in (deletion_fill, insertion_fill)]
     logits = base_logits(predict, pixel_values, logits, limit)
     classes = reference_classes("probability", logits, target, None)
+    filler = Filler(image_mean, image_std, seed, image_ids, photos)
+    fills = [filler.fill(pixel_values, fill, classes) for fill in (deletion_fill, insertion_fill)]
     # Inserting the k most salient pixels is removing all others, the least salient ones
     removals = [
         Removal("positive", counts, fills[0]),

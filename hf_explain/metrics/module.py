@@ -16,6 +16,7 @@ import torch
 
 from hf_explain.metrics.engine import Classes, Predict
 from hf_explain.metrics.number import Number, unknown_number
+from hf_explain.metrics.photographs import Photographs
 from hf_explain.metrics.statistics import CONFIDENCE, RESAMPLES, bootstrap_interval
 from hf_explain.tensors.scalars import check_seed
 
@@ -296,6 +297,7 @@ class SaliencyMetric(ColumnMetric):
         image_std: Sequence[float] | None = None,
         masks: torch.Tensor | None = None,
         boxes: Sequence[torch.Tensor] | None = None,
+        photos: Photographs | None = None,
         **overrides: Any,
     ) -> dict[str, list]:
         """
@@ -314,6 +316,7 @@ class SaliencyMetric(ColumnMetric):
             image_mean, image_std (sequence of `float`, *optional*): The image processor's.
             masks (`torch.Tensor` of shape `(batch_size, height, width)`, *optional*): Non-zero on the object.
             boxes (sequence of tensors of shape `(num_boxes, 4)`, *optional*): Boxes around the object.
+            photos ([`Photographs`], *optional*): Other photographs of the data set.
             **overrides: Settings that replace the preset's, and `max_batch`, `max_bytes`.
 
         Returns:
@@ -342,6 +345,7 @@ class SaliencyMetric(ColumnMetric):
             "image_std": image_std,
             "masks": masks,
             "boxes": boxes,
+            "photos": photos,
         }
         inputs = {name: given[name] for name in self.inputs}
         columns, measured = self._measure(
@@ -349,6 +353,11 @@ class SaliencyMetric(ColumnMetric):
         )
         self._remember(measured, {name: value for name, value in overrides.items() if name not in _EXECUTION})
         return {name: column.tolist() for name, column in columns.items()}
+
+    def needs_photos(self, overrides: Mapping[str, Any]) -> bool:
+        """Whether it cannot be measured without `photos`, with these settings instead of the preset's."""
+        settings = {**self.presets[self.config_name], **overrides}.values()
+        return any(one == "photo" or isinstance(one, (list, tuple)) and "photo" in one for one in settings)
 
     @abstractmethod
     def _measure(

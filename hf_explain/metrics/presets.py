@@ -48,7 +48,11 @@ _LCAM: dict[str, Any] = {"percents": (100, 50, 15), "rule": "ceil", "mask_space"
 _RISE: dict[str, Any] = {"steps": 28, "deletion_fill": "mean", "insertion_fill": "blur"}
 _ROAD: dict[str, Any] = {"percents": (10, 20, 30, 40, 50, 60, 70, 80, 90), "score": "probability", "noise": 0.01}
 
-_FILLS: dict[str, Any] = {name: _AUC_D[name] for name in ("fractions", "score")}
+_FILLS: dict[str, Any] = {
+    "fractions": _AUC_D["fractions"],
+    "score": _AUC_D["score"],
+    "fills": ("black", "mean", "blur"),
+}
 # Ours: the default, with the patches of a vision transformer removed as wholes
 _PATCH: dict[str, Any] = {"grid": "patch"}
 
@@ -64,7 +68,12 @@ PRESETS: dict[str, dict[str, dict[str, Any]]] = {
         "rise": {"fractions": step_fractions(28), "score": "probability", "fill": "mean"},
         "patch": {**_AUC_D, **_PATCH},
     },
-    "auc_d_fills": {"default": _FILLS, "patch": {**_FILLS, **_PATCH}},
+    "auc_d_fills": {
+        "default": _FILLS,
+        "patch": {**_FILLS, **_PATCH},
+        # with those that no head is trained with
+        "all": {**_FILLS, "fills": (*_FILLS["fills"], "white", "noise", "color", "photo")},
+    },
     "average_drop": {
         "default": _LCAM,
         "lcam": _LCAM,

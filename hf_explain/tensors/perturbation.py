@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 import torch
@@ -15,11 +16,12 @@ import torch.nn.functional as F
 
 from hf_explain.tensors.checks import check_saliency
 from hf_explain.tensors.maps import resize_maps
-from hf_explain.tensors.randomness import random_bits
+from hf_explain.tensors.randomness import random_bits, random_uniform
 from hf_explain.tensors.scalars import check_choice, check_number, check_numbers, check_percent
 
 
-FILLS = ("black", "mean", "blur")
+FILLS = ("black", "mean", "blur")  # those a head may be trained with
+RANDOM_FILLS = ("noise", "color")
 MASK_SPACES = ("pixel", "normalized")
 KEEP_RULES = ("ceil", "quantile")
 ROUNDINGS = ("nearest", "floor")
@@ -75,10 +77,10 @@ def fill_values(
     Args:
         pixel_values (`torch.Tensor` of shape `(batch_size, channels, height, width)`): Normalised images.
         fill (`str` or sequence of `float`, *optional*, defaults to `"black"`): `"black"` (0 in the picture),
-            `"mean"` (the processor's mean colour: 0 in `pixel_values`), `"blur"` (RISE's 11×11 Gaussian of σ = 5) or
-            a colour, one number in [0, 1] per channel.
-        image_mean (sequence of `float`, *optional*): The image processor's; for `"black"` and colours.
-        image_std (sequence of `float`, *optional*): The image processor's; for `"black"` and colours.
+            `"white"`, `"mean"` (the processor's mean colour: 0 in `pixel_values`), `"blur"` (RISE's 11×11 Gaussian of
+            σ = 5) or a colour, one number in [0, 1] per channel.
+        image_mean (sequence of `float`, *optional*): The image processor's; for black, white and colours.
+        image_std (sequence of `float`, *optional*): The image processor's; for black, white and colours.
 
     Returns:
         `torch.Tensor` of shape `(1, channels, 1, 1)`, or that of `pixel_values` for `"blur"`.
@@ -89,17 +91,56 @@ def fill_values(
     """
     channels = pixel_values.shape[1]
     if isinstance(fill, (str, int, float)):
-        if fill not in FILLS:
-            raise ValueError(f"`fill` must be one of {', '.join(FILLS)} or a colour, got {fill!r}.")
+        if fill not in (*FILLS, "white"):
+            raise ValueError(f"`fill` must be one of {', '.join(FILLS)}, white or a colour, got {fill!r}.")
         if fill == "mean":
             return pixel_values.new_zeros(1, channels, 1, 1)
         if fill == "blur":
             return gaussian_blur(pixel_values)
-        colour = (0.0,) * channels
+        colour = (float(fill == "white"),) * channels
     else:
         colour = check_numbers(fill, "fill")
         if len(colour) != channels or not all(0 <= value <= 1 for value in colour):
             raise ValueError(f"`fill` as a colour needs {channels} numbers in [0, 1], got {colour}.")
+    value = torch.tensor(colour, dtype=torch.float64).view(1, channels, 1, 1)
+    return _normalised(value, fill, image_mean, image_std).to(pixel_values)
+
+
+def random_fill_values(
+    pixel_values: torch.Tensor,
+    fill: str,
+    keys: torch.Tensor,
+    image_mean: Sequence[float] | None = None,
+    image_std: Sequence[float] | None = None,
+) -> torch.Tensor:
+    """
+    Fills that are drawn for every image, as `pixel_values`.
+
+    Args:
+        pixel_values (`torch.Tensor` of shape `(batch_size, channels, height, width)`): Normalised images.
+        fill (`str`): `"noise"` (every channel of every pixel uniform in [0, 1] of the picture) or `"color"` (one such
+            colour per image).
+        keys (`torch.LongTensor` of shape `(batch_size,)`): From [`~hf_explain.tensors.randomness.image_keys`].
+        image_mean, image_std (sequence of `float`, *optional*): The image processor's.
+
+    Returns:
+        `torch.Tensor` of the shape of `pixel_values`, or `(batch_size, channels, 1, 1)` for `"color"`.
+
+    Raises:
+        ValueError: If `fill` is neither, or if `image_mean` and `image_std` are missing or of the wrong length.
+    """
+    check_choice(fill, "fill", RANDOM_FILLS)
+    size, channels, height, width = pixel_values.shape
+    shape = (size, channels, 1, 1) if fill == "color" else (size, channels, height, width)
+    drawn = random_uniform(keys, math.prod(shape[1:])).view(shape)
+    return _normalised(drawn, fill, image_mean, image_std).to(pixel_values)
+
+
+def _normalised(
+    picture: torch.Tensor, fill: Any, image_mean: Sequence[float] | None, image_std: Sequence[float] | None
+) -> torch.Tensor:
+    """A picture in [0, 1] as `pixel_values`."""
+    channels = picture.shape[1]
     if image_mean is None or image_std is None:
         raise ValueError(
             f"`image_mean` and `image_std` are needed for fill={fill!r}: pass the image processor's, or (0, 0, 0) and "
@@ -111,8 +152,8 @@ def fill_values(
             raise ValueError(f"`{name}` must hold {channels} numbers, one per channel, got {len(values)}.")
     if not bool((std > 0).all()):
         raise ValueError(f"`image_std` must be positive, got {tuple(std.tolist())}.")
-    value = (torch.tensor(colour, dtype=torch.float64) - mean) / std
-    return value.to(pixel_values).view(1, channels, 1, 1)
+    mean, std = (values.to(picture).view(1, -1, 1, 1) for values in (mean, std))
+    return (picture - mean) / std
 
 
 def mask_space_fill(mask_space: str) -> str:

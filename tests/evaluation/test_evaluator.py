@@ -188,6 +188,29 @@ def test_a_metric_in_several_ways(classifier, data, tmp_path):
         compute(classifier, data, "auc_d@x")
 
 
+def test_fills_of_the_heads_stand_apart_whatever_the_batches(data, tmp_path):
+    classifier = FrozenClassifier.from_pretrained(save_classifier("vit", tmp_path, seed=2))  # it knows two classes
+    torch.manual_seed(0)
+    head = LCamForSaliency.from_classifier(classifier, variant="img", mask_fills=["blur", "mean"])
+    options = {"metric": "auc_d_fills@all", "metric_options": {"auc_d_fills@all": {"steps": 3}}, "method": None}
+    whole = numbers(compute(head, data, **options, return_columns=True))
+    found = whole["auc_d_fills@all"]
+    assert found["protocol"]["seen_fills"] == found["protocol"]["trained_with"] == ["blur", "mean"]
+    seen = [found[f"auc_d_fill_{fill}"] for fill in ("blur", "mean")]
+    assert found["auc_d_fills_seen"] == pytest.approx(sum(seen) / 2) and "auc_d_fills_unseen" in found
+    assert len(whole["columns"]["auc_d_fills@all/auc_d_fill_photo"]) == 7
+    for batch_size in (1, 3):
+        assert_close(numbers(compute(head, data, **options, return_columns=True, batch_size=batch_size)), whole)
+    fewer = numbers(
+        compute(head, data, **options, return_columns=True, max_examples=3)
+    )  # the photographs are the same
+    for name, column in fewer["columns"].items():
+        assert column == pytest.approx(whole["columns"][name][:3]), name
+    features = LCamForSaliency.from_classifier(classifier, variant="fm")
+    assert (head.config.seen_fills, features.config.seen_fills) == (["blur", "mean"], [])
+    assert LCamForSaliency.from_classifier(classifier, mask_space="normalized").config.seen_fills == ["mean"]
+
+
 def test_loaded_metric_is_taken(classifier, data):
     metric = evaluate.load(hf_explain.metrics.path("auc_d"), "rise")
     result = compute(classifier, data, metric)

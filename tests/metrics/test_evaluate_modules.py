@@ -16,6 +16,7 @@ import torch
 import hf_explain.metrics
 from hf_explain.metrics import functional
 from hf_explain.metrics.module import plain
+from hf_explain.metrics.photographs import Photographs
 
 
 METRICS = sorted(path.name for path in Path(hf_explain.metrics.__file__).parent.glob("*/") if path.name[0] != "_")
@@ -38,12 +39,14 @@ def batch():
         return pixel_values.flatten(1) @ weight.T
 
     predict.patch_size = (4, 4)
+    photographs = torch.randn(9, 3, 8, 8, generator=torch.Generator().manual_seed(1))
     return {
         "predict": predict,
         "pixel_values": torch.randn(7, 3, 8, 8, generator=generator),
         "saliency": torch.rand(7, 4, 4, generator=generator),
         "labels": torch.arange(7) % 4,
         "masks": masks,
+        "photos": Photographs(photographs, predict(photographs), torch.arange(100, 109)),
         **HALF,
     }
 
@@ -217,10 +220,29 @@ def test_auc_d_fills_is_auc_d_three_times(batch):
     assert sum(images) == 7 + 3 * 14 + 1 + 1 + 7
 
 
+def test_fills_that_were_seen_stand_apart(batch):
+    metric = load("auc_d_fills", "all")
+    columns = metric.measure(**batch, steps=5)
+    fills = metric.protocol["fills"]
+    assert fills == ["black", "mean", "blur", "white", "noise", "color", "photo"]
+    found = load("auc_d_fills", "all").compute(**columns, protocol={"seen_fills": ["blur", "black"]})
+    by_fill = {fill: found[f"auc_d_fill_{fill}"] for fill in fills}
+    assert found["auc_d_fills"] == pytest.approx(sum(by_fill.values()) / 7)
+    assert found["auc_d_fills_seen"] == pytest.approx((by_fill["blur"] + by_fill["black"]) / 2)
+    unseen = [by_fill[fill] for fill in ("mean", "white", "noise", "color", "photo")]
+    assert found["auc_d_fills_unseen"] == pytest.approx(sum(unseen) / 5) != found["auc_d_fills_seen"]
+    assert not {"auc_d_fills_seen", "auc_d_fills_unseen"} & set(metric.compute(**columns))  # nobody was trained
+    default = load("auc_d_fills")
+    assert not default.needs_photos({}) and load("auc_d_fills", "all").needs_photos({})
+    assert load("auc_d").needs_photos({"fill": "photo"}) and not load("auc_d").needs_photos({"fill": "noise"})
+    every = default.compute(**default.measure(**batch, steps=5), protocol={"seen_fills": ["black", "mean", "blur"]})
+    assert every["auc_d_fills_seen"] == pytest.approx(every["auc_d_fills"]) and "auc_d_fills_unseen" not in every
+
+
 def test_average_drop_is_the_function(batch):
     metric = load("average_drop", "ttame")
     result = metric.compute(**metric.measure(**batch, percents=(50, 12.5)))
-    inputs = {name: value for name, value in batch.items() if name not in ("masks", "labels")}
+    inputs = {name: value for name, value in batch.items() if name not in ("masks", "labels", "photos")}
     expected = functional.average_drop(**inputs, percents=(50, 12.5), rule="quantile")
     assert result["average_drop"] == result["average_drop_50"]
     for place, percent in enumerate(("50", "12.5")):
@@ -247,7 +269,7 @@ def test_insertion_deletion_is_the_function(batch):
 def test_road_is_the_function(batch):
     metric = load("road", "road")
     result = metric.compute(**metric.measure(**batch, percents=40))
-    inputs = {name: value for name, value in batch.items() if name not in ("masks", *HALF)}
+    inputs = {name: value for name, value in batch.items() if name not in ("masks", "photos", *HALF)}
     expected = functional.road(**inputs, percents=[40], score="accuracy")
     assert result["road"] == pytest.approx(expected.combined.mean().item())
     assert result["morf_curve"] == [result["morf"]] == pytest.approx([expected.morf.mean().item()])
@@ -396,7 +418,12 @@ def test_unknown_metrics_and_presets_are_listed():
         ("road", {"percents": ["half"]}, TypeError, "`percents` must be a list of numbers, got .'half'."),
         ("auc_d", {"fractions": 0.5}, TypeError, "`fractions` must be a list of numbers, got 0.5"),
         ("auc_d", {"grid_size": 7}, TypeError, "`grid_size` must be a list of numbers, got 7"),
-        ("auc_d", {"fill": 3}, ValueError, "`fill` must be one of black, mean, blur or a colour, got 3"),
+        (
+            "auc_d",
+            {"fill": 3},
+            ValueError,
+            "`fill` must be one of black, mean, blur, white, noise, color, photo or a colour, got 3",
+        ),
         ("road", {"percents": 100}, ValueError, r"must lie in \(0, 100\)"),
         ("auc_d", {"score": "accuracy", "labels": None}, ValueError, "`labels` are needed for score='accuracy'"),
         ("auc_d", {"predict": lambda x: x.mean((1, 2, 3))[:, None]}, ValueError, "need logits of at least 2 classes"),

@@ -10,6 +10,7 @@ from hf_explain.methods.controls import centre_maps, random_maps
 from hf_explain.metrics import engine
 from hf_explain.metrics.functional import (
     PRESETS,
+    Photographs,
     auc,
     auc_d,
     auc_d_fills,
@@ -409,6 +410,8 @@ def test_presets_run(setting, metric, name):
     options = dict(PRESETS[metric][name])
     if options.get("score") == "accuracy":
         options["labels"] = torch.arange(8) % 4
+    if "photo" in options.get("fills", ()):
+        options["photos"] = Photographs(pixel_values, predict(pixel_values), torch.arange(8))
     options |= {} if metric == "road" else HALF
     protocol = function(predict, pixel_values, saliency, **options).protocol
     for key, value in PRESETS[metric][name].items():
@@ -548,7 +551,7 @@ def test_patches_are_those_of_a_classifier_that_has_some(setting):
         ({"score": "accuracy", "labels": torch.full((8,), 4)}, "`labels` 4 is out of range: there are 4 classes"),
         ({"score": "probability", "target": -1}, "`target` -1 is out of range"),
         ({"score": "probability", "target": torch.rand(8)}, "`target` must hold one class index per image"),
-        ({"fill": "white"}, "`fill` must be one of"),
+        ({"fill": "grey"}, "`fill` must be one of"),
         ({"fill": "black"}, "`image_mean` and `image_std` are needed"),
         ({"orders": ("up",)}, r"`orders` must be some of positive, negative, got \('up',\)"),
         ({"rounding": "up"}, "`rounding` must be one of"),

@@ -13,6 +13,7 @@ from hf_explain.tensors.perturbation import (
     keep_top,
     mask_space_fill,
     pixel_counts,
+    random_fill_values,
     rank_pixels,
 )
 from hf_explain.tensors.randomness import image_keys, random_bits, random_normal, random_uniform
@@ -116,6 +117,28 @@ def test_colour_and_mean(images):
     assert torch.equal(grey, fill_values(images, (1, 0.5, 0.25), (0.5,) * 3, (0.25,) * 3))
 
 
+def test_white_and_what_is_drawn_for_every_image(images):
+    white = fill_values(images, "white", MEAN, STD)
+    assert torch.equal(white, fill_values(images, (1, 1, 1), MEAN, STD))
+    keys = image_keys(images, torch.arange(len(images)))
+    noise = random_fill_values(images, "noise", keys, (0,), (1,))
+    assert noise.shape == images.shape and 0 <= noise.min() and noise.max() < 1
+    assert noise.mean().item() == pytest.approx(0.5, abs=0.02)
+    assert noise.var().item() == pytest.approx(1 / 12, abs=0.01)
+    color = random_fill_values(images, "color", keys, (0,), (1,))
+    assert color.shape == (len(images), 3, 1, 1) and len(color.unique()) == color.numel()
+    for fill in ("noise", "color"):
+        whole = random_fill_values(images, fill, keys, MEAN, STD)
+        assert torch.allclose(whole, normalized(random_fill_values(images, fill, keys, (0,), (1,))), atol=1e-6)
+        alone = [random_fill_values(images[i : i + 1], fill, keys[i : i + 1], MEAN, STD) for i in range(len(images))]
+        assert torch.equal(torch.cat(alone), whole)
+        assert not torch.equal(random_fill_values(images, fill, image_keys(images, seed=1), MEAN, STD), whole)
+    with pytest.raises(ValueError, match="`fill` must be one of noise, color, got 'black'"):
+        random_fill_values(images, "black", keys)
+    with pytest.raises(ValueError, match="`image_mean` and `image_std` are needed for fill='noise'"):
+        random_fill_values(images, "noise", keys)
+
+
 def folded_gaussian(kernel_size, sigma):
     """A discrete delta smoothed by a 4σ Gaussian inside a reflecting window, one place after the other."""
     radius, line = int(4 * sigma + 0.5), [0.0] * kernel_size
@@ -142,7 +165,8 @@ def test_blur_is_a_2d_convolution_with_the_folded_kernel(images, kernel_size, si
 @pytest.mark.parametrize(
     "arguments,message",
     [
-        (("white",), "`fill` must be one of black, mean, blur or a colour, got 'white'"),
+        (("noise",), "`fill` must be one of black, mean, blur, white or a colour, got 'noise'"),
+        (("white",), "`image_mean` and `image_std` are needed for fill='white'"),
         (((0, 0),), r"`fill` as a colour needs 3 numbers in \[0, 1\], got \(0.0, 0.0\)"),
         (((0, 0, 255),), r"needs 3 numbers in \[0, 1\]"),
         (("black",), "`image_mean` and `image_std` are needed for fill='black'"),

@@ -20,6 +20,11 @@ class LCamConfig(MaskTrainedConfig):
 
     variant: str = "img"
 
+    @property
+    def seen_fills(self) -> list[str]:
+        """As for every head; `"fm"` masks no pixels."""
+        return super().seen_fills if self.variant == "img" else []
+
     def validate_explainer(self) -> None:
         super().validate_explainer()
         if self.variant not in ("img", "fm"):

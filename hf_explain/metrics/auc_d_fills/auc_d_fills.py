@@ -2,17 +2,19 @@
 
 import datasets
 import evaluate
+import torch
 
+from hf_explain.metrics.engine import EVERY_FILL
 from hf_explain.metrics.functional import PRESETS, auc_d_fills, step_fractions
 from hf_explain.metrics.module import SaliencyMetric
 from hf_explain.metrics.number import Number
-from hf_explain.tensors.perturbation import FILLS
 
 
 _DESCRIPTION = """
 AUC-D with several fills: what is removed becomes black, the mean colour, and a blur of the image, in turn. Which map
-wins by AUC-D often depends on the fill, and explainers trained by masking know the one they were trained with; the
-mean of the three does not take one fill's word for it. A map of random numbers gives about 0; higher is better.
+wins by AUC-D often depends on the fill, and explainers trained by masking know those they were trained with; the mean
+of several does not take one fill's word for it, and fills that no explainer was trained with stand apart. A map of
+random numbers gives about 0; higher is better.
 """
 
 _KWARGS_DESCRIPTION = """
@@ -21,10 +23,13 @@ Args:
     auc_d_fill_black (`list` of `float`): AUC-D of each image, removed pixels black.
     auc_d_fill_mean (`list` of `float`): The same, removed pixels of the mean colour.
     auc_d_fill_blur (`list` of `float`): The same, removed pixels blurred.
+    auc_d_fill_white, auc_d_fill_noise, auc_d_fill_color, auc_d_fill_photo (`list` of `float`): The same, removed
+        pixels white, uniform noise, one random colour per image, another photograph; of the preset `all`.
 
 Returns:
-    `dict`: `auc_d_fills`, `auc_d_fill_black`, `auc_d_fill_mean` and `auc_d_fill_blur` (means over images), an
-    `_interval` of each, `num_images` and `protocol`.
+    `dict`: `auc_d_fills` and one number for every fill (means over images); where the protocol names `seen_fills`, the
+    mean over those, `auc_d_fills_seen`, and over the others, `auc_d_fills_unseen`; an `_interval` of each,
+    `num_images` and `protocol`.
 
 Examples:
     >>> import evaluate
@@ -53,19 +58,24 @@ _CITATION = """
 
 
 class AucDFills(SaliencyMetric):
-    """AUC-D with several fills: presets `default`, `patch`."""
+    """AUC-D with several fills: presets `default`, `patch`, `all`."""
 
     metric_name = "auc_d_fills"
     numbers = (
-        Number("auc_d_fills", "AUC-D over three fills", True, "points", heading="AUC-D, three fills"),
-        *(Number(f"auc_d_fill_{fill}", f"AUC-D with {fill}", True, "points", f"AUC-D, {fill}") for fill in FILLS),
+        Number("auc_d_fills", "AUC-D over several fills", True, "points", heading="AUC-D, fills"),
+        *(Number(f"auc_d_fill_{fill}", f"AUC-D with {fill}", True, "points", f"AUC-D, {fill}") for fill in EVERY_FILL),
+        *(
+            Number(f"auc_d_fills_{kind}", f"AUC-D over {kind} fills", True, "points", heading=f"AUC-D, {kind} fills")
+            for kind in ("seen", "unseen")
+        ),
     )
     presets = PRESETS["auc_d_fills"]
-    inputs = ("target", "labels", "logits", "image_ids", "image_mean", "image_std")
+    inputs = ("target", "labels", "logits", "image_ids", "image_mean", "image_std", "photos")
     options = ("fractions", "steps", "score", "rounding", "grid_size", "grid", "normalize", "seed")
 
     def _info(self):
-        names = ("auc_d_fills", *(f"auc_d_fill_{fill}" for fill in FILLS))
+        fills = self.presets[self.config_name]["fills"]
+        names = ("auc_d_fills", *(f"auc_d_fill_{fill}" for fill in fills))
         return evaluate.MetricInfo(
             description=_DESCRIPTION,
             citation=_CITATION,
@@ -83,4 +93,11 @@ class AucDFills(SaliencyMetric):
         return {"auc_d_fills": result.auc_d_fills, **columns}, result.protocol
 
     def _summarize(self, columns, protocol):
-        return dict(columns), {}, {}
+        scalars, seen = dict(columns), protocol.get("seen_fills") or []
+        apart: dict[str, list[torch.Tensor]] = {"seen": [], "unseen": []}
+        for fill in protocol["fills"]:
+            apart["seen" if fill in seen else "unseen"].append(columns[f"auc_d_fill_{fill}"])
+        if seen:
+            means = {kind: torch.stack(found).mean(0) for kind, found in apart.items() if found}
+            scalars |= {f"auc_d_fills_{kind}": mean for kind, mean in means.items()}
+        return scalars, {}, {}

@@ -66,7 +66,7 @@ class InsertionDeletion(SaliencyMetric):
         Number("deletion_auc", "deletion AUC", False, heading="deletion"),
     )
     presets = PRESETS["insertion_deletion"]
-    inputs = ("target", "logits", "image_ids", "image_mean", "image_std")
+    inputs = ("target", "logits", "image_ids", "image_mean", "image_std", "photos")
     options = ("steps", "deletion_fill", "insertion_fill", "grid", "seed")
 
     def _info(self):
