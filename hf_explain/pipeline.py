@@ -333,12 +333,12 @@ class SaliencyPipeline(Pipeline):
         _check_options(explain, name, options)
         own = [targets is None for targets in asked]
         features = None if head is None else head.forward_features(pixel_values)
+        classes: list[Any] = list(asked)
         if head is None and top_k == 1 and all(own):
             # the method's own pass finds the top classes
             outputs: list[SaliencyOutput] = [explain(classifier, pixel_values, None, **options)]
             classes, rounds = outputs[0].target[:, None].tolist(), [list(range(len(asked)))]
         else:
-            classes: list[Any] = list(asked)
             if any(own):
                 logits = classifier(pixel_values) if features is None else features.logits
                 top = logits.topk(min(top_k, classifier.num_labels), dim=1).indices.tolist()

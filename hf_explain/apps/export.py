@@ -126,6 +126,7 @@ def export_saliency(output_dir: str | os.PathLike, args: ExportArguments) -> dic
             **args.classes,
             pipeline_class=_ExportPipeline,
         )
+    pipe.classifier.check_texts()
     read_label = None
     if source.label_column is not None:
         read_label = LabelReader(source.features.get(source.label_column), pipe.classifier.config)

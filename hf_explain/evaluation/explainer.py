@@ -135,6 +135,7 @@ def resolve_explainer(
             "`model_or_pipeline` must be a saliency pipeline, a head, a classifier or the name of one, "
             f"got {type(model_or_pipeline).__name__}."
         )
+    classifier.check_texts()
     processor = processor or classifier.image_processor
     if processor is None:
         named = classifier.name_or_path or type(classifier.model).__name__

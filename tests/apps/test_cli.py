@@ -59,7 +59,7 @@ def test_texts_as_classes(images, tmp_path, capsys):
     texts = {"candidate_labels": ["cat", "remote control"], "hypothesis_template": "a {}"}
     assert results["classifier"]["classifier_texts"] == texts and results["classifier"]["num_labels"] == 2
     capsys.readouterr()
-    assert main(words) == 1
+    assert main([*words, "-o", str(tmp_path / "others")]) == 1
     assert "`candidate_labels` are missing" in capsys.readouterr().err
 
 
