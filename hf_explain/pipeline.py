@@ -12,8 +12,7 @@ import numpy as np
 import torch
 from PIL import Image
 from torch.utils.data import Dataset
-from transformers import Pipeline, dynamic_module_utils, pipeline
-from transformers.models.auto.auto_factory import _BaseAutoModelClass
+from transformers import Pipeline, pipeline
 from transformers.pipelines import PIPELINE_REGISTRY
 
 from hf_explain.classifiers.frozen_classifier import FrozenClassifier
@@ -29,6 +28,7 @@ from hf_explain.io.image_processor import (
     to_pixel_values,
 )
 from hf_explain.io.images import is_image_cell, load_rgb
+from hf_explain.io.transformers_names import _BaseAutoModelClass, dynamic_module_utils
 from hf_explain.methods.common import class_probabilities
 from hf_explain.registry import DEFAULT_METHOD, load_model, resolve_method
 from hf_explain.tensors.maps import CropGeometry, uncrop

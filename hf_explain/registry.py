@@ -9,8 +9,6 @@ from dataclasses import dataclass
 from typing import Any
 
 from transformers import AutoConfig, AutoModel
-from transformers.models.auto.auto_factory import _BaseAutoModelClass, _LazyAutoMapping
-from transformers.models.auto.configuration_auto import CONFIG_MAPPING_NAMES
 
 from hf_explain.classifiers.frozen_classifier import FrozenClassifier
 from hf_explain.heads import lcam, scan, ttame
@@ -18,6 +16,7 @@ from hf_explain.heads.configuration_explainer import ExplainerConfig
 from hf_explain.heads.entry import Head
 from hf_explain.heads.modeling_explainer import ExplainerPreTrainedModel
 from hf_explain.io.downloads import HUB_OPTIONS, read_config, whole_downloads
+from hf_explain.io.transformers_names import CONFIG_MAPPING_NAMES, _BaseAutoModelClass, _LazyAutoMapping
 from hf_explain.methods.attention import (
     attention_guided_cam,
     legrad,

@@ -2,6 +2,7 @@
 """Time the package against named baselines, in one run, as ratios.
 
     python scripts/benchmark.py                       # everything, ResNet-50 and ViT-B/16 shapes, random weights
+    python scripts/benchmark.py --only onnx --shapes resnet-50 convnext-tiny vit-b-16 deit-b-16
     python scripts/benchmark.py --only lcam --repeats 9
 
 Each case runs `ours` and `baseline` in turn, A B A B ..., and prints the median of the pairwise ratios: machine speed
@@ -26,11 +27,18 @@ from functools import partial
 import torch
 from PIL import Image
 from torch import nn
-from transformers import AutoModelForImageClassification, ResNetConfig, ViTConfig, pipeline
-from transformers.models.auto.image_processing_auto import AutoImageProcessor
+from transformers import (
+    AutoModelForImageClassification,
+    ConvNextConfig,
+    DeiTConfig,
+    ResNetConfig,
+    ViTConfig,
+    pipeline,
+)
 
 import hf_explain
 from hf_explain import FrozenClassifier, LCamForSaliency, ScanForSaliency, TTameForSaliency
+from hf_explain.io.transformers_names import AutoImageProcessor
 from hf_explain.metrics import functional as metrics
 from hf_explain.registry import METHODS
 
@@ -44,7 +52,12 @@ PROCESSOR = {
     "image_mean": [0.485, 0.456, 0.406],
     "image_std": [0.229, 0.224, 0.225],
 }
-SHAPES = {"resnet-50": lambda: ResNetConfig(num_labels=1000), "vit-b-16": lambda: ViTConfig(num_labels=1000)}
+SHAPES = {
+    "resnet-50": lambda: ResNetConfig(num_labels=1000),
+    "vit-b-16": lambda: ViTConfig(num_labels=1000),
+    "convnext-tiny": lambda: ConvNextConfig(num_labels=1000),
+    "deit-b-16": lambda: DeiTConfig(num_labels=1000, architectures=["DeiTForImageClassification"]),
+}
 
 
 @dataclass
@@ -119,7 +132,7 @@ class Bench:
         self.results.append(result)
         bar = "" if at_most is None else f"   bar {at_most:.2f} {'ok' if result.ratio <= at_most else 'MISSED'}"
         print(
-            f"{self.shape:10s} {case:32s} {result.ratio:6.3f}x of {baseline} "
+            f"{self.shape:13s} {case:32s} {result.ratio:6.3f}x of {baseline} "
             f"({result.ours_ms:.0f} / {result.baseline_ms:.0f} ms){bar}",
             flush=True,
         )
@@ -570,7 +583,7 @@ def main() -> None:
 
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--only", nargs="+", choices=CASES, default=list(CASES), help="cases to run")
-    parser.add_argument("--shapes", nargs="+", choices=SHAPES, default=list(SHAPES), help="classifier shapes")
+    parser.add_argument("--shapes", nargs="+", choices=SHAPES, default=list(SHAPES)[:2], help="classifiers")
     parser.add_argument("--batch_size", type=int, default=8)
     parser.add_argument("--repeats", type=int, default=7)
     parser.add_argument("--output", help="JSON file to write")

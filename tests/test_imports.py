@@ -1,6 +1,9 @@
 """Imports go one way: a file imports only from rooms below its own, read from the source without running it."""
 
 import ast
+import importlib
+import sys
+import types
 from pathlib import Path
 
 import pytest
@@ -87,6 +90,26 @@ def test_no_circle():
 
     for file in FILES:
         visit(file, [])
+
+
+def test_only_one_file_knows_what_transformers_does_not_promise():
+    """Names with an underscore, and modules that its documentation does not import from."""
+    inner = ("transformers.models", "transformers.dynamic_module_utils", "transformers.initialization")
+    for file in FILES:
+        if file == "io/transformers_names.py":
+            continue
+        for node in ast.walk(ast.parse((PACKAGE / file).read_text(encoding="utf-8"))):
+            if isinstance(node, ast.ImportFrom) and node.module.split(".")[0] == "transformers":
+                for name in (f"{node.module}.{alias.name}" for alias in node.names):
+                    assert "._" not in name and not name.startswith(inner), f"hf_explain/{file}:{node.lineno}: {name}"
+
+
+def test_a_name_that_transformers_lost_is_told(monkeypatch):
+    for name in ("transformers.models.auto.auto_factory", "hf_explain.io.transformers_names"):
+        monkeypatch.setitem(sys.modules, name, types.ModuleType(name))
+    monkeypatch.delitem(sys.modules, "hf_explain.io.transformers_names")
+    with pytest.raises(ImportError, match=r"Transformers 5\S+ lacks .*_BaseAutoModelClass.*; install one that"):
+        importlib.import_module("hf_explain.io.transformers_names")
 
 
 @pytest.mark.parametrize("file", FILES)

@@ -14,8 +14,9 @@ import torch
 from PIL import Image
 from safetensors.torch import save_file
 from torch import nn
-from transformers.models.auto.image_processing_auto import AutoImageProcessor
 from transformers.utils import ModelOutput
+
+from hf_explain.io.transformers_names import AutoImageProcessor
 
 
 # `datasets` waits 5 s after a pass over several shards, for a pyarrow that may crash when a process ends just then

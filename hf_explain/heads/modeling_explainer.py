@@ -11,7 +11,6 @@ from typing import Any, ClassVar, Self
 import torch
 from torch import nn
 from transformers import PreTrainedConfig, PreTrainedModel
-from transformers import initialization as init
 from transformers.utils import can_return_tuple, logging
 
 from hf_explain.classifiers.features import ClassifierFeatures
@@ -24,6 +23,7 @@ from hf_explain.io.downloads import HUB_OPTIONS, check_downloads, check_shapes, 
 from hf_explain.io.files import write_directory
 from hf_explain.io.image_processor import load_image_processor
 from hf_explain.io.paths import base_name, is_hub_id, portable_name, resolved_name
+from hf_explain.io.transformers_names import initialization as init
 from hf_explain.tensors.maps import check_finite, min_max
 from hf_explain.tensors.outputs import SaliencyOutput
 

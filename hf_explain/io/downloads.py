@@ -26,10 +26,10 @@ from huggingface_hub.errors import (
 from huggingface_hub.file_download import repo_folder_name
 from safetensors import SafetensorError, safe_open
 from transformers.utils import logging
-from transformers.utils.hub import cached_file, extract_commit_hash
 
 from hf_explain.io.files import read_json_file
 from hf_explain.io.paths import check_source
+from hf_explain.io.transformers_names import cached_file, extract_commit_hash
 
 
 logger = logging.get_logger(__name__)

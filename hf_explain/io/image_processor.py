@@ -11,14 +11,11 @@ import numpy as np
 import torch
 from PIL import Image
 from transformers.image_utils import ChannelDimension
-
-# not from the top level: transformers 5.17 hands out a placeholder there that demands torchvision
-from transformers.models.auto.image_processing_auto import AutoImageProcessor
 from transformers.utils import logging
-from transformers.utils.hub import cached_file
 
 from hf_explain.io.downloads import UntrustedCodeError, check_sizes, no_code_of_its_own
 from hf_explain.io.files import read_json_file
+from hf_explain.io.transformers_names import AutoImageProcessor, cached_file
 
 
 # a picture of this side takes 200 MB as `pixel_values`

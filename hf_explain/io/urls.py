@@ -37,7 +37,7 @@ def download(url: str, timeout: float | None = None) -> bytes:
         ValueError: If the server refuses, sends more, takes longer, or redirects more than 5 times or to where it may
             not.
     """
-    from transformers.image_utils import httpx  # whichever of httpx and its successor Transformers uses
+    from hf_explain.io.transformers_names import httpx  # slow to import
 
     seconds = MAX_SECONDS if timeout is None else timeout
     with _Deadline(seconds) as deadline:

@@ -21,10 +21,10 @@ from transformers import (
     AutoModel,
     pipeline,
 )
-from transformers.models.auto.image_processing_auto import AutoImageProcessor
 
 from hf_explain import AutoModelForSaliency, LCamForSaliency
 from hf_explain.cli import main
+from hf_explain.io.transformers_names import AutoImageProcessor
 from hf_explain.metrics import path as metric_path
 from hf_explain.publish.hub import METRICS as METRIC_FOLDER
 from hf_explain.publish.hub import plan_explainer, push_explainer

@@ -7,8 +7,8 @@ import pytest
 import torch
 from PIL import Image
 from testing_common import IMAGENET_MEAN, IMAGENET_STD
-from transformers.models.auto.image_processing_auto import AutoImageProcessor
 
+from hf_explain.io.transformers_names import AutoImageProcessor
 from hf_explain.tensors.maps import (
     CropGeometry,
     grid_to_tokens,
