@@ -13,11 +13,10 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 from transformers import AutoTokenizer
-from transformers.models.auto.modeling_auto import MODEL_FOR_ZERO_SHOT_IMAGE_CLASSIFICATION_MAPPING_NAMES
-from transformers.utils.hub import cached_file
 
 from hf_explain.classifiers.hooked_layers import pair
 from hf_explain.io.downloads import UntrustedCodeError, hub_errors, no_code_of_its_own
+from hf_explain.io.transformers_names import MODEL_FOR_ZERO_SHOT_IMAGE_CLASSIFICATION_MAPPING_NAMES, cached_file
 
 
 # Of Transformers' `pipeline("zero-shot-image-classification")`
