@@ -17,6 +17,7 @@ from hf_explain.methods.controls import centre_maps, random_maps
 from hf_explain.metrics.functional import auc_d
 from hf_explain.metrics.presets import PRESETS
 from hf_explain.metrics.statistics import bootstrap_interval
+from hf_explain.tensors.perturbation import rank_correlation
 
 
 # Stated in every result. Rank correlations lie in [-1, 1]; gains are of AUC-D over a random map's.
@@ -194,12 +195,8 @@ def similarity(maps: list[torch.Tensor], others: list[torch.Tensor]) -> float:
     Args:
         maps, others (list of `torch.Tensor` of shape `(batch_size, height, width)`): Batches of maps.
     """
-    found = []
-    for one, other in zip(maps, others, strict=True):
-        one, other = (_ranks(entry) for entry in (one, other))
-        norm = one.norm(dim=1) * other.norm(dim=1)
-        found.append(torch.where(norm > 0, (one * other).sum(1) / norm.clamp(min=1e-12), 0.0))
-    return torch.cat(found).mean().item()
+    pairs = zip(maps, others, strict=True)
+    return torch.cat([rank_correlation(*map(_places, pair)) for pair in pairs]).mean().item()
 
 
 def redraw_from_the_top(model: nn.Module, seed: int = 0):
@@ -232,14 +229,11 @@ def redraw_from_the_top(model: nn.Module, seed: int = 0):
             yield redrawn
 
 
-def _ranks(maps: torch.Tensor) -> torch.Tensor:
-    """Ranks of the places of each map, ties sharing their mean rank, centred; shape `(batch_size, places)`."""
+def _places(maps: torch.Tensor) -> torch.Tensor:
+    """The values of each map, of large ones means over a grid; shape `(batch_size, places)`."""
     if max(maps.shape[-2:]) > _SIDE:
         maps = F.adaptive_avg_pool2d(maps[:, None], (min(_SIDE, maps.shape[-2]), min(_SIDE, maps.shape[-1])))[:, 0]
-    values = maps.flatten(1).double().contiguous()
-    ordered = values.sort(dim=1).values
-    ranks = (torch.searchsorted(ordered, values) + torch.searchsorted(ordered, values, right=True)).double() / 2
-    return ranks - ranks.mean(1, keepdim=True)
+    return maps.flatten(1).double()
 
 
 def _judge(checks) -> dict[str, Any]:

@@ -46,8 +46,9 @@ from hf_explain.tensors.perturbation import (
     mask_space_fill,
     pixel_counts,
     spread_cells,
+    tied_ranks,
 )
-from hf_explain.tensors.scalars import check_numbers, check_percent
+from hf_explain.tensors.scalars import check_choice, check_numbers, check_percent
 from hf_explain.tensors.sharing import sharing
 
 
@@ -78,6 +79,7 @@ __all__ = [
 ]
 
 ORDERS = ("positive", "negative")
+SCALES = ("map", "rank")
 _AUC_D, _FILLS, _DROP, _INSERTION = (
     PRESETS[name]["default"] for name in ("auc_d", "auc_d_fills", "average_drop", "insertion_deletion")
 )
@@ -594,6 +596,7 @@ def average_drop(
     percents: Sequence[float] = _DROP["percents"],
     rule: str = _DROP["rule"],
     mask_space: str = _DROP["mask_space"],
+    scale: str = "map",
     image_mean: Sequence[float] | None = None,
     image_std: Sequence[float] | None = None,
     grid: Grid = "pixel",
@@ -614,6 +617,9 @@ def average_drop(
         AD(v) = 100 mean(max(0, p − p') / p)
         IC(v) = 100 mean([p' > p])
 
+    With `scale="rank"` the map's value `L_i` among its `n` is replaced by `(|{j: L_j < L_i}| + |{j: L_j ≤ L_i}| − 1) /
+    (2 (n − 1))`.
+
     Source: Grad-CAM++ (https://huggingface.co/papers/1710.11063), section 4.1; v from L-CAM (ECCV-W 2022) and T-TAME
     (IEEE Access 2024).
 
@@ -626,6 +632,10 @@ def average_drop(
         rule (`str`, *optional*, defaults to `"ceil"`): See [`~hf_explain.tensors.perturbation.keep_top`].
         mask_space (`str`, *optional*, defaults to `"pixel"`): Multiply the [0, 1] picture (masked goes black) or, with
             `"normalized"`, `pixel_values` (masked goes to the mean colour).
+        scale (`str`, *optional*, defaults to `"map"`): What the image is multiplied by: the map itself, as published,
+            which a brighter map wins; or, with `"rank"`, the rank of each of its values, from 0 to 1 in equal steps,
+            so that all maps have the same histogram and only their order counts. Equal values share the mean of their
+            ranks: a constant map is 1/2 everywhere.
         image_mean, image_std (sequence of `float`, *optional*): The image processor's, needed for `"pixel"`.
         grid, logits, seed, image_ids, max_batch, max_bytes: As in [`perturbation_curves`].
 
@@ -661,6 +671,10 @@ def average_drop(
     ranks = saliency_ranks(saliency, pixel_values, image_ids, seed, cells) if rule == "ceil" else None
     # The values kept, and the quantiles, are those of the resize every head and method uses
     values = full_size_saliency(saliency, pixel_values, at_most_one=True, exact_ties=False, cells=cells)
+    if check_choice(scale, "scale", SCALES) == "rank":
+        # of the resize that ties exactly
+        exact = full_size_saliency(saliency, pixel_values, at_most_one=True, cells=cells)
+        values = (tied_ranks(exact.flatten(1)) / max(1, exact[0].numel() - 1)).view(exact.shape).to(values)
     kept = torch.stack([keep_top(values, percent, rule, ranks) for percent in percents], dim=1)
     kept = spread_cells(kept, pixel_values.shape[-2:])
 
@@ -687,6 +701,7 @@ def average_drop(
         "percents": list(percents),
         "rule": rule,
         "mask_space": mask_space,
+        "scale": scale,
         **grid_protocol(grid, cells),
         "image_size": list(pixel_values.shape[-2:]),
         "seed": seed,

@@ -79,6 +79,8 @@ PRESETS: dict[str, dict[str, dict[str, Any]]] = {
         "lcam": _LCAM,
         "ttame": {**_LCAM, "rule": "quantile"},
         "patch": {**_LCAM, **_PATCH},
+        # ours: as the default, of the order of a map's values alone
+        "rank": {**_LCAM, "scale": "rank"},
     },
     "insertion_deletion": {"default": _RISE, "rise": _RISE, "patch": {**_RISE, **_PATCH}},
     "pointing": {"default": {"margin": 0}, "excitation_backprop": {"margin": 15}},

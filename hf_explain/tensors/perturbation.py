@@ -211,6 +211,37 @@ def rank_pixels(saliency: torch.Tensor, keys: torch.Tensor) -> torch.Tensor:
     return torch.empty_like(order).scatter_(1, order, places).view(saliency.shape)
 
 
+def tied_ranks(values: torch.Tensor) -> torch.Tensor:
+    """
+    The place of every value in the rising order of its row, from 0; equal values share the mean of their places.
+
+    Args:
+        values (`torch.Tensor` of shape `(batch_size, count)`): Finite numbers.
+
+    Returns:
+        `torch.DoubleTensor` of shape `(batch_size, count)`; the mean of every row is `(count - 1) / 2`.
+    """
+    values = values.contiguous()
+    ordered = values.sort(dim=1).values
+    first, behind = (torch.searchsorted(ordered, values, right=right) for right in (False, True))
+    return (first + behind - 1).double() / 2
+
+
+def rank_correlation(values: torch.Tensor, others: torch.Tensor) -> torch.Tensor:
+    """
+    Spearman's rank correlation, row by row; 0 where one of the two is constant.
+
+    Args:
+        values, others (`torch.Tensor` of shape `(batch_size, count)`): Finite numbers.
+
+    Returns:
+        `torch.DoubleTensor` of shape `(batch_size,)`, in [-1, 1].
+    """
+    one, other = (tied_ranks(rows) - (rows.shape[1] - 1) / 2 for rows in (values, others))
+    norm = one.norm(dim=1) * other.norm(dim=1)
+    return torch.where(norm > 0, (one * other).sum(1) / norm.clamp(min=1e-12), 0.0)
+
+
 def _argsort(values: torch.Tensor) -> torch.Tensor:
     """Rows of integers in rising order; on a CPU by NumPy, whose sort is twice as fast as PyTorch's."""
     if values.device.type != "cpu":

@@ -52,7 +52,7 @@ def test_command_writes_everything_and_keeps_what_works(directories, tmp_path, c
     table = (out / "table.md").read_text()
     # one column for each number, with the field's names: AD at 100 % is the average drop itself
     heading = next(line for line in table.splitlines() if line.startswith("| explainer"))
-    assert [heading.count(name) for name in ("AD 100", "IC 50", "| AUC-D", "drop", "area")] == [1, 1, 1, 0, 0]
+    assert [heading.count(name) for name in ("AD 100", "IC 50", "| AUC-D", "drop", "area 50")] == [1, 1, 1, 0, 1]
     assert table in captured.out and "| raw_attention | failed: " in table and "| lcam | 6 | " in table
     results = json.loads((out / "results.json").read_text())
     found = results["explainers"]

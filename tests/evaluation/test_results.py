@@ -95,7 +95,7 @@ def test_columns_are_the_numbers_with_the_main_one_first():
         ("auc_d", "positive_auc", "positive AUC"),
         ("average_drop", "average_drop", "AD"),
         ("average_drop", "average_drop_50", "AD 50"),
-        ("average_drop", "mask_area_50", "mask area 50"),
+        ("average_drop", "mask_area_50", "area 50"),
     ]
     once = [one.key for one in comparison.distinct_columns()]
     assert once == ["auc_d", "positive_auc", "average_drop_50", "mask_area_50"]

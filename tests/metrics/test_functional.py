@@ -181,6 +181,30 @@ def test_average_drop_by_hand():
     assert other.average_drop.tolist() == [0, 0] and other.increase_in_confidence.tolist() == [100, 100]
 
 
+def test_average_drop_by_rank_by_hand():
+    """The order 0.9, 0.4, 0.3, 0.1 is 1, 2/3, 1/3, 0, whatever the values."""
+    sigmoid = lambda total: 1 / (1 + math.exp(1.5 - total))  # noqa: E731
+    for power in (1, 3):
+        changed = {**BY_HAND, "saliency": BY_HAND["saliency"] ** power}
+        result = average_drop(sum_classifier, **changed, percents=(100, 50), scale="rank")
+        expected = [sigmoid(2 * 1 + 2 / 3 + 1 / 3), sigmoid(2 * 1 + 2 / 3)]
+        assert result.kept_probability.tolist() == [pytest.approx(expected)]
+        assert result.area.tolist() == [pytest.approx([1 / 2, (1 + 2 / 3) / 4])]
+        assert result.protocol["scale"] == "rank"
+    tied = {**BY_HAND, "saliency": torch.tensor([[[0.4, 0.4], [0.1, 0.4]]])}  # three share places 1, 2 and 3
+    result = average_drop(sum_classifier, **tied, percents=[100], scale="rank")
+    assert result.kept_probability.item() == pytest.approx(sigmoid(4 * 2 / 3))
+    constant = average_drop(
+        sum_classifier, **{**BY_HAND, "saliency": torch.ones(1, 1, 1)}, percents=[100], scale="rank"
+    )
+    assert constant.kept_probability.item() == pytest.approx(sigmoid(4 / 2))
+    # in cells: two columns of means 0.5 and 0.35
+    cells = average_drop(sum_classifier, **BY_HAND, percents=[100], scale="rank", grid=(1, 2))
+    assert cells.kept_probability.item() == pytest.approx(sigmoid(2))
+    with pytest.raises(ValueError, match="`scale` must be one of map, rank, got 'order'"):
+        average_drop(sum_classifier, **BY_HAND, scale="order")
+
+
 def test_an_unchanged_probability_is_no_increase():
     result = average_drop(sum_classifier, **{**BY_HAND, "saliency": torch.ones(1, 2, 2)}, percents=[100])
     assert result.increase.tolist() == [[False]] and result.drop.tolist() == [[0]]

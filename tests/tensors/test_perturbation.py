@@ -14,7 +14,9 @@ from hf_explain.tensors.perturbation import (
     mask_space_fill,
     pixel_counts,
     random_fill_values,
+    rank_correlation,
     rank_pixels,
+    tied_ranks,
 )
 from hf_explain.tensors.randomness import image_keys, random_bits, random_normal, random_uniform
 
@@ -184,6 +186,15 @@ def test_bad_blur(images):
         gaussian_blur(images, 4)
     with pytest.raises(ValueError, match="`sigma` must be above 0 and finite, got 0"):
         gaussian_blur(images, 5, 0)
+
+
+def test_ranks_and_their_correlation_by_hand():
+    values = torch.tensor([[3.0, 1.0, 2.0, 2.0], [5.0, 5.0, 5.0, 5.0]])
+    assert tied_ranks(values).tolist() == [[3, 0, 1.5, 1.5], [1.5] * 4]
+    others = torch.tensor([[4.0, 1.0, 3.0, 2.0], [1.0, 2.0, 3.0, 4.0]])
+    # ranks less their mean: (1.5, -1.5, 0, 0) and (1.5, -1.5, 0.5, -0.5)
+    assert rank_correlation(values, others).tolist() == pytest.approx([4.5 / math.sqrt(4.5 * 5), 0])
+    assert rank_correlation(others[:1], -others[:1]).tolist() == pytest.approx([-1])
 
 
 @pytest.mark.parametrize("mask_space", ["pixel", "normalized"])

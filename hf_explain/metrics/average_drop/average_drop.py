@@ -52,17 +52,17 @@ _CITATION = """
 
 
 class AverageDrop(SaliencyMetric):
-    """Average drop, increase in confidence and mean mask area: presets `default`, `lcam`, `ttame`, `patch`."""
+    """Average drop, increase in confidence and mean mask area: presets `default`, `lcam`, `ttame`, `patch`, `rank`."""
 
     metric_name = "average_drop"
     numbers = (
         Number("average_drop", "average drop", False, "%", heading="AD", per_percent=True),
         Number("increase_in_confidence", "increase in confidence", True, "%", heading="IC", per_percent=True),
-        Number("mask_area", "mask area", False, "%", per_percent=True, in_tables=False),
+        Number("mask_area", "mask area", False, "%", heading="area", per_percent=True),
     )
     presets = PRESETS["average_drop"]
     inputs = ("target", "logits", "image_ids", "image_mean", "image_std")
-    options = ("percents", "rule", "mask_space", "grid", "seed")
+    options = ("percents", "rule", "mask_space", "scale", "grid", "seed")
 
     def _info(self):
         return evaluate.MetricInfo(
