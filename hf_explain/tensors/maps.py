@@ -199,8 +199,11 @@ class CropGeometry:
                 resized = _bounded_edges(height, width, size["shortest_edge"], size["longest_edge"])
             elif "shortest_edge" in size:
                 short = size["shortest_edge"]
+                divisor = getattr(image_processor, "size_divisor", None) or 1  # TextNet warps to whole multiples
                 if crop_pct is None:
-                    resized = _shortest_edge(height, width, short)
+                    height_, width_ = _shortest_edge(height, width, short)
+                    tall, wide = _shortest_edge(height, width, short)
+                    resized = (-(-tall // divisor) * divisor, -(-wide // divisor) * divisor)
                 elif short < 384:  # ConvNeXT's rule: crop below 384, warp from there on
                     resized, crop = _shortest_edge(height, width, int(short / crop_pct)), (short, short)
                 else:

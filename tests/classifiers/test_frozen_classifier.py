@@ -5,6 +5,7 @@ import json
 import logging
 import pickle
 import shutil
+import types
 
 import pytest
 import torch
@@ -35,6 +36,7 @@ from transformers import (
     SwinConfig,
     SwinForImageClassification,
 )
+from transformers.modeling_outputs import BaseModelOutputWithNoAttention
 
 from hf_explain.classifiers.architectures import ARCHITECTURES
 from hf_explain.classifiers.frozen_classifier import FrozenClassifier
@@ -623,6 +625,62 @@ def test_default_layer_is_one_that_the_logits_still_read():
     assert features[layer].prefix_tokens.shape == (2, 1, 16)
 
 
+class ChannelsLastNet(nn.Module):
+    """Positions first and channels last, with attention whose weights a dropout passes on, as timm's Swin has both."""
+
+    def __init__(self):
+        super().__init__()
+        self.patches = nn.Conv2d(3, 12, 8, 8)
+        self.norm = nn.LayerNorm(12)
+        self.attention = AttentionPool(12)
+        self.head = nn.Linear(12, 4)
+
+    def forward(self, pixel_values):
+        positions = self.norm(self.patches(pixel_values).permute(0, 2, 3, 1))
+        tokens = positions.flatten(1, 2)
+        return self.head(self.attention(tokens))
+
+
+class AttentionPool(nn.Module):
+    def __init__(self, width):
+        super().__init__()
+        self.query, self.key, self.value = (nn.Linear(width, width) for _ in range(3))
+        self.dropout = nn.Dropout(0.1)
+
+    def forward(self, tokens):
+        query, key, value = (layer(tokens)[:, None] for layer in (self.query, self.key, self.value))
+        return (self.dropout((query @ key.mT).softmax(-1)) @ value).mean((1, 2))
+
+
+def test_channels_last_and_attention_outside_the_table():
+    model = randomize(ChannelsLastNet())
+    classifier = FrozenClassifier(model, image_size=(32, 32))
+    # weights of attention are no feature map, however square; values are read, but nobody calls them the last layer
+    assert "attention.dropout" not in classifier.layer_names and "attention.value" in classifier.layer_names
+    assert classifier.default_layer == "norm" and classifier.num_channels("norm") == 12
+    pixel_values = random_pixels("vit", 2, (32, 48))
+    features = classifier.features(pixel_values)
+    with torch.no_grad():
+        expected = model.norm(model.patches(pixel_values).permute(0, 2, 3, 1)).permute(0, 3, 1, 2)
+    assert torch.equal(features["norm"].feature_map, expected) and expected.shape == (2, 12, 4, 6)
+    assert features["attention.value"].feature_map.shape == (2, 12, 4, 6)
+    for layer in ("norm", "attention.value"):
+        assert torch.equal(classifier.forward_from_features(features[layer]), features.logits), layer
+        halved = features[layer].replace(feature_map=features[layer].feature_map / 2)
+        assert not torch.equal(classifier.forward_from_features(halved), features.logits), layer
+
+
+def test_windows_of_attention_in_some_blocks_are_no_attention_among_all_patches():
+    """As of a Swin, whose last stage is one window."""
+    classifier = FrozenClassifier(randomize(swin()))
+    assert classifier.image_size == (64, 64) and classifier.token_layout is None
+    model = SwinForImageClassification(
+        SwinConfig(image_size=32, embed_dim=8, depths=[1, 1], num_heads=[1, 2], window_size=4, num_labels=5)
+    )
+    with pytest.raises(ValueError, match="has no attention among all patches"):
+        FrozenClassifier(randomize(model)).attentions(random_pixels("vit"))
+
+
 def test_module_that_is_called_twice_is_no_layer():
     class Twice(nn.Module):
         def __init__(self):
@@ -657,6 +715,48 @@ def test_output_that_holds_no_logits():
 
     with pytest.raises(TypeError, match="The classifier returned dict; a classifier must return logits"):
         FrozenClassifier(Odd())(torch.zeros(1, 3, 8, 8))
+
+
+def test_what_classifies_no_images():
+    class Detector(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.conv = nn.Conv2d(3, 4, 3)
+
+        def forward(self, pixel_values):
+            return self.conv(pixel_values).flatten(2)  # a score for every place and class
+
+    with pytest.raises(ValueError, match=r"logits of shape \(2, 4, 36\), not \(batch_size, num_labels\): image class"):
+        FrozenClassifier(Detector(), image_size=(8, 8)).layer_names  # noqa: B018
+    with pytest.raises(ValueError, match=r"ConvNd cannot run on .* \(2, 3, 8, 8\) \(RuntimeError: .*Pass image_size="):
+        FrozenClassifier(type("ConvNd", (nn.Conv3d,), {})(3, 4, 3), image_size=(8, 8)).layer_names  # noqa: B018
+
+
+def test_logits_under_another_name():
+    class LeNet(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.conv, self.head = nn.Conv2d(3, 4, 3), nn.Linear(4, 5)
+
+        def forward(self, pixel_values):
+            return BaseModelOutputWithNoAttention(last_hidden_state=self.head(self.conv(pixel_values).mean((2, 3))))
+
+    assert FrozenClassifier(LeNet(), image_size=(8, 8)).num_labels == 5  # as of PP-LCNet
+
+
+@pytest.mark.parametrize(
+    ("stated", "size"),
+    [
+        ({"image_size": {"height": 48, "width": 64}}, (48, 64)),
+        ({"pretrained_cfg": {"input_size": [3, 40, 56]}}, (40, 56)),
+        ({"vision_config": types.SimpleNamespace(image_size=96)}, (96, 96)),
+        ({}, (224, 224)),
+    ],
+)
+def test_image_size_that_a_config_states(stated, size):
+    model = nn.Sequential(nn.Conv2d(3, 4, 3), nn.AdaptiveAvgPool2d(1), nn.Flatten())
+    model.config = types.SimpleNamespace(**stated)
+    assert FrozenClassifier(model).image_size == size
 
 
 def test_probing_works_inside_inference_mode():

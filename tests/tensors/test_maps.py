@@ -191,6 +191,7 @@ PROCESSORS = {
     "convnext-odd": {**CONVNEXT, "size": {"shortest_edge": 57}, "crop_pct": 0.9},
     "convnext-no-crop": {**CONVNEXT, "size": {"shortest_edge": 56}, "crop_pct": 1.0},
     "convnext-warp": {**CONVNEXT, "size": {"shortest_edge": 384}, "crop_pct": 0.95},
+    "textnet": {"image_processor_type": "TextNetImageProcessor", "size": {"shortest_edge": 50}},
     "no-resize": {**VIT, "do_resize": False, "size": {"height": 56, "width": 56}},
 }
 SIZES = [(80, 120), (121, 77), (64, 64), (57, 200), (300, 41)]  # height, width: even, odd, square, long, tall
