@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import inspect
 import os
 from collections.abc import Iterator, Sequence
@@ -16,6 +17,7 @@ from transformers import Pipeline, pipeline
 from transformers.pipelines import PIPELINE_REGISTRY
 
 from hf_explain.classifiers.frozen_classifier import FrozenClassifier
+from hf_explain.classifiers.precision import Precision
 from hf_explain.classifiers.targets import is_several, resolve_target
 from hf_explain.classifiers.zero_shot import DEFAULT_TEMPLATE, check_labels, check_template
 from hf_explain.heads.modeling_explainer import ExplainerPreTrainedModel, check_output
@@ -30,8 +32,9 @@ from hf_explain.io.image_processor import (
 from hf_explain.io.images import is_image_cell, load_rgb
 from hf_explain.io.transformers_names import _BaseAutoModelClass, dynamic_module_utils
 from hf_explain.methods.common import class_probabilities
-from hf_explain.registry import DEFAULT_METHOD, load_model, resolve_method
+from hf_explain.registry import DEFAULT_METHOD, load_model, method_allows_bfloat16, resolve_method
 from hf_explain.tensors.maps import CropGeometry, uncrop
+from hf_explain.tensors.options import DTYPES
 from hf_explain.tensors.outputs import SaliencyOutput
 from hf_explain.tensors.scalars import check_choice, check_count
 
@@ -97,6 +100,7 @@ class SaliencyPipeline(Pipeline):
                 "beside it (preprocessor_config.json); pass pipeline(..., image_processor=...)."
             )
         check_image_processor(self.image_processor)  # `pipeline()` loads it by itself
+        self.precision = Precision()
         if "candidate_labels" in self._preprocess_params and self.head is None:
             template = self._preprocess_params.get("hypothesis_template")
             self.classifier = self.classifier.for_texts(self._preprocess_params["candidate_labels"], template)
@@ -112,6 +116,7 @@ class SaliencyPipeline(Pipeline):
         timeout: float | None = None,
         candidate_labels: Sequence[str] | None = None,
         hypothesis_template: str | None = None,
+        dtype: str | None = None,
         **options,
     ):
         preprocess: dict[str, Any] = {}
@@ -131,6 +136,8 @@ class SaliencyPipeline(Pipeline):
         if method is not None:
             resolve_method(method)
             forward["method"] = method
+        if dtype is not None:
+            forward["dtype"] = check_choice(dtype, "dtype", DTYPES)
         forward.update(options)
         return preprocess, forward, {}
 
@@ -160,6 +167,12 @@ class SaliencyPipeline(Pipeline):
                 Transformers' `pipeline("zero-shot-image-classification")`, which gives them the same scores.
             hypothesis_template (`str`, *optional*, defaults to `"This is a photo of {}."`): What such a model reads of
                 each of them; a text in `target` alone is put into it only where it is given.
+            dtype (`str`, *optional*, defaults to `"float32"`): Precision of the classifier's passes, for explainers
+                whose maps were measured to be as good in bfloat16; maps are float32 whatever it is. `"auto"` is
+                `"bfloat16"` where the device has it and the first batch gets the same answers; `precision` of the
+                pipeline says what was taken and why.
+                (To load the weights themselves in another precision, and so with every explainer: the `dtype` of
+                Transformers' `pipeline()`.)
             batch_size (`int`, *optional*, defaults to 1): Images per forward pass.
             num_workers (`int`, *optional*): Processes that load images.
             kwargs: Options of the method (`layer=...`) or head (`percentile=...` of SCAN).
@@ -297,8 +310,15 @@ class SaliencyPipeline(Pipeline):
     # ------------------------------------------------------------------ a batch through
 
     def _forward(  # type: ignore[override]  # names its own parameters
-        self, model_inputs: dict[str, Any], method: str | None = None, top_k: int = 1, **options
+        self,
+        model_inputs: dict[str, Any],
+        method: str | None = None,
+        top_k: int = 1,
+        dtype: str = "float32",
+        **options,
     ) -> dict[str, Any]:
+        if dtype != self.precision.asked:
+            self.precision = Precision(dtype)
         asked, texts = (
             values if isinstance(values, list) else [values]  # an image by itself comes without a list
             for values in (model_inputs["target"], model_inputs["texts"])
@@ -310,12 +330,24 @@ class SaliencyPipeline(Pipeline):
             pixel_values = model_inputs["pixel_values"]
             pixel_values = pixel_values if len(rows) == len(texts) else pixel_values[rows]
             classifier = self.classifier if each is None else self.classifier.for_texts(*each)
-            found = self._explain(classifier, pixel_values, [asked[row] for row in rows], method, top_k, options)
+            self.precision.choose(classifier, functools.partial(list, [pixel_values]))
+            with self.precision.passes(classifier, self.allows_bfloat16(method)):
+                found = self._explain(classifier, pixel_values, [asked[row] for row in rows], method, top_k, options)
             for field, values in found.items():
                 places = result.setdefault(field, [None] * len(texts))
                 for row, value in zip(rows, values, strict=True):
                     places[row] = value
         return {**result, "original_size": model_inputs["original_size"], "error": model_inputs["error"]}
+
+    def stated_precision(self, method: str | None = None) -> dict[str, Any]:
+        """`precision` of the last call's maps, made by the head or a method, as a protocol states it."""
+        return self.precision.protocol(self.classifier, self.allows_bfloat16(method))
+
+    def allows_bfloat16(self, method: str | None = None) -> bool:
+        """Whether the maps of a method, or of the head where none is named, may be made in bfloat16."""
+        if self.head is not None and method is None:
+            return self.head.allows_bfloat16
+        return method_allows_bfloat16(method or DEFAULT_METHOD)
 
     def _explain(
         self,

@@ -558,3 +558,27 @@ def test_a_heads_maps_of_some_images_only(classifier_dir, head_class, tmp_path, 
         for one, other in zip(many, pipe(image, target=target), strict=True):
             assert one["label"] == other["label"]
             np.testing.assert_allclose(one["saliency_map"], other["saliency_map"], atol=1e-5)
+
+
+# ----------------------------------------------------------------------------------------------------------- precision
+
+
+def test_half_precision(pipe, head_pipe, monkeypatch):
+    monkeypatch.setattr(LCamForSaliency, "allows_bfloat16", True)
+    monkeypatch.setattr("hf_explain.classifiers.precision.has_bfloat16", lambda device: True)
+    image = picture()
+    exact, found = head_pipe(image, target=1), head_pipe(image, target=1, dtype="bfloat16")
+    check(found, image.size)
+    stated = {"asked": "bfloat16", "dtype": "bfloat16", "reason": "asked for"}
+    assert head_pipe.stated_precision() == {"precision": stated}
+    assert found[0]["score"] != exact[0]["score"] and found[0]["score"] == pytest.approx(exact[0]["score"], abs=0.02)
+    np.testing.assert_allclose(found[0]["saliency_map"], exact[0]["saliency_map"], atol=0.1)
+    # what was not measured to make the same maps does not run in it
+    assert not pipe.allows_bfloat16("input_x_gradient")
+    found = pipe(image, method="input_x_gradient", dtype="bfloat16")
+    assert found[0]["score"] == pipe(image, method="input_x_gradient")[0]["score"]
+    head_pipe([image, picture(seed=1)], batch_size=2, dtype="auto")
+    assert "on the first 2 images bfloat16 changes" in head_pipe.stated_precision()["precision"]["reason"]
+    assert head_pipe(image, target=1)[0]["score"] == exact[0]["score"]
+    with pytest.raises(ValueError, match="`dtype` must be one of float32, bfloat16, auto, got 'half'"):
+        head_pipe(image, dtype="half")

@@ -10,15 +10,26 @@ import pytest
 import torch
 from hub_clients import pixels, push_classifier, push_quietly, tiny_image
 from huggingface_hub import ModelCard
+from testing_common import random_pixels, tiny_classifier
 from testing_training import parquet_shards, picture_dataset
 from transformers import CONFIG_MAPPING, MODEL_MAPPING, AutoModel, pipeline
 
 from hf_explain import AutoModelForSaliency
 from hf_explain.apps.demo_explainers import Demo
+from hf_explain.classifiers.precision import passes_in
 from hf_explain.cli import main
 from hf_explain.evaluation.comparison import compare
 from hf_explain.heads.lcam import LCamForSaliency
-from hf_explain.registry import CONTROLS, HEADS, METHOD_ENTRIES, METHODS, SLOW_METHODS, register_head, resolve_head
+from hf_explain.registry import (
+    CONTROLS,
+    HEADS,
+    METHOD_ENTRIES,
+    METHODS,
+    SLOW_METHODS,
+    methods_for,
+    register_head,
+    resolve_head,
+)
 
 
 @pytest.fixture
@@ -170,3 +181,16 @@ def test_the_order_of_additions():
 def test_what_is_known_of_the_methods():
     assert list(METHODS) == list(METHOD_ENTRIES) and CONTROLS == ("random", "centre")
     assert set(SLOW_METHODS) == {"ablationcam", "scorecam", "rise", "occlusion", "lime", "kernel_shap", "fgvis"}
+
+
+def test_maps_are_float32_in_any_precision():
+    classifier, pixel_values = tiny_classifier("vit"), random_pixels("vit")
+    with passes_in(torch.bfloat16), torch.no_grad():
+        fast = [name for name in methods_for(classifier) if name not in SLOW_METHODS]
+        explained = {name: METHODS[name](classifier, pixel_values) for name in fast}
+        explained["rise"] = METHODS["rise"](classifier, pixel_values, num_masks=4)
+        explained |= {name: entry.model.from_classifier(classifier)(pixel_values) for name, entry in HEADS.items()}
+    for name, output in explained.items():
+        assert output.saliency.dtype == torch.float32, name
+        assert 0 <= output.saliency.min() and output.saliency.max() <= 1, name
+    assert explained["rise"].logits.dtype == torch.bfloat16  # it was not only asked for

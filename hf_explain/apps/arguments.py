@@ -10,7 +10,7 @@ from typing import Any
 from hf_explain.evaluation.arguments import ComparisonArguments, ErrorStudyArguments, EvaluationArguments
 from hf_explain.io.labels import TARGETS
 from hf_explain.io.paths import public_name
-from hf_explain.tensors.options import check_options, option
+from hf_explain.tensors.options import DTYPE_HELP, DTYPES, check_options, option
 from hf_explain.training.arguments import ExplainerTrainingArguments
 
 
@@ -134,6 +134,7 @@ class ExplainCommand(ClassesArguments):
     batch_size: int = option(1, "images per pass", minimum=1)
     on_error: str = option("raise", "what to do about an image that cannot be read", choices=ON_ERROR)
     device: str | None = option(None, _DEVICE)
+    dtype: str = option(EvaluationArguments.dtype, DTYPE_HELP, choices=DTYPES)
     progress: bool = option(True, "progress bar, for several images")
 
     def __post_init__(self) -> None:
@@ -184,6 +185,7 @@ class ErrorsCommand(ErrorStudyArguments, DatasetArguments, ClassesArguments):
     batch_size: int = option(EvaluationArguments.batch_size, "images per pass", minimum=1)
     shard_size: int = option(EvaluationArguments.shard_size, "images per partial result", minimum=1)
     device: str | None = option(None, _DEVICE)
+    dtype: str = option(EvaluationArguments.dtype, DTYPE_HELP, choices=DTYPES)
     output_dir: str = option(
         help="folder of errors.json, errors.md and index.html; a killed run continues there", short="-o"
     )
@@ -217,6 +219,7 @@ class ExportArguments(DatasetArguments, ClassesArguments):
     on_error: str = option("raise", "what to do about an image that cannot be read", choices=ON_ERROR)
     num_workers: int = option(0, "processes that decode images, per process; not for streaming", minimum=0)
     device: str | None = option(None, "cpu, or the accelerator: that is taken where there is one")
+    dtype: str = option(EvaluationArguments.dtype, DTYPE_HELP, choices=DTYPES)
     progress: bool = option(True, "progress bar")
     # earlier names of device="cpu" and progress=False
     use_cpu: InitVar[bool | None] = None
@@ -342,6 +345,7 @@ class DemoCommand(LoadingArguments):
     classifier: str | None = option(None, "used instead of the classifier that the heads name")
     examples: list[str] = option([], "example picture or folder; repeat for more", metavar="PATH")
     device: str | None = option(None, _DEVICE)
+    dtype: str = option(EvaluationArguments.dtype, DTYPE_HELP, choices=DTYPES)
     port: int | None = option(None, "port of the server; the first free one from 7860 on unless given")
     share: bool = option(False, "also make a temporary public link, through Gradio")
     write_space: str | None = option(

@@ -61,6 +61,7 @@ def launch(
     *,
     examples: Sequence[str | os.PathLike] | None = None,
     device: str | None = None,
+    dtype: str = "float32",
     share: bool = False,
     port: int | None = None,
     block: bool = True,
@@ -74,7 +75,7 @@ def launch(
     page closes, and all of it when the server stops: at `close()`, at Ctrl-C, and with `block` at SIGTERM too.
 
     Args:
-        models, classifier, device, trust_remote_code: As for [`Demo`].
+        models, classifier, device, dtype, trust_remote_code: As for [`Demo`].
         examples: As for [`example_files`].
         share (`bool`, *optional*, defaults to `False`): Also make a temporary public link, through Gradio's servers.
         port (`int`, *optional*): Of the local server; the first free one from 7860 on when not given.
@@ -92,7 +93,7 @@ def launch(
         raise ValueError(f"`port` must lie in 1 to 65535, got {port}.")
     _need_gradio()
     with _ended_by_sigterm() if block else nullcontext():
-        app = build_app(Demo(models, classifier, device, trust_remote_code), examples)
+        app = build_app(Demo(models, classifier, device, dtype, trust_remote_code), examples)
         try:
             # without ssr_mode=False a Node server is started where there is one, and asks for more ports
             app.launch(
@@ -141,6 +142,7 @@ def run(arguments: DemoCommand) -> None:
         arguments.classifier,
         examples=arguments.examples or None,
         device=arguments.device,
+        dtype=arguments.dtype,
         share=arguments.share,
         port=arguments.port,
         trust_remote_code=arguments.trust_remote_code,

@@ -23,6 +23,8 @@ from hf_explain.io.pictures import OPACITY, overlay, save_image
 from hf_explain.io.processes import choose_device
 from hf_explain.pipeline import SaliencyPipeline, load_pipeline
 from hf_explain.registry import DEFAULT_METHOD, AutoModelForSaliency, methods_for
+from hf_explain.tensors.options import DTYPES
+from hf_explain.tensors.scalars import check_choice
 
 
 MAX_COMPARED = 3
@@ -139,6 +141,7 @@ class Demo:
             ids, all of the same classes. Heads of one classifier share it in memory.
         classifier (`str` or `os.PathLike`, *optional*): Used instead of the classifier that the heads name.
         device (`str`, *optional*): Torch device; the accelerator where there is one, or else the CPU.
+        dtype (`str`, *optional*, defaults to `"float32"`): As for [`SaliencyPipeline`].
         trust_remote_code (`bool`, *optional*, defaults to `False`): Whether code of the repositories may run.
 
     Raises:
@@ -151,8 +154,10 @@ class Demo:
         models: str | os.PathLike | Sequence[str | os.PathLike],
         classifier: str | os.PathLike | None = None,
         device: str | None = None,
+        dtype: str = "float32",
         trust_remote_code: bool = False,
     ):
+        self.dtype = check_choice(dtype, "dtype", DTYPES)
         names = as_names(models)
         self._lock = threading.Lock()  # one explanation at a time: several would need so many times the memory
         pipes = {name: _load(name, classifier, choose_device(device), trust_remote_code) for name in names}
@@ -256,7 +261,9 @@ class Demo:
             key = (explainer.name, target, *options.values())
             if key not in visit.maps:
                 with self._lock:
-                    result = explainer.pipe(visit.image, target=target, method=explainer.method, **options)[0]
+                    result = explainer.pipe(
+                        visit.image, target=target, method=explainer.method, dtype=self.dtype, **options
+                    )[0]
                 while len(visit.maps) >= _REMEMBERED:
                     visit.maps.pop(next(iter(visit.maps)))
                 found = (result["label"], result["score"], result["saliency"])

@@ -69,6 +69,7 @@ def run(arguments: ErrorsCommand) -> dict[str, Any]:
                 seed=arguments.seed,
                 output_dir=partial,
                 shard_size=arguments.shard_size,
+                dtype=arguments.dtype,
                 dataset_info=arguments.describe(),
                 progress=arguments.progress,
             )

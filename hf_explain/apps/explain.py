@@ -47,6 +47,7 @@ def run(arguments: ExplainCommand) -> None:
         top_k=arguments.top_k,
         method=arguments.method,
         batch_size=arguments.batch_size,
+        dtype=arguments.dtype,
         on_error="raise" if arguments.on_error == "raise" else "return",
     )
     for source, result in tqdm(zip(images, results), total=len(images), disable=not (several and arguments.progress)):
@@ -61,6 +62,8 @@ def run(arguments: ExplainCommand) -> None:
         columns = ["image", *(f"{one['score']:.2f} {one['label']}" for one in result)]
         save_image(saliency_grid([panels], columns=columns, cell_size=256), path)
         print(f"{source}: {', '.join(captions)} -> {path}")
+    if stated := pipe.stated_precision(arguments.method):
+        print("precision: {dtype} ({reason})".format(**stated["precision"]))
 
 
 def _class(word: str) -> int | str:

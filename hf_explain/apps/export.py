@@ -27,6 +27,7 @@ import datasets
 import PIL.Image
 import pyarrow as pa
 import pyarrow.parquet as pq
+import torch
 from accelerate import Accelerator
 from accelerate.utils import InitProcessGroupKwargs
 from tqdm.auto import tqdm
@@ -40,6 +41,7 @@ from hf_explain.apps.export_inputs import (
     id_feature,
 )
 from hf_explain.classifiers.fingerprint import fingerprint
+from hf_explain.classifiers.precision import Precision
 from hf_explain.io.datasets import LabelReader
 from hf_explain.io.files import (
     LOCK_FILE,
@@ -60,6 +62,7 @@ SETTINGS_FILE = "export_settings.json"
 REPORT_FILE = "export_report.json"
 _REPORT_KEY = b"hf_explain"  # in each shard's own footer, so that a shard and its report appear as one
 _NO_CHECKSUM = "0" * 64  # in the place of a shard's own checksum, while that is computed
+_LOOKED_AT = 16  # images by which `dtype="auto"` decides: the same ones whatever the batch size
 _ROW_GROUP = 100  # rows: what the Hub's viewer likes for images, and a bound on memory
 
 
@@ -131,6 +134,8 @@ def export_saliency(output_dir: str | os.PathLike, args: ExportArguments) -> dic
     if source.label_column is not None:
         read_label = LabelReader(source.features.get(source.label_column), pipe.classifier.config)
     features = _features(pipe, source)
+    # one for all shards, and for all processes: another machine may differ, and a run that goes on begins elsewhere
+    pipe.precision = on_main_process(accelerator, lambda: _choose_precision(pipe, source, args))
     with contextlib.ExitStack() as held:
 
         def claim() -> dict[str, str | None]:
@@ -148,7 +153,7 @@ def export_saliency(output_dir: str | os.PathLike, args: ExportArguments) -> dic
                 results = _explain(pipe, chunk, source, args, read_label)
                 _write_shard(output_dir / "data", chunk, features, results, args.on_error, bar.update)
         accelerator.wait_for_everyone()
-        return on_main_process(accelerator, lambda: _report(output_dir))
+        return on_main_process(accelerator, lambda: _report(output_dir, pipe.stated_precision(args.method)))
 
 
 # ---------------------------------------------------------------------------------------------------------- the maps
@@ -168,6 +173,26 @@ class _ExportPipeline(SaliencyPipeline):
             {"target": index, "score": result["score"], "saliency": _png(result["saliency"])}
             for index, result in zip(targets, results, strict=True)
         ]
+
+
+def _choose_precision(pipe: SaliencyPipeline, source: ExportSource, args: ExportArguments) -> Precision:
+    """The precision of the whole export, by its first images that can be read."""
+
+    def images() -> Iterator[torch.Tensor]:
+        rows = itertools.islice(source.dataset, _LOOKED_AT)
+        inputs = (pipe.preprocess(row[source.image_column], on_error="return") for row in rows)
+        found = [one["pixel_values"] for one in inputs if not one["error"]]
+        if not found:
+            raise ValueError(
+                f"none of the first {_LOOKED_AT} images of the dataset can be read, so dtype='auto' cannot decide: "
+                "give 'float32' or 'bfloat16'."
+            )
+        alike = [one for one in found if one.shape == found[0].shape]
+        return iter(torch.cat(alike).split(args.batch_size))
+
+    precision = Precision(args.dtype)
+    precision.choose(pipe.classifier, images)
+    return precision
 
 
 def _features(pipe: SaliencyPipeline, source: ExportSource) -> datasets.Features:
@@ -221,7 +246,7 @@ def _explain(
         light = chunk.rows.select_columns(others) if others else itertools.repeat({}, len(chunk.rows))
         targets = [identify(row, number) for number, row in enumerate(light, chunk.first_row)]
         inputs = ExportRows(chunk.rows, source.image_column, targets)
-    options = {"method": args.method, "batch_size": args.batch_size, "num_workers": args.num_workers}
+    options = {name: getattr(args, name) for name in ("method", "dtype", "batch_size", "num_workers")}
     if args.target == "prediction":
         options["top_k"] = args.top_k
     results = pipe(inputs, on_error="return", **options)
@@ -289,6 +314,7 @@ def _settings(args: ExportArguments, source: ExportSource, pipe: SaliencyPipelin
         **{name: getattr(args, name) for name in names},
         "method": method,
         **args.classes,
+        **pipe.precision.settings(pipe.classifier, pipe.allows_bfloat16(args.method)),
         "streaming": source.streaming,
         "image_column": source.image_column,
         "label_column": source.label_column,
@@ -388,7 +414,7 @@ def _read_shard(path: Path) -> tuple[dict[str, Any], int]:
     return own, num_rows
 
 
-def _report(output_dir: Path) -> dict[str, Any]:
+def _report(output_dir: Path, precision: dict[str, Any]) -> dict[str, Any]:
     """Count what all the shards hold, see that they are whole, and write it beside them."""
     skipped, images, rows = [], 0, 0
     paths = sorted((output_dir / "data").glob("*.parquet"))
@@ -397,6 +423,6 @@ def _report(output_dir: Path) -> dict[str, Any]:
         rows += num_rows
         images += own["num_images"]
         skipped += own["skipped"]
-    report = {"num_images": images, "num_rows": rows, "num_shards": len(paths), "skipped": skipped}
+    report = {"num_images": images, "num_rows": rows, "num_shards": len(paths), "skipped": skipped, **precision}
     write_json_file(output_dir / REPORT_FILE, report)
     return report

@@ -20,6 +20,7 @@ from hf_explain.classifiers.attention import AttentionFeatures, AttentionRecorde
 from hf_explain.classifiers.features import ClassifierFeatures, LayerFeatures, resolve_layer
 from hf_explain.classifiers.hooked_layers import HookedLayers, logits_of, pair
 from hf_explain.classifiers.passes import watched
+from hf_explain.classifiers.precision import asked_dtype, in_precision
 from hf_explain.classifiers.targets import Target, resolve_target
 from hf_explain.classifiers.thread_hooks import thread_hooks
 from hf_explain.classifiers.zero_shot import (
@@ -307,6 +308,15 @@ class FrozenClassifier(nn.Module):
         return next((p.dtype for p in self.model.parameters() if p.is_floating_point()), torch.float32)
 
     @property
+    def compute_dtype(self) -> torch.dtype:
+        """
+        The precision the next pass runs in: that of the weights, unless
+        [`~hf_explain.classifiers.precision.passes_in`] asks for another one and no graph is recorded.
+        """
+        asked = asked_dtype()
+        return self.dtype if asked is None or self.dtype != torch.float32 or torch.is_grad_enabled() else asked
+
+    @property
     def num_labels(self) -> int:
         """Number of classes, from the config or, for a plain module, from the logits of one probe."""
         self.check_texts()
@@ -427,6 +437,7 @@ class FrozenClassifier(nn.Module):
     # ------------------------------------------------------------------ forward
 
     @watched
+    @in_precision
     def forward(self, pixel_values: torch.Tensor) -> torch.Tensor:
         """
         The classifier's logits.
@@ -442,6 +453,7 @@ class FrozenClassifier(nn.Module):
         return logits_of(self.model(self._prepare(pixel_values), **self._input_options(pixel_values)))
 
     @watched
+    @in_precision
     def features(self, pixel_values: torch.Tensor, layers: Sequence[str | int] | None = None) -> ClassifierFeatures:
         """
         One pass that keeps the outputs of some layers, and the logits.
@@ -471,6 +483,7 @@ class FrozenClassifier(nn.Module):
         return ClassifierFeatures(self._tail(state), kept, names)
 
     @watched
+    @in_precision
     def forward_to_features(self, pixel_values: torch.Tensor, layer: str | int) -> LayerFeatures:
         """
         The output of one layer; for the table's architectures nothing after it is run.
@@ -492,6 +505,7 @@ class FrozenClassifier(nn.Module):
         return self._to_features(layer, state, pixel_values)
 
     @watched
+    @in_precision
     def forward_from_features(
         self, features: LayerFeatures | ClassifierFeatures, normed: LayerFeatures | None = None
     ) -> torch.Tensor:
@@ -529,6 +543,7 @@ class FrozenClassifier(nn.Module):
                 state = self._run_block(index, state)
             return self._tail(state)
 
+    @in_precision
     def behind_norm(self, features: LayerFeatures) -> LayerFeatures | None:
         """
         These features behind the LayerNorm through which all later layers read them, or `None` for a layer that is
@@ -547,6 +562,7 @@ class FrozenClassifier(nn.Module):
             return self.pre_attention_norm(features)
         return features.replace(feature_map=norm(features.feature_map))
 
+    @in_precision
     def pre_attention_norm(self, features: LayerFeatures) -> LayerFeatures:
         """
         The LayerNorm that the next block applies to these features before its attention (T-TAME's released tap).
@@ -588,6 +604,7 @@ class FrozenClassifier(nn.Module):
         return [getattr(block, self._stages.attention) for block in self._blocks]
 
     @watched
+    @in_precision
     def attentions(self, pixel_values: torch.Tensor) -> AttentionFeatures:
         """
         One pass that keeps the attention of every block, and its output; part of the graph where gradients are on.
@@ -679,7 +696,7 @@ class FrozenClassifier(nn.Module):
         The images in the classifier's precision and, where that is `channels_last`, its memory format. Its first
         convolution would do the same, but not where its weights come and go (offloading), in another format.
         """
-        return self._in_format(pixel_values.to(self.dtype))
+        return self._in_format(pixel_values.to(self.compute_dtype))
 
     def _in_format(self, values: torch.Tensor) -> torch.Tensor:
         self._check_gradients(values)
@@ -727,6 +744,13 @@ class FrozenClassifier(nn.Module):
 
     def _to_state(self, features: LayerFeatures) -> torch.Tensor:
         """The inverse of `_to_features`."""
+        if asked_dtype() is not None and torch.is_grad_enabled():
+            # from a pass in half precision on to one in the weights' own
+            prefix = features.prefix_tokens
+            features = features.replace(
+                feature_map=features.feature_map.to(self.dtype),
+                prefix_tokens=None if prefix is None else prefix.to(self.dtype),
+            )
         if not self.is_transformer:
             return self._in_format(features.feature_map)
         self._check_gradients(features.feature_map)

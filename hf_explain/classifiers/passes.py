@@ -11,6 +11,7 @@ from typing import Any, TypeVar, cast
 
 import torch
 
+from hf_explain.classifiers.precision import asked_dtype
 from hf_explain.tensors.sharing import shared
 
 
@@ -108,7 +109,7 @@ def shared_pass(classifier: Any, method: str, pixel_values: torch.Tensor, *args:
         pixel_values (`torch.FloatTensor` of shape `(batch_size, num_channels, height, width)`): Images.
         args: What else the method takes, positions and sequences of names alone.
     """
-    found, watch, told = _run_once(classifier, method, pixel_values, *args)
+    found, watch, told = _run_once(asked_dtype(), classifier, method, pixel_values, *args)
     if told:
         for watcher in _WATCH.watchers:
             watcher(classifier, method, pixel_values, watch)
@@ -117,7 +118,10 @@ def shared_pass(classifier: Any, method: str, pixel_values: torch.Tensor, *args:
 
 
 @shared
-def _run_once(classifier: Any, method: str, pixel_values: torch.Tensor, *args: Any) -> tuple[Any, Stopwatch, list]:
+def _run_once(
+    dtype: torch.dtype | None, classifier: Any, method: str, pixel_values: torch.Tensor, *args: Any
+) -> tuple[Any, Stopwatch, list]:
+    """Its arguments say which passes are the same: those in another precision are not."""
     with Stopwatch(classifier.device) as watch, torch.no_grad():
         found = getattr(classifier, method)(pixel_values, *args)
     return found, watch, []

@@ -9,7 +9,7 @@ from typing import Any
 
 from hf_explain.io.labels import TARGETS
 from hf_explain.io.paths import output_folder
-from hf_explain.tensors.options import check_options, option
+from hf_explain.tensors.options import DTYPE_HELP, DTYPES, check_options, option
 from hf_explain.tensors.scalars import check_seed
 
 
@@ -62,6 +62,7 @@ class EvaluationArguments:
     batch_size: int = option(8, "images per pass", minimum=1)
     shard_size: int = option(64, "images per partial result", minimum=1)
     device: Any = option(None, "torch device; the accelerator where there is one, or else the CPU")
+    dtype: str = option("float32", DTYPE_HELP, choices=DTYPES)
     output_dir: Path | None = option(None, "folder of the results; a killed run continues there", short="-o")
     dataset_info: Mapping[str, Any] = option({})  # not an option: the data set's own options say it
     label_mapping: Mapping[str, Any] = option({})

@@ -19,7 +19,7 @@ from tqdm.auto import tqdm
 
 from hf_explain.evaluation.arguments import ErrorStudyArguments, EvaluationArguments
 from hf_explain.evaluation.explainer import Explainer, evaluating, resolve_explainer
-from hf_explain.evaluation.inputs import Example, ExampleReader
+from hf_explain.evaluation.inputs import Example, ExampleReader, choose_precision
 from hf_explain.evaluation.partial_results import check_rows, claim, give_back, read_shards, write_shard
 from hf_explain.heads.modeling_explainer import check_output
 from hf_explain.io.processes import package_versions
@@ -73,6 +73,7 @@ def study_errors(
     device: str | torch.device | None = None,
     output_dir: str | os.PathLike | None = None,
     shard_size: int = EvaluationArguments.shard_size,
+    dtype: str = EvaluationArguments.dtype,
     dataset_info: Mapping[str, Any] | None = None,
     progress: bool = True,
 ) -> ErrorStudy:
@@ -99,6 +100,7 @@ def study_errors(
         output_dir (`str` or `os.PathLike`, *optional*): Folder for partial results: a study that was killed continues
             there with the same call.
         shard_size (`int`, *optional*, defaults to 64): Images per partial result.
+        dtype (`str`, *optional*, defaults to `"float32"`): As for [`SaliencyEvaluator.compute`].
         dataset_info (`dict`, *optional*): Name, split, revision and the like, for the result.
         progress (`bool`, *optional*, defaults to `True`): Shows a bar.
 
@@ -127,9 +129,11 @@ def study_errors(
     _check_labels(data, reader.label_column, classifier)
     dataset = {**reader.identity, **dict(dataset_info or {})}
     folder = None if output_dir is None else Path(output_dir)
+    precision = choose_precision(dtype, explainer, reader, batch_size)
+    identity = {**explainer.identity, **precision.settings(classifier, explainer.allows_bfloat16)}
     settings = {
         "format": _FORMAT,
-        "explainer": explainer.identity,
+        "explainer": identity,
         "dataset": dataset,
         "columns": [reader.image_column, reader.label_column, reader.mask_column],
         "region_percent": arguments.region_percent,
@@ -149,7 +153,8 @@ def study_errors(
                     check_rows(folder, finished[shard], checksum)
                     bar.update(len(rows))
                 else:
-                    part = _look_at(rows, reader, explainer, arguments, batch_size, bar)
+                    with precision.passes(classifier, explainer.allows_bfloat16):
+                        part = _look_at(rows, reader, explainer, arguments, batch_size, bar)
                     finished[shard] = {"shard": shard, "start": rows[0][0], "rows_sha256": checksum, **part.to_json()}
                     if folder is not None:
                         write_shard(folder, shard, finished[shard])
@@ -159,7 +164,9 @@ def study_errors(
         except Exception:
             give_back(folder)
             raise
-    return _summarize(seen, arguments, explainer, reader, seed, dataset)
+    study = _summarize(seen, arguments, explainer, reader, seed, dataset)
+    study.result["protocol"] |= precision.protocol(classifier, explainer.allows_bfloat16)
+    return study
 
 
 def _check_labels(data, label_column: str | None, classifier) -> None:

@@ -72,6 +72,7 @@ class SaliencyEvaluator:
         max_examples: int | None = None,
         seed: int = EvaluationArguments.seed,
         device: str | int | torch.device | None = None,
+        dtype: str = EvaluationArguments.dtype,
         output_dir: str | os.PathLike | None = None,
         shard_size: int = EvaluationArguments.shard_size,
         dataset_info: Mapping[str, Any] | None = None,
@@ -113,6 +114,10 @@ class SaliencyEvaluator:
             max_examples (`int`, *optional*): Use only this many images, the first ones.
             seed (`int`, *optional*, defaults to 0): Seed of everything random.
             device (*optional*): Device of a model that is given by name.
+            dtype (`str`, *optional*, defaults to `"float32"`): Precision of the classifier's passes, of explainers and
+                metrics that were measured to keep their numbers in bfloat16; the others stay in that of the weights.
+                `"auto"` is `"bfloat16"` where the device has it and the first 16 images get the same answers. The
+                protocols say what was taken and why.
             output_dir (`str` or `os.PathLike`, *optional*): Folder for partial results: a run that was killed
                 continues there with the same call.
             shard_size (`int`, *optional*, defaults to 64): Images per partial result.
@@ -168,6 +173,7 @@ class SaliencyEvaluator:
             batch_size=batch_size,
             shard_size=shard_size,
             device=device,
+            dtype=dtype,
             output_dir=None if output_dir is None else Path(output_dir),
             dataset_info=dataset_info or {},
             progress=progress,

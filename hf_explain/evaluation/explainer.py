@@ -21,7 +21,7 @@ from hf_explain.classifiers.passes import Stopwatch, watch_passes
 from hf_explain.heads.modeling_explainer import ExplainerPreTrainedModel
 from hf_explain.io.downloads import whole_downloads
 from hf_explain.io.paths import public_name
-from hf_explain.registry import DEFAULT_METHOD, resolve_method
+from hf_explain.registry import DEFAULT_METHOD, method_allows_bfloat16, resolve_method
 from hf_explain.tensors.outputs import SaliencyOutput
 
 
@@ -37,6 +37,7 @@ class Explainer:
         head ([`ExplainerPreTrainedModel`], *optional*): The head, if it is one.
         method (`Callable`, *optional*): The training-free method, if it is one.
         options (`dict`, *optional*): Options of the method.
+        allows_bfloat16 (`bool`, *optional*, defaults to `False`): Whether its passes may run in bfloat16.
     """
 
     classifier: FrozenClassifier
@@ -45,6 +46,7 @@ class Explainer:
     head: ExplainerPreTrainedModel | None = None
     method: Callable[..., SaliencyOutput] | None = None
     options: Mapping[str, Any] = field(default_factory=dict)
+    allows_bfloat16: bool = False
 
     def explain(
         self, pixel_values: torch.Tensor, target: torch.Tensor | None, image_ids: torch.Tensor
@@ -118,7 +120,9 @@ def resolve_explainer(
                 f"`model_or_pipeline` is a {type(model_or_pipeline).__name__}; give one of pipeline('saliency', ...)."
             )
         head, processor = getattr(model_or_pipeline, "head", None), model_or_pipeline.image_processor
-        preset = {name: value for name, value in model_or_pipeline._forward_params.items() if name != "top_k"}
+        preset = {
+            name: value for name, value in model_or_pipeline._forward_params.items() if name not in ("top_k", "dtype")
+        }
         own_method = preset.pop("method", None)
         if method is None or method == own_method:
             method, options = own_method, {**preset, **options}
@@ -158,7 +162,7 @@ def resolve_explainer(
             "head": public_name(getattr(head.config, "_name_or_path", "")),
             "head_fingerprint": fingerprint(head),
         }
-        return Explainer(classifier, processor, identity, head)
+        return Explainer(classifier, processor, identity, head, allows_bfloat16=head.allows_bfloat16)
     method = method or DEFAULT_METHOD
     function = resolve_method(method)
     parameters = inspect.signature(function).parameters
@@ -169,7 +173,8 @@ def resolve_explainer(
     if "seed" in parameters:
         options.setdefault("seed", seed)
     identity |= {"explainer": method, "method_options": options}
-    return Explainer(classifier, processor, identity, method=function, options=options)
+    allowed = method_allows_bfloat16(method)
+    return Explainer(classifier, processor, identity, method=function, options=options, allows_bfloat16=allowed)
 
 
 @contextlib.contextmanager

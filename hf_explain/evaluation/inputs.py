@@ -13,6 +13,7 @@ import torch
 import torch.nn.functional as F
 from PIL import Image
 
+from hf_explain.classifiers.precision import Precision
 from hf_explain.evaluation.explainer import Explainer
 from hf_explain.io.datasets import LabelReader, cell_content, is_stream, leave_encoded, resolve_columns
 from hf_explain.io.image_processor import to_pixel_values
@@ -21,6 +22,9 @@ from hf_explain.io.paths import public_name
 from hf_explain.tensors.maps import CropGeometry
 from hf_explain.tensors.randomness import image_keys
 from hf_explain.tensors.scalars import check_count
+
+
+_LOOKED_AT = 16  # images by which `dtype="auto"` decides: the same ones whatever the batch size
 
 
 @dataclass
@@ -173,6 +177,33 @@ class ExampleReader:
         except (ValueError, TypeError, OSError) as error:
             raise ValueError(f"image {index} of `data` cannot be used: {error}") from error
         return Example(index, pixel_values, label, mask)
+
+
+def choose_precision(asked: str, explainer: Explainer, reader: ExampleReader, batch_size: int) -> Precision:
+    """
+    The precision of a whole evaluation, by its first images: not by those that a resumed one goes on with.
+
+    Args:
+        asked (`str`): As for [`~hf_explain.classifiers.precision.Precision`].
+        explainer ([`Explainer`]): Its classifier is looked at.
+        reader ([`ExampleReader`]): Reads the images.
+        batch_size (`int`): Images per pass at most.
+
+    Raises:
+        ValueError: If one of the first images cannot be used.
+    """
+
+    def images() -> Iterator[torch.Tensor]:
+        rows = next(rows for _, rows in reader.shards(_LOOKED_AT, lambda shard: shard == 0))
+        sizes: dict[tuple[int, ...], list[torch.Tensor]] = {}
+        for example in (reader.read(index, row) for index, row in rows):
+            sizes.setdefault(tuple(example.pixel_values.shape), []).append(example.pixel_values)
+        for alike in sizes.values():
+            yield from torch.stack(alike).split(batch_size)
+
+    precision = Precision(asked)
+    precision.choose(explainer.classifier, images)
+    return precision
 
 
 def _checksum(image) -> str:

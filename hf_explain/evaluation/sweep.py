@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import json
 import math
 from collections.abc import Callable, Collection, Iterator, Mapping
@@ -16,10 +17,11 @@ from accelerate.utils import gather_object
 from tqdm.auto import tqdm
 
 from hf_explain.classifiers.frozen_classifier import FrozenClassifier
-from hf_explain.classifiers.passes import Stopwatch
+from hf_explain.classifiers.passes import Stopwatch, shared_pass
+from hf_explain.classifiers.precision import Precision
 from hf_explain.evaluation.arguments import EvaluationArguments
 from hf_explain.evaluation.explainer import Explainer, PassCounter
-from hf_explain.evaluation.inputs import Example, ExampleReader
+from hf_explain.evaluation.inputs import Example, ExampleReader, choose_precision
 from hf_explain.evaluation.partial_results import check_rows, claim, give_back, read_shards, write_shard
 from hf_explain.evaluation.results import EvaluationResult, ExplainerResult, MetricResult
 from hf_explain.io.files import write_json_file
@@ -46,6 +48,10 @@ class LoadedMetric:
         """Whether it is measured with other photographs of the data set."""
         needed = getattr(self.module, "needs_photos", None)
         return needed is not None and needed(self.options)
+
+    @property
+    def allows_bfloat16(self) -> bool:
+        return getattr(self.module, "allows_bfloat16", False)
 
 
 # what came of an explainer: its result, with every metric's columns; or the error that it ended with
@@ -90,10 +96,16 @@ def evaluate_all(
     photos: dict[Any, Photographs] = {}
     with contextlib.ExitStack() as held:
         runs: dict[str, _Run] = {}
+        chosen: dict[tuple[int, int], Precision] = {}
         for name, (explainer, metrics, arguments) in explainers.items():
             try:
                 reader = _read(data, explainer, metrics, arguments)
-                task = _Task(explainer, reader, metrics, arguments, seen_fills, photos)
+                looked_at = id(explainer.classifier), id(explainer.image_processor)
+                if looked_at not in chosen:
+                    settings = arguments.dtype, explainer, reader, arguments.batch_size
+                    # one for all processes: another machine may differ
+                    chosen[looked_at] = on_first_process(rank, world, functools.partial(choose_precision, *settings))
+                task = _Task(explainer, reader, metrics, arguments, chosen[looked_at], seen_fills, photos)
                 runs[name] = _Run.start(task, rank, world, held)
             except Exception as error:
                 fail(name, error)
@@ -199,7 +211,8 @@ def _measure_rows(shard: _Shard, start: int, known: dict[Any, list[_Batch]]) -> 
 def _measure_batch(batch: _Batch, task: _Task, cost: dict[str, _Cost]) -> dict[str, list]:
     classifier = task.explainer.classifier
     pixel_values, ids, labels = batch.pixel_values, batch.ids, batch.labels
-    with _cost(cost["explain"], classifier):
+    passes = functools.partial(task.precision.passes, classifier)
+    with passes(task.explainer.allows_bfloat16), _cost(cost["explain"], classifier):
         target = labels if task.arguments.target == "label" else None
         output = task.explainer.explain(pixel_values, target, ids)
     found = {
@@ -212,14 +225,17 @@ def _measure_batch(batch: _Batch, task: _Task, cost: dict[str, _Cost]) -> dict[s
     for name, metric in task.metrics.items():
         # asked for only where they are named: a metric of one's own need not know of them
         further = {"photos": _photographs(task)} if metric.needs_photos else {}
-        with _cost(cost[name], classifier):
+        with passes(metric.allows_bfloat16), _cost(cost[name], classifier):
+            logits = output.logits
+            if task.dtype_of(metric) != task.dtype_of(task.explainer):
+                logits = shared_pass(classifier, "forward", pixel_values)  # the reference is in the metric's precision
             measured = metric.module.measure(
                 classifier,
                 pixel_values,
                 output.saliency,
                 target=output.target,
                 labels=labels,
-                logits=output.logits,
+                logits=logits,
                 image_ids=ids,
                 image_mean=classifier.image_mean,
                 image_std=classifier.image_std,
@@ -242,6 +258,7 @@ class _Task:
     reader: ExampleReader
     metrics: Mapping[str, LoadedMetric]
     arguments: EvaluationArguments
+    precision: Precision
     seen_fills: list[str]
     photos: dict[Any, Photographs]  # of all tasks, once they were needed
 
@@ -249,6 +266,10 @@ class _Task:
     def read_alike(self) -> tuple[Any, ...]:
         """What must be the same for two tasks to read the same of a row."""
         return id(self.explainer.classifier), id(self.explainer.image_processor), *self.reader.columns
+
+    def dtype_of(self, part: Explainer | LoadedMetric) -> dict[str, Any]:
+        """The precision of the explainer or of a metric, for the settings."""
+        return self.precision.settings(self.explainer.classifier, part.allows_bfloat16)
 
 
 @dataclass
@@ -419,11 +440,11 @@ def _settings(task: _Task) -> dict[str, Any]:
         {
             "format": _FORMAT,
             "seed": arguments.seed,
-            "explainer": task.explainer.identity,
+            "explainer": {**task.explainer.identity, **task.dtype_of(task.explainer)},
             "dataset": {**reader.identity, **arguments.dataset_info},
             "columns": [reader.image_column, reader.label_column, reader.mask_column],
             "metrics": {
-                name: {"preset": metric.module.config_name, "options": metric.options}
+                name: {"preset": metric.module.config_name, "options": metric.options, **task.dtype_of(metric)}
                 for name, metric in task.metrics.items()
             },
             "target": arguments.target,
@@ -466,6 +487,7 @@ def _summarize(records, task: _Task, settings: dict[str, Any]) -> tuple[Evaluati
         protocol = {**_common_protocol(records, name), "explained": task.arguments.target}
         if "fills" in protocol:  # those that the means are taken apart by, and those of this explainer
             protocol |= {"seen_fills": task.seen_fills, "trained_with": _seen_fills(task.explainer)}
+        protocol |= task.precision.protocol(task.explainer.classifier, metric.allows_bfloat16)
         own = {key.split("/", 1)[1]: entries for key, entries in columns.items() if key.startswith(f"{name}/")}
         metrics[name] = MetricResult.from_json(
             metric.module.compute(protocol=protocol, **task.arguments.summary_options, **own)

@@ -41,6 +41,8 @@ class ColumnMetric(evaluate.Metric, ABC):
         main_result (`str`): Key of that one.
         higher_is_better (`bool`): Whether a larger one is a better map.
         presets (`dict`): Settings by name.
+        allows_bfloat16 (`bool`): Whether its numbers were measured to stay as they are where the classifier's passes
+            run in bfloat16.
     """
 
     metric_name: ClassVar[str]
@@ -48,6 +50,7 @@ class ColumnMetric(evaluate.Metric, ABC):
     main_result: ClassVar[str]
     higher_is_better: ClassVar[bool | None]
     presets: ClassVar[Mapping[str, Mapping[str, Any]]]
+    allows_bfloat16: ClassVar[bool] = False
 
     data: Any  # of `evaluate.Metric`: the columns collected
 

@@ -73,7 +73,9 @@ def _is_known(timings: _Timings, images: int) -> bool:
 
 
 def _timings_of(model: nn.Module, images: torch.Tensor) -> _Timings:
-    runs_in = getattr(model, "dtype", images.dtype), getattr(model, "memory_format", None)
+    with torch.no_grad():  # as the passes will run
+        dtype = getattr(model, "compute_dtype", getattr(model, "dtype", images.dtype))
+    runs_in = dtype, getattr(model, "memory_format", None)
     key = (images.device, *runs_in, images.shape[1:], torch.get_num_threads())
     with _LOCK:
         return _KNOWN.setdefault(model, {}).setdefault(key, {})

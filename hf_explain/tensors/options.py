@@ -12,6 +12,14 @@ from typing import Any
 from hf_explain.tensors.scalars import check_choice, check_count, check_number
 
 
+# Precisions of a classifier's passes, and what the options called `dtype` say of them
+DTYPES = ("float32", "bfloat16", "auto")
+DTYPE_HELP = (
+    "precision of the classifier's passes, of explainers and metrics that keep their numbers in bfloat16; auto is "
+    "bfloat16 where the device has it and the first images get the same answers"
+)
+
+
 def option(
     default: Any = dataclasses.MISSING,
     help: str | None = None,

@@ -6,6 +6,7 @@ import json
 import runpy
 import sys
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import datasets
@@ -24,6 +25,7 @@ from hf_explain.apps.export import REPORT_FILE, SETTINGS_FILE, export_saliency
 from hf_explain.apps.export_inputs import ExportArguments, ExportSource
 from hf_explain.cli import main
 from hf_explain.io.files import LOCK_FILE
+from hf_explain.registry import METHOD_ENTRIES
 
 
 ROOT = Path(__file__).parents[2]
@@ -465,3 +467,15 @@ def test_command_line(model, pictures, tmp_path, capsys):
     assert main([*argv, "--method", "nothing"]) == 1
     assert "hf-explain export: `method` 'nothing' does not exist" in capsys.readouterr().err
     assert len(rows(tmp_path / "out")) == 6
+
+
+def test_half_precision_is_another_export(export, tmp_path, monkeypatch):
+    monkeypatch.setattr("hf_explain.classifiers.precision.has_bfloat16", lambda device: True)
+    monkeypatch.setitem(METHOD_ENTRIES, "eigencam", replace(METHOD_ENTRIES["eigencam"], allows_bfloat16=True))
+    report = export(method="eigencam", dtype="auto")
+    assert f"on the first {COUNT} images bfloat16 changes" in report["precision"]["reason"]
+    # what was taken stands there, not what was asked for: a run on another machine must not go on otherwise
+    assert json.loads((tmp_path / "out" / SETTINGS_FILE).read_text())["settings"]["dtype"] == "bfloat16"
+    with pytest.raises(FileExistsError, match="other settings .dtype is 'bfloat16' there and None here"):
+        export(method="eigencam")
+    assert export(method="eigencam", dtype="bfloat16")["precision"]["reason"] == "asked for"

@@ -3,6 +3,7 @@
 import copy
 import json
 import os
+from dataclasses import replace
 from pathlib import Path
 
 import datasets
@@ -19,11 +20,16 @@ from transformers import pipeline
 
 import hf_explain
 from hf_explain import FrozenClassifier, LCamForSaliency, SaliencyEvaluator
+from hf_explain.classifiers.precision import passes_in
 from hf_explain.evaluation import sweep
 from hf_explain.evaluation.explainer import PassCounter
 from hf_explain.evaluation.results import read_evaluation
 from hf_explain.io.datasets import load_image_dataset
+from hf_explain.io.image_processor import to_pixel_values
+from hf_explain.io.images import load_rgb
+from hf_explain.metrics import load as load_metric
 from hf_explain.metrics.functional import auc_d, average_drop
+from hf_explain.registry import METHOD_ENTRIES
 
 
 @pytest.fixture(scope="module")
@@ -505,3 +511,59 @@ def test_takes_what_its_siblings_take(classifier, data, tmp_path):
 def test_what_its_siblings_take_and_it_cannot(classifier, data, options, message):
     with pytest.raises(ValueError, match=message):
         compute(classifier, data, **options)
+
+
+# ------------------------------------------------------------------------------------------------------ half precision
+
+
+@pytest.fixture
+def half_allowed(monkeypatch):
+    """As if RISE had been measured to stay what it is, and random maps not."""
+    monkeypatch.setattr("hf_explain.classifiers.precision.has_bfloat16", lambda device: True)
+    for name, allowed in (("rise", True), ("random", False)):
+        entry = replace(METHOD_ENTRIES[name], allows_bfloat16=allowed)
+        monkeypatch.setitem(METHOD_ENTRIES, name, entry)
+
+
+def test_half_precision_is_written_down_and_not_mixed(classifier, data, tmp_path, half_allowed):
+    options = {"method": "rise", "method_options": {"num_masks": 8}, "batch_size": 3}
+    drop = load_metric("average_drop")
+    drop.allows_bfloat16 = True
+    exact = compute(classifier, data, drop, **options, output_dir=tmp_path / "float32")
+    assert "precision" not in exact["average_drop"]["protocol"] and "dtype" not in exact["settings"]["explainer"]
+    half = compute(classifier, data, drop, **options, dtype="bfloat16", output_dir=tmp_path / "half")
+    stated = {"asked": "bfloat16", "dtype": "bfloat16", "reason": "asked for"}
+    assert half["average_drop"]["protocol"]["precision"] == stated
+    assert half["settings"]["explainer"]["dtype"] == half["settings"]["metrics"]["average_drop"]["dtype"] == "bfloat16"
+    name = "average_drop_100"
+    assert half["average_drop"][name] != exact["average_drop"][name]
+    assert half["average_drop"][name] == pytest.approx(exact["average_drop"][name], abs=2)
+    with pytest.raises(ValueError, match="holds an evaluation with explainer="):
+        compute(classifier, data, drop, **options, output_dir=tmp_path / "half")
+    auto = compute(classifier, data, drop, **options, dtype="auto", output_dir=tmp_path / "half")
+    assert auto["average_drop"][name] == half["average_drop"][name]  # what was taken decides, not what was asked for
+    reason = auto["average_drop"]["protocol"]["precision"]["reason"]
+    assert f"on the first {min(16, len(data))} images bfloat16 changes" in reason
+
+
+def test_what_was_not_measured_stays_in_float32(classifier, data, half_allowed):
+    metric = load_metric("auc_d", "rise")
+
+    def probabilities(dtype):
+        found = compute(classifier, data, metric, method="random", dtype=dtype, return_columns=True)
+        assert "dtype" not in found["settings"]["explainer"]
+        return found["auc_d"], [curve[0] for curve in found["columns"]["auc_d/positive"]]
+
+    metric.allows_bfloat16 = True
+    _, exact = probabilities("float32")
+    # the reference of a metric is in the metric's precision, whatever the explainer's is
+    _, found = probabilities("bfloat16")
+    with torch.no_grad(), passes_in(torch.bfloat16):
+        logits = classifier(to_pixel_values(classifier.image_processor, [load_rgb(row["image"]) for row in data]))
+    assert found != exact and found == pytest.approx(logits.float().softmax(-1).amax(-1).tolist(), abs=1e-6)
+
+    metric.allows_bfloat16 = False
+    result, found = probabilities("bfloat16")
+    assert found == exact
+    reason = "not measured to give the same numbers in another one"
+    assert result["protocol"]["precision"] == {"asked": "bfloat16", "dtype": "float32", "reason": reason}

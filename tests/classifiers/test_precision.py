@@ -1,0 +1,132 @@
+"""Half precision: where it runs and where not, and that `auto` takes it only where it changes nothing."""
+
+import pytest
+import torch
+from testing_common import FAMILIES, random_pixels, tiny_classifier, tiny_model
+
+from hf_explain.classifiers import precision
+from hf_explain.classifiers.frozen_classifier import FrozenClassifier
+from hf_explain.classifiers.passes import shared_pass
+from hf_explain.classifiers.precision import Precision, passes_in
+from hf_explain.tensors.sharing import sharing
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_passes_without_a_graph_run_in_half_precision(family):
+    classifier, pixel_values = tiny_classifier(family), random_pixels(family)
+    exact = classifier(pixel_values)
+    with torch.no_grad(), passes_in(torch.bfloat16):
+        assert classifier.compute_dtype == torch.bfloat16 and classifier.dtype == torch.float32
+        features = classifier.features(pixel_values)
+        assert not torch.equal(features.logits.float(), exact)
+        torch.testing.assert_close(features.logits.float(), exact, rtol=0.1, atol=0.1)
+        assert torch.equal(classifier(pixel_values), features.logits)
+        assert torch.equal(classifier(pixel_values.bfloat16()), features.logits)
+        for name in classifier.layer_names:  # the tail's promise holds within a precision, too
+            assert torch.equal(classifier.forward_from_features(features[name]), features.logits), name
+            classifier.behind_norm(features[name])
+    assert classifier.compute_dtype == torch.float32 and torch.equal(classifier(pixel_values), exact)
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_gradients_are_in_the_precision_of_the_weights(family):
+    classifier, pixel_values = tiny_classifier(family), random_pixels(family).requires_grad_()
+    (expected,) = torch.autograd.grad(classifier(pixel_values).sum(), pixel_values)
+    with passes_in(torch.bfloat16):
+        assert classifier.compute_dtype == torch.float32
+        (found,) = torch.autograd.grad(classifier(pixel_values).sum(), pixel_values)
+        with torch.no_grad():
+            layer = classifier.features(pixel_values, [1])[1]
+        leaf = layer.replace(feature_map=layer.feature_map.detach().requires_grad_())
+        logits = classifier.forward_from_features(leaf)  # from half precision on to full
+        assert logits.dtype == torch.float32 and logits.requires_grad
+    assert torch.equal(found, expected)
+
+
+def test_hooks_see_passes_in_half_precision():
+    classifier, seen = tiny_classifier("vit"), []
+    handle = classifier.model.classifier.register_forward_hook(
+        lambda module, inputs, output: seen.append(output.dtype)
+    )
+    with torch.no_grad(), passes_in(torch.bfloat16):
+        classifier(random_pixels("vit"))
+    handle.remove()
+    assert seen == [torch.bfloat16]
+
+
+def test_auto_takes_half_precision_where_it_changes_nothing(monkeypatch):
+    classifier, pixel_values = tiny_classifier("resnet"), random_pixels("resnet", 4)
+    monkeypatch.setattr(precision, "has_bfloat16", lambda device: True)
+    choice = Precision("auto")
+
+    def images():
+        return pixel_values.split(3)
+
+    assert choice.choose(classifier, images) == torch.bfloat16
+    with choice.passes(classifier, allowed=True), torch.no_grad():
+        assert classifier.compute_dtype == torch.bfloat16
+    assert "on the first 4 images bfloat16 changes the top class of 0 and a probability by 0.0" in choice.reason
+    assert choice.settings(classifier, allowed=True) == {"dtype": "bfloat16"}
+    stated = {"asked": "auto", "dtype": "bfloat16", "reason": choice.reason}
+    assert choice.protocol(classifier, allowed=True) == {"precision": stated}
+    # what was not measured to keep its numbers
+    with choice.passes(classifier, allowed=False), torch.no_grad():
+        assert classifier.compute_dtype == torch.float32
+    assert choice.settings(classifier, allowed=False) == {}
+    assert choice.protocol(classifier, allowed=False)["precision"]["dtype"] == "float32"
+
+    monkeypatch.setattr(precision, "MAX_DIFFERENCE", 1e-9)
+    assert choice.choose(classifier, images) == torch.bfloat16  # it was chosen
+    choice = Precision("auto")
+    assert choice.choose(classifier, images) == torch.float32 and "allowed are 0 and 1e-09" in choice.reason
+    assert choice.settings(classifier, allowed=True) == {}
+    assert choice.protocol(classifier, allowed=True)["precision"]["dtype"] == "float32"
+    monkeypatch.setattr(precision, "MAX_DIFFERENCE", 1.0)
+    monkeypatch.setattr(FrozenClassifier, "forward", lambda self, pixels: _alternating(self, pixels))
+    choice = Precision("auto")
+    assert choice.choose(classifier, images) == torch.float32 and "changes the top class of 4" in choice.reason
+
+
+def test_what_is_asked_for_is_taken_without_a_look():
+    classifier = tiny_classifier("resnet")
+    for asked in ("float32", "bfloat16"):
+        choice = Precision(asked)
+        assert choice.choose(classifier, lambda: pytest.fail("no images are needed")) == getattr(torch, asked)
+    assert choice.protocol(classifier, allowed=True)["precision"]["reason"] == "asked for"
+    assert Precision("float32").protocol(classifier, allowed=True) == {}
+    with pytest.raises(ValueError, match="`dtype` must be one of float32, bfloat16, auto, got 'float16'"):
+        Precision("float16")
+
+
+def _alternating(classifier, pixel_values):
+    """Logits whose top class depends on the precision alone."""
+    half = classifier.compute_dtype == torch.bfloat16
+    return torch.tensor([[0.0, 1.0], [1.0, 0.0]][half]).expand(len(pixel_values), 2)
+
+
+def test_auto_where_the_device_has_none(monkeypatch):
+    classifier = tiny_classifier("resnet")
+    monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: {"avx2": True, "avx512_bf16": False})
+    choice = Precision("auto")
+    assert choice.choose(classifier, lambda: pytest.fail("no images are needed")) == torch.float32
+    assert choice.reason == "this cpu has no instructions for bfloat16"
+    monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: {"amx_bf16": True})
+    assert precision.has_bfloat16(torch.device("cpu")) and not precision.has_bfloat16(torch.device("meta"))
+
+
+def test_weights_in_half_precision_stay_what_they_are():
+    classifier, choice = FrozenClassifier(tiny_model("vit").bfloat16()), Precision("auto")
+    assert choice.choose(classifier, list) == torch.bfloat16 and choice.reason == "that of the weights"
+    with choice.passes(classifier, allowed=True), torch.no_grad():
+        assert classifier.compute_dtype == torch.bfloat16
+    assert choice.settings(classifier, allowed=True) == {}
+
+
+def test_a_shared_pass_is_shared_within_a_precision():
+    classifier, pixel_values = tiny_classifier("vit"), random_pixels("vit")
+    with sharing():
+        exact = shared_pass(classifier, "forward", pixel_values)
+        with passes_in(torch.bfloat16):
+            half = shared_pass(classifier, "forward", pixel_values)
+        assert half.dtype == torch.bfloat16
+        assert shared_pass(classifier, "forward", pixel_values) is exact
