@@ -115,7 +115,8 @@ class HookedLayers:
         with torch.inference_mode(False), torch.no_grad(), thread_hooks(after, before), recorder:
             self.model(images)
         blocks: dict[int, str] = {}
-        for name, (first, last) in spans.items():  # a module ends after what it contains: the outermost one is kept
+        for name in tokens:  # in the order they end, after what they contain: the outermost one is kept
+            first, last = spans[name]
             if last - first == 1:
                 blocks[first] = name
         if any(

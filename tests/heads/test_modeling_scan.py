@@ -11,11 +11,24 @@ from testing_common import (
     FAMILIES,
     ExplainerTesterMixin,
     random_pixels,
+    randomize,
     tiny_classifier,
     train_steps,
 )
+from testing_zero_shot import tiny_tokenizer, tiny_zero_shot
 from torch import nn
-from transformers import ViTConfig, ViTForImageClassification
+from transformers import (
+    BeitConfig,
+    BeitForImageClassification,
+    CLIPConfig,
+    CLIPForImageClassification,
+    Dinov2WithRegistersConfig,
+    Dinov2WithRegistersForImageClassification,
+    SiglipConfig,
+    SiglipForImageClassification,
+    ViTConfig,
+    ViTForImageClassification,
+)
 
 from hf_explain.classifiers.frozen_classifier import FrozenClassifier
 from hf_explain.heads.losses import confidence_loss, confident_reconstruction_loss, coverage_penalty
@@ -319,6 +332,43 @@ def test_classifiers_outside_the_table(tmp_path):
     head = ScanForSaliency.from_classifier(FrozenClassifier(model, image_size=(32, 32)), decoder_width=2)
     assert (head.config.feature_layers, head.config.levels, head.config.decoder_type) == (["2"], 3, "cnn")
     assert head(torch.randn(2, 3, 32, 32)).saliency.shape == (2, 32, 32)
+
+
+_PLAIN = {"hidden_size": 24, "num_attention_heads": 2, "intermediate_size": 32, "image_size": 32, "patch_size": 8}
+_PLAIN |= {"num_hidden_layers": 4}
+PLAIN = {
+    "clip": lambda: CLIPForImageClassification(CLIPConfig(vision_config=_PLAIN, text_config={}, num_labels=5)),
+    "siglip": lambda: SiglipForImageClassification(SiglipConfig(vision_config=_PLAIN, text_config={}, num_labels=5)),
+    "dinov2_with_registers": lambda: Dinov2WithRegistersForImageClassification(
+        Dinov2WithRegistersConfig(num_register_tokens=4, num_labels=5, **_PLAIN)
+    ),
+    "beit": lambda: BeitForImageClassification(BeitConfig(num_labels=5, use_mean_pooling=False, **_PLAIN)),
+    "clip_texts": lambda: tiny_zero_shot("clip"),
+}
+
+
+@pytest.mark.parametrize("preset", [None, "contribution"])
+@pytest.mark.parametrize("name", PLAIN)
+def test_plain_transformers_outside_the_table(name, preset, tmp_path):
+    """The block in the middle, or the first one, and the decoder of transformers: trained, saved and loaded."""
+    classifier = FrozenClassifier(randomize(PLAIN[name]()), tokenizer=tiny_tokenizer())
+    if name == "clip_texts":
+        classifier = classifier.for_texts(["cat", "dog"])
+    torch.manual_seed(0)
+    head = ScanForSaliency.from_classifier(classifier, preset=preset, **SMALL)
+    blocks = classifier.token_layout.blocks
+    assert head.config.feature_layers == [blocks[len(blocks) // 2 - 1 if preset is None else 0]]
+    assert isinstance(head.decoder, TransformerDecoder)
+    pixel_values = random_pixels("vit")
+    (loss,) = train_steps(head, pixel_values, steps=1)
+    head.save_pretrained(tmp_path)
+    loaded = ScanForSaliency.from_pretrained(tmp_path, classifier=classifier)
+    maps, again = head(pixel_values, target=1).saliency, loaded(pixel_values, target=1).saliency
+    assert math.isfinite(loss) and maps.shape == (2, 32, 32) and maps.amax() == 1
+    torch.testing.assert_close(again, maps)
+    if not classifier.token_layout.patches_read:
+        with pytest.raises(ValueError, match="is the last layer of .* only the prefix tokens reach the logits"):
+            ScanForSaliency.from_classifier(classifier, preset=preset, feature_layers=[blocks[-1]])
 
 
 # --------------------------------------------------------------------------------------------------- blur and decoders

@@ -320,6 +320,8 @@ def test_plain_transformers(name):
         read,
         patches,
     )
+    # whole blocks, not the attention inside of them
+    assert [block.rpartition(".")[2] for block in layout.blocks] == ["0", "1", "2"]
     maps = {method: method(classifier, pixel_values, [0, 3]) for method in METHODS if method is not partial_lrp}
     assert model.config._attn_implementation == "sdpa" and not our_hooks(classifier)
     assert set(methods_for(classifier)) == set(METHODS_BY_NAME) - {"partial_lrp"}

@@ -13,8 +13,8 @@ class ScanConfig(ExplainerConfig):
 
     Args:
         feature_layers (`list[str]`, *optional*): The one tapped layer. By default the last stage of ConvNeXt and
-            ResNet, and the block in the middle of ViT and DeiT (the 6th of 12); with `mask_by="contribution"` the
-            second stage of ConvNeXt and the first block of ViT and DeiT.
+            ResNet, and the block in the middle of a plain vision transformer such as ViT, DeiT, DINOv2 or CLIP (the
+            6th of 12); with `mask_by="contribution"` the second stage of ConvNeXt and a transformer's first block.
         alpha (`float`, *optional*, defaults to 4.0): How much more an error costs where the decoder is confident; the
             mean confidence wanted is `1 / (1 + alpha)`.
         lam (`float`, *optional*, defaults to 0.1): λ of the confidence loss.
@@ -36,7 +36,8 @@ class ScanConfig(ExplainerConfig):
             `"sine"` or, as an ablation, `"sigmoid"`.
         confidence_channel (`str`, *optional*, defaults to `"last"`): Which of the decoder's channels it is: `"last"`
             (paper) or `"first"` (released code).
-        decoder_type (`str`, *optional*): `"cnn"` or `"transformer"`; by default what the classifier is.
+        decoder_type (`str`, *optional*): `"cnn"` or `"transformer"`; by default what the classifier is, and `"cnn"`
+            for windows of attention as in Swin.
         decoder_width (`int`, *optional*): Channels at full resolution, which the widths of all levels follow: 64 for
             `"cnn"` (64, 128, 192, 256, 384, 512, ... towards the grid) and 32 for `"transformer"` (doubled per level).
         decoder_widths (`list[int]`, *optional*): Channels of every level, from the grid to full resolution: `levels`

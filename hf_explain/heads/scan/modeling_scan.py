@@ -110,10 +110,11 @@ class ScanForSaliency(ExplainerPreTrainedModel):
 
     @classmethod
     def default_feature_layers(cls, classifier: FrozenClassifier, config: Any) -> list[str]:
-        if classifier.is_transformer:
+        if classifier.token_layout is not None:
+            blocks = classifier.token_layout.blocks
             if config.mask_by == "contribution":
-                return [classifier.layer_names[1]]  # deeper, positions hold ever less about their own place
-            return [classifier.layer_names[(len(classifier.layer_names) - 1) // 2]]
+                return [blocks[0]]  # deeper, positions hold ever less about their own place
+            return [blocks[max(0, len(blocks) // 2 - 1)]]
         if config.mask_by == "contribution" and classifier.normed_layers:
             return [classifier.normed_layers[len(classifier.normed_layers) // 2]]
         return [classifier.default_layer]
@@ -121,20 +122,21 @@ class ScanForSaliency(ExplainerPreTrainedModel):
     @classmethod
     def preset_fields(cls, preset: str, classifier: FrozenClassifier) -> dict[str, Any]:
         fields = super().preset_fields(preset, classifier)
-        if classifier.is_transformer:  # its first block
+        if classifier.token_layout is not None:  # its first block
             fields |= {"percentile": 50.0, "levels": 0}
         return fields
 
     @classmethod
     def complete_config(cls, classifier: FrozenClassifier, config: Any) -> None:
         (layer,) = config.taps
-        if classifier.is_transformer and layer == classifier.layer_names[-1] and config.gradient_mask:
+        layout = classifier.token_layout
+        if layout is not None and layer == layout.blocks[-1] and not layout.patches_read and config.gradient_mask:
             raise ValueError(
-                f"`feature_layers` {layer!r} is the last layer of {type(classifier.model).__name__}, after which only "
-                "the prefix tokens reach the logits, so no patch has a gradient; tap an earlier layer."
+                f"`feature_layers` {layer!r} is the last layer of {type(classifier.source_model).__name__}, after "
+                "which only the prefix tokens reach the logits, so no patch has a gradient; tap an earlier layer."
             )
         if config.decoder_type is None:
-            config.decoder_type = "transformer" if classifier.is_transformer else "cnn"
+            config.decoder_type = "cnn" if layout is None else "transformer"
         image, grid = _probe(classifier, config)
         ratio = math.sqrt(image[0] * image[1] / (grid[0] * grid[1]))
         if min(grid) < 2 or ratio < 1:
