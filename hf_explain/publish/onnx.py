@@ -21,6 +21,7 @@ from torch import nn
 
 from hf_explain.heads.modeling_explainer import ExplainerPreTrainedModel
 from hf_explain.io.files import write_atomically
+from hf_explain.registry import HEADS
 from hf_explain.tensors.maps import CropGeometry
 
 
@@ -212,7 +213,7 @@ def write_page(
     ]
     warps = geometries[0].resized_size == geometries[1].resized_size
     settings = {
-        "title": f"{type(head).__name__.removesuffix('ForSaliency')} on "
+        "title": f"{HEADS[head.config.model_type].title(head.config.to_dict()).partition(' (')[0]} on "
         f"{os.path.basename(head.config.backbone or '') or type(classifier.model).__name__}",
         "labels": [classifier.id2label[index] for index in range(classifier.num_labels)],
         "size": list(size),

@@ -144,7 +144,7 @@ def test_the_page_in_a_browser(tmp_path):
         browser.get(f"http://127.0.0.1:{server.server_port}/index.html")
         status = browser.find_element("id", "status")
         WebDriverWait(browser, 60).until(lambda _: not status.text.startswith("Loading"))
-        assert status.text == "Ready."
+        assert status.text == "Ready." and browser.title.startswith("T-TAME on ")
         browser.find_element("id", "file").send_keys(str(tmp_path / "picture.png"))
         WebDriverWait(browser, 60).until(lambda _: status.text.startswith(("Where", "That")))
         expected = head(head.backbone.image_processor(picture, return_tensors="pt")["pixel_values"])
