@@ -338,7 +338,7 @@ class OnnxCommand(LoadingArguments):
 
 
 @dataclass(kw_only=True)
-class DemoCommand(LoadingArguments):
+class DemoCommand(ClassesArguments):
     """`hf-explain demo`."""
 
     model: list[str] = option(help="head or classifier: directory or Hub id; repeat to compare")

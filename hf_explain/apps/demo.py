@@ -66,6 +66,8 @@ def launch(
     port: int | None = None,
     block: bool = True,
     trust_remote_code: bool = False,
+    candidate_labels: Sequence[str] | None = None,
+    hypothesis_template: str | None = None,
 ):
     """
     Start the demo.
@@ -75,7 +77,7 @@ def launch(
     page closes, and all of it when the server stops: at `close()`, at Ctrl-C, and with `block` at SIGTERM too.
 
     Args:
-        models, classifier, device, dtype, trust_remote_code: As for [`Demo`].
+        models, classifier, device, dtype, trust_remote_code, candidate_labels, hypothesis_template: As for [`Demo`].
         examples: As for [`example_files`].
         share (`bool`, *optional*, defaults to `False`): Also make a temporary public link, through Gradio's servers.
         port (`int`, *optional*): Of the local server; the first free one from 7860 on when not given.
@@ -93,7 +95,8 @@ def launch(
         raise ValueError(f"`port` must lie in 1 to 65535, got {port}.")
     _need_gradio()
     with _ended_by_sigterm() if block else nullcontext():
-        app = build_app(Demo(models, classifier, device, dtype, trust_remote_code), examples)
+        demo = Demo(models, classifier, device, dtype, trust_remote_code, candidate_labels, hypothesis_template)
+        app = build_app(demo, examples)
         try:
             # without ssr_mode=False a Node server is started where there is one, and asks for more ports
             app.launch(
@@ -134,7 +137,13 @@ def _ended_by_sigterm() -> Iterator[None]:
 def run(arguments: DemoCommand) -> None:
     """`hf-explain demo`: the page, or the files of a Space that shows it."""
     if arguments.write_space:
-        found = write_space(arguments.write_space, arguments.model, arguments.classifier, arguments.trust_remote_code)
+        found = write_space(
+            arguments.write_space,
+            arguments.model,
+            arguments.classifier,
+            arguments.trust_remote_code,
+            **arguments.classes,
+        )
         print(f"Wrote {found}")
         return
     launch(
@@ -146,6 +155,7 @@ def run(arguments: DemoCommand) -> None:
         share=arguments.share,
         port=arguments.port,
         trust_remote_code=arguments.trust_remote_code,
+        **arguments.classes,
     )
 
 
@@ -449,6 +459,7 @@ def write_space(
     model: str | Sequence[str],
     classifier: str | None = None,
     trust_remote_code: bool = False,
+    **classes: Any,
 ) -> Path:
     """
     Write the files of a Hugging Face Space that runs this demo.
@@ -459,6 +470,7 @@ def write_space(
         model (`str` or `Sequence[str]`): Hub ids of heads or classifiers.
         classifier (`str`, *optional*): Hub id of a classifier to use instead of the one that the heads name.
         trust_remote_code (`bool`, *optional*, defaults to `False`): Whether the Space runs code of the repositories.
+        classes: `candidate_labels` and `hypothesis_template`, as for [`Demo`].
 
     Returns:
         `pathlib.Path`: The folder; publish it with `HfApi().upload_folder(..., repo_type="space")`.
@@ -491,6 +503,7 @@ def write_space(
     linked = ", ".join(f"[{name}](https://huggingface.co/{name})" for name in models)
     arguments = json.dumps(models) + (f", classifier={json.dumps(classifier)}" if classifier else "")
     arguments += ", trust_remote_code=True" if trust_remote_code else ""
+    arguments += "".join(f", {name}={value!r}" for name, value in classes.items())
     files = {
         "app.py": f"from hf_explain.apps.demo import launch\n\n\nlaunch({arguments})\n",
         "requirements.txt": "hf-explain[demo]\n",

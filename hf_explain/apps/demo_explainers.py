@@ -143,6 +143,8 @@ class Demo:
         device (`str`, *optional*): Torch device; the accelerator where there is one, or else the CPU.
         dtype (`str`, *optional*, defaults to `"float32"`): As for [`SaliencyPipeline`].
         trust_remote_code (`bool`, *optional*, defaults to `False`): Whether code of the repositories may run.
+        candidate_labels, hypothesis_template (*optional*): Classes of a model that matches images with texts, as for
+            [`SaliencyPipeline`].
 
     Raises:
         ValueError: If there is no model, the models' classes differ, or one cannot be used.
@@ -156,6 +158,8 @@ class Demo:
         device: str | None = None,
         dtype: str = "float32",
         trust_remote_code: bool = False,
+        candidate_labels: Sequence[str] | None = None,
+        hypothesis_template: str | None = None,
     ):
         self.dtype = check_choice(dtype, "dtype", DTYPES)
         names = as_names(models)
@@ -163,6 +167,8 @@ class Demo:
         pipes = {name: _load(name, classifier, choose_device(device), trust_remote_code) for name in names}
         known: dict[tuple, Any] = {}
         for pipe in pipes.values():
+            if pipe.head is None and (candidate_labels is not None or hypothesis_template is not None):
+                pipe.classifier = pipe.classifier.for_texts(candidate_labels, hypothesis_template)
             key = _identity(pipe.classifier)
             shared = known.setdefault(key, pipe.classifier)
             if pipe.head is not None and shared is not pipe.classifier:
@@ -373,7 +379,7 @@ def _identity(classifier) -> tuple:
     """The same for two loads of one classifier; different for everything that is not known to be the same."""
     commit = getattr(classifier.config, "_commit_hash", None)
     name = classifier.name_or_path
-    return (name, commit) if name and (commit or os.path.isdir(name)) else (id(classifier),)
+    return (name, commit, classifier.texts) if name and (commit or os.path.isdir(name)) else (id(classifier),)
 
 
 def _list_explainers(pipes: Mapping[str, SaliencyPipeline]) -> dict[str, Choice]:

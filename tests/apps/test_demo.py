@@ -22,6 +22,7 @@ import pytest
 import yaml
 from PIL import Image
 from testing_common import LABELS, save_classifier
+from testing_zero_shot import save_zero_shot
 
 from hf_explain import LCamForSaliency, ScanForSaliency
 from hf_explain.apps import demo as demo_module
@@ -164,6 +165,19 @@ def test_another_classifier_for_a_head(models, tmp_path):
     copy = shutil.copytree(models["classifier"], tmp_path / "moved")
     demo = Demo(models["lcam"], classifier=copy)
     assert demo.explainers["tiny-lcam"].pipe.classifier.name_or_path == str(copy)
+
+
+def test_texts_as_classes(tmp_path):
+    model = save_zero_shot("clip", tmp_path / "clip")
+    demo = Demo(model, candidate_labels=["cat", "remote control"], hypothesis_template="a {}")
+    assert demo.id2label == {0: "cat", 1: "remote control"} and "legrad" in demo.explainers
+    assert demo.explain(Visit(image=photo()), ["gradcam"], 1)[0].saliency.size == (90, 60)
+    with pytest.raises(ValueError, match="`candidate_labels` are missing"):
+        Demo(model)
+    space = tmp_path / "space"
+    words = ["demo", "--model", "me/clip", "--write-space", str(space), "--candidate_labels", "a 'cat'", "dog"]
+    assert main(words) == 0
+    assert """launch(["me/clip"], candidate_labels=["a 'cat'", 'dog'])""" in (space / "app.py").read_text()
 
 
 def test_no_model():

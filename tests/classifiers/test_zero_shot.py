@@ -219,6 +219,19 @@ def test_texts_of_each_image_are_its_classes_whatever_the_batch(pipes):
                     np.testing.assert_allclose(one["saliency_map"], expected["saliency_map"], atol=1e-4)
 
 
+def test_eight_threads_with_texts_of_their_own(pipes):
+    pipe, image = pipes["clip"], picture()
+    asked = [["cat", "dog"], ["a dog", "a cat"], ["remote control", "cat", "dog"], ["a photo of a cat"]]
+    alone = [pipe(image, target=target) for target in asked]
+    pipe.classifier.model.made = zero_shot.Kept()  # nothing is known when the threads start
+    with ThreadPoolExecutor(8) as threads:
+        together = list(threads.map(lambda place: pipe(image, target=asked[place % 4]), range(16)))
+    for place, found in enumerate(together):
+        for one, expected in zip(found, alone[place % 4], strict=True):
+            assert one["label"] == expected["label"] and one["score"] == expected["score"]
+            np.testing.assert_array_equal(one["saliency_map"], expected["saliency_map"])
+
+
 def test_labels_given_to_the_pipeline_are_those_of_its_classifier(directories):
     pipe = pipeline("saliency", model=directories["clip"], candidate_labels=LABELS, hypothesis_template="a {}")
     assert pipe.classifier.texts == (tuple(LABELS), "a {}")
