@@ -32,7 +32,7 @@ from hf_explain.io.image_processor import (
 from hf_explain.io.images import is_image_cell, load_rgb
 from hf_explain.io.transformers_names import _BaseAutoModelClass, dynamic_module_utils
 from hf_explain.methods.common import class_probabilities
-from hf_explain.registry import DEFAULT_METHOD, load_model, method_allows_bfloat16, resolve_method
+from hf_explain.registry import default_method, load_model, method_allows_bfloat16, resolve_method
 from hf_explain.tensors.maps import CropGeometry, uncrop
 from hf_explain.tensors.options import DTYPES
 from hf_explain.tensors.outputs import SaliencyOutput
@@ -159,7 +159,8 @@ class SaliencyPipeline(Pipeline):
             top_k (`int`, *optional*, defaults to 1): How many of the classifier's top classes to explain, where no
                 target is given.
             method (`str`, *optional*): A training-free method of `hf_explain.registry.METHODS`. When not given, the
-                trained head, or Grad-CAM for a plain classifier.
+                trained head, or for a plain classifier the default method of its architecture
+                ([`~hf_explain.registry.default_method`]).
             on_error (`str`, *optional*, defaults to `"raise"`): `"return"` puts `[{"error": message}]` in the place of
                 an image that cannot be read and goes on with the others.
             timeout (`float`, *optional*): Seconds a URL may take altogether; 60 when not given.
@@ -181,7 +182,8 @@ class SaliencyPipeline(Pipeline):
             `list[dict]` for one image, one dictionary per explained class: `label` (`str`), `score` (`float`, the
             classifier's probability), `saliency` (`PIL.Image.Image` in mode L) and `saliency_map` (`numpy.ndarray` of
             `float32`, shape `(height, width)` of the original image, in [0, 1], 0 where the classifier's crop did not
-            reach). A list of such lists for several images, an iterator over them for generators and datasets.
+            reach), `method` (`str`, the method, or the head's `model_type`) and its `method_options` (`dict`).
+            A list of such lists for several images, an iterator over them for generators and datasets.
 
         Raises:
             ValueError: If a target, method or option does not exist, or an image cannot be read.
@@ -347,7 +349,7 @@ class SaliencyPipeline(Pipeline):
         """Whether the maps of a method, or of the head where none is named, may be made in bfloat16."""
         if self.head is not None and method is None:
             return self.head.allows_bfloat16
-        return method_allows_bfloat16(method or DEFAULT_METHOD)
+        return method is not None and method_allows_bfloat16(method)  # the defaults take gradients
 
     def _explain(
         self,
@@ -360,9 +362,13 @@ class SaliencyPipeline(Pipeline):
     ) -> dict[str, Sequence[Any]]:
         """What is found of images that one classifier sees, a value for each."""
         head = self.head if method is None else None
-        name = type(head).__name__ if head is not None else method or DEFAULT_METHOD
-        explain: Any = resolve_method(name) if head is None else head.forward_head  # each with options of its own
-        _check_options(explain, name, options)
+        explain: Any  # each with options of its own
+        if head is not None:
+            used, explain = head.config.model_type, head.forward_head
+        else:
+            used, preset = default_method(classifier) if method is None else (method, {})
+            explain, options = resolve_method(used), {**preset, **options}
+        _check_options(explain, used if head is None else type(head).__name__, options)
         own = [targets is None for targets in asked]
         features = None if head is None else head.forward_features(pixel_values)
         classes: list[Any] = list(asked)
@@ -397,6 +403,7 @@ class SaliencyPipeline(Pipeline):
             "label": [tuple(names[index] for index in each) for each in classes],
             "target": [torch.tensor(each) for each in classes],
             "logits": list(outputs[0].logits),
+            "method": [(used, options)] * len(asked),
         }
         for field in ("saliency", "reconstruction", "explanation", "explanation_score"):
             if getattr(outputs[0], field) is not None:
@@ -415,6 +422,8 @@ class SaliencyPipeline(Pipeline):
         scores = self.scores(model_outputs["logits"][0])
         targets, labels = model_outputs["target"][0].tolist(), model_outputs["label"]
         labels = labels[0] if isinstance(labels, list) else labels  # an image of a batch comes without a list
+        used = model_outputs["method"]
+        method, options = used[0] if isinstance(used, list) else used
         maps = uncrop(model_outputs["saliency"][0].float(), geometry).clamp_(0, 1)
         pictures = (maps * 255).round().to(torch.uint8).numpy()
         results = []
@@ -424,6 +433,8 @@ class SaliencyPipeline(Pipeline):
                 "score": float(scores[index]),
                 "saliency": Image.fromarray(pictures[place]),
                 "saliency_map": maps[place].numpy(),
+                "method": method,
+                "method_options": dict(options),
             }
             if "reconstruction" in model_outputs:
                 # SCAN's decoder gives pixels in [-1, 1]

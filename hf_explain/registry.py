@@ -90,6 +90,12 @@ METHOD_ENTRIES = {
     "centre": Method(centre, control=True),
 }
 METHODS = {name: method.function for name, method in METHOD_ENTRIES.items()}
+# What explains a classifier where nobody names a method, with options that differ from the method's own: by the
+# `model_type`; of a plain vision transformer; of any other. Chosen by AUC-D (README, "Without training").
+DEFAULT_METHODS: dict[str, tuple[str, Mapping[str, Any]]] = {
+    "convnext": ("hirescam", {"layer": "stage2"}),
+}
+DEFAULT_ATTENTION_METHOD = "transformer_attribution"
 DEFAULT_METHOD = "gradcam"
 CONTROLS = tuple(name for name, method in METHOD_ENTRIES.items() if method.control)
 # What needs many passes per image, unless the caller says otherwise
@@ -228,6 +234,25 @@ def methods_for(classifier: FrozenClassifier) -> list[str]:
         and (classifier.is_transformer or not method.propagation)
         and classifier.num_labels >= method.min_labels
     ]
+
+
+def default_method(classifier: FrozenClassifier) -> tuple[str, dict[str, Any]]:
+    """
+    The training-free method for a classifier where nobody names one: what ranked pixels best on classifiers of its
+    architecture.
+
+    Args:
+        classifier ([`FrozenClassifier`]): Outside the table of architectures it is run once to find out.
+
+    Returns:
+        `tuple[str, dict[str, Any]]`: A key of `METHODS`, and options that differ from the method's own.
+    """
+    known = DEFAULT_METHODS.get(getattr(classifier.config, "model_type", ""))
+    if known is not None and known[1].get("layer") in (None, *classifier.layer_names):
+        return known[0], dict(known[1])
+    # kernels of their own do not show the attention
+    shown = getattr(classifier.config, "_attn_implementation", None) in (None, "eager", "sdpa")
+    return (DEFAULT_ATTENTION_METHOD if shown and classifier.token_layout is not None else DEFAULT_METHOD), {}
 
 
 def resolve_method(name: str):

@@ -17,7 +17,7 @@ from hf_explain.evaluation.explainer import PassCounter, resolve_explainer
 from hf_explain.heads.scan import ScanForSaliency
 from hf_explain.heads.ttame import TTameForSaliency
 from hf_explain.pipeline import load_pipeline
-from hf_explain.registry import METHODS
+from hf_explain.registry import METHODS, default_method
 
 
 CLASSIFIER_FAMILIES = [family for family in FAMILIES if family != "deit"]
@@ -67,16 +67,36 @@ def check(result, image_size, count=1):
 # ------------------------------------------------------------------------------------------------------------- loading
 
 
+DEFAULTS = {
+    "resnet": ("gradcam", {}),
+    "convnext": ("hirescam", {"layer": "stage2"}),
+    **dict.fromkeys(("vit", "deit-teacher"), ("transformer_attribution", {})),
+}
+
+
 @pytest.mark.parametrize("family", CLASSIFIER_FAMILIES)
-def test_any_plain_classifier_is_explained_by_gradcam(family, tmp_path):
+def test_any_plain_classifier_is_explained_by_the_default_of_its_architecture(family, tmp_path):
     pipe = pipeline("saliency", model=save_classifier(family, tmp_path))
     assert isinstance(pipe, SaliencyPipeline)
-    image = picture()
+    image, (method, options) = picture(), DEFAULTS[family]
     result = pipe(image)
     check(result, image.size)
     assert result[0]["saliency_map"].max() > 0.5
-    named = pipe(image, method="gradcam")
+    assert (result[0]["method"], result[0]["method_options"]) == (method, options)
+    named = pipe(image, method=method, **options)
     np.testing.assert_array_equal(result[0]["saliency_map"], named[0]["saliency_map"])
+    # what is named is that method as it is; options alone are the default's
+    for many in pipe([image, picture(40, 40)], method="hirescam", top_k=2, batch_size=2):
+        assert [(one["method"], one["method_options"]) for one in many] == [("hirescam", {})] * 2
+    layer = pipe.classifier.layer_names[1]
+    other = pipe(image, layer=layer)[0]
+    assert (other["method"], other["method_options"]) == (method, {"layer": layer})
+
+
+def test_default_where_the_attention_is_not_shown(tmp_path):
+    pipe = pipeline("saliency", model=save_classifier("vit", tmp_path))
+    pipe.classifier.config._attn_implementation = "flash_attention_2"
+    assert default_method(pipe.classifier) == ("gradcam", {})
 
 
 def test_trained_head_loads_with_its_classifier(head_pipe, head_dir):
@@ -88,6 +108,7 @@ def test_trained_head_loads_with_its_classifier(head_pipe, head_dir):
     with torch.no_grad():
         logits = head(pixel_values, target="French horn").logits
     assert result[0]["score"] == pytest.approx(float(logits.softmax(-1)[0, LABELS.index("French horn")]), rel=1e-5)
+    assert (result[0]["method"], result[0]["method_options"]) == ("lcam", {})
     training_free = head_pipe(image, target="French horn", method="gradcam")
     assert not np.array_equal(training_free[0]["saliency_map"], result[0]["saliency_map"])
 

@@ -16,7 +16,7 @@ from hf_explain.training.arguments import ExplainerTrainingArguments
 
 ON_ERROR = ("raise", "skip")
 _MODEL = "trained head or plain classifier: directory or Hub id"
-_METHOD = "training-free method; unless given, the head itself, or gradcam for a plain classifier"
+_METHOD = "training-free method; unless given, the head itself, or the default of a plain classifier's architecture"
 _DEVICE = "torch device; the accelerator where there is one, or else the CPU"
 
 

@@ -22,7 +22,7 @@ from hf_explain.io.paths import base_name, public_name
 from hf_explain.io.pictures import OPACITY, overlay, save_image
 from hf_explain.io.processes import choose_device
 from hf_explain.pipeline import SaliencyPipeline, load_pipeline
-from hf_explain.registry import DEFAULT_METHOD, AutoModelForSaliency, methods_for
+from hf_explain.registry import AutoModelForSaliency, default_method, methods_for
 from hf_explain.tensors.options import DTYPES
 from hf_explain.tensors.scalars import check_choice
 
@@ -43,6 +43,8 @@ class Choice:
     name: str
     pipe: SaliencyPipeline
     method: str | None = None
+    options: Mapping[str, Any] = field(default_factory=dict)  # of the method
+    is_default: bool = False  # for this classifier
 
     @property
     def takes_percentile(self) -> bool:
@@ -184,7 +186,7 @@ class Demo:
                 )
         self.explainers = _list_explainers(pipes)
         heads = [name for name, explainer in self.explainers.items() if explainer.method is None]
-        plain = [name for name, explainer in self.explainers.items() if explainer.method == DEFAULT_METHOD]
+        plain = [name for name, explainer in self.explainers.items() if explainer.is_default]
         self.default = (heads or plain)[:MAX_COMPARED]
 
     def open(self, source: Any) -> Image.Image:
@@ -261,9 +263,9 @@ class Demo:
             target = max(range(len(scores)), key=scores.__getitem__)
         shown = []
         for explainer in explainers:
-            options = (
-                {"percentile": float(percentile)} if explainer.takes_percentile and percentile is not None else {}
-            )
+            options = dict(explainer.options)
+            if explainer.takes_percentile and percentile is not None:
+                options["percentile"] = float(percentile)
             key = (explainer.name, target, *options.values())
             if key not in visit.maps:
                 with self._lock:
@@ -394,8 +396,10 @@ def _list_explainers(pipes: Mapping[str, SaliencyPipeline]) -> dict[str, Choice]
         classifiers.setdefault(id(pipe.classifier), (name, pipe))
     for name, pipe in classifiers.values():
         owner = f" ({_tail(pipe.classifier.name_or_path or name)})" if len(classifiers) > 1 else ""
+        default, options = default_method(pipe.classifier)
         for method in methods_for(pipe.classifier):
-            explainers[method + owner] = Choice(method + owner, pipe, method)
+            chosen = method == default
+            explainers[method + owner] = Choice(method + owner, pipe, method, options if chosen else {}, chosen)
     return explainers
 
 

@@ -14,7 +14,7 @@ from hf_explain.io.files import check_writable, lock_directory, remove_directory
 from hf_explain.io.paths import output_folder
 from hf_explain.io.processes import choose_device
 from hf_explain.pipeline import load_pipeline
-from hf_explain.registry import DEFAULT_METHOD, resolve_method
+from hf_explain.registry import default_method, resolve_method
 
 
 PARTIAL_FOLDER = "partial_results"  # in the output folder, while the study is going on
@@ -46,7 +46,7 @@ def run(arguments: ErrorsCommand) -> dict[str, Any]:
         trust_remote_code=arguments.trust_remote_code,
         **arguments.classes,
     )
-    method = arguments.method or (DEFAULT_METHOD if pipe.head is None else None)
+    method = arguments.method or (default_method(pipe.classifier)[0] if pipe.head is None else None)
     for name in arguments.method_options:
         if name != method:
             raise ValueError(f"method_option names {name!r}, but the maps are made by {method or 'the trained head'}.")
@@ -59,7 +59,7 @@ def run(arguments: ErrorsCommand) -> dict[str, Any]:
                 pipe,
                 data,
                 part_of(arguments, ErrorStudyArguments),
-                method=method,
+                method=arguments.method,
                 method_options=arguments.method_options.get(method) if method else None,
                 image_column=arguments.image_column,
                 label_column=arguments.label_column,

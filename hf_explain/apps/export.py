@@ -55,7 +55,7 @@ from hf_explain.io.files import (
 from hf_explain.io.paths import output_folder, public_name
 from hf_explain.io.processes import check_launched, on_main_process, package_versions, wants_cpu
 from hf_explain.pipeline import SaliencyPipeline, load_pipeline
-from hf_explain.registry import DEFAULT_METHOD, resolve_method
+from hf_explain.registry import default_method, resolve_method
 
 
 SETTINGS_FILE = "export_settings.json"
@@ -304,7 +304,10 @@ def _settings(args: ExportArguments, source: ExportSource, pipe: SaliencyPipelin
     weights = fingerprint(pipe.classifier.model)
     if pipe.head is not None:
         weights += fingerprint(pipe.head)
-    method = args.method or (DEFAULT_METHOD if pipe.head is None else pipe.head.config.model_type)
+    method: str | None = args.method
+    options: dict[str, Any] = {}
+    if method is None:
+        method, options = default_method(pipe.classifier) if pipe.head is None else (pipe.head.config.model_type, {})
     names = ("dataset_config", "dataset_revision", "split", "target", "top_k", "shard_size", "max_examples")
     return {
         "model": public_name(args.model),
@@ -313,6 +316,7 @@ def _settings(args: ExportArguments, source: ExportSource, pipe: SaliencyPipelin
         "dataset": public_name(args.dataset),
         **{name: getattr(args, name) for name in names},
         "method": method,
+        **({"method_options": options} if options else {}),
         **args.classes,
         **pipe.precision.settings(pipe.classifier, pipe.allows_bfloat16(args.method)),
         "streaming": source.streaming,

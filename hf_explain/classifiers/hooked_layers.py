@@ -227,7 +227,8 @@ class HookedLayers:
                     first, last = self._is_grid(tensor.shape[2:]), self._is_grid(tensor.shape[1:3])
                     if not first and not last:
                         return  # such as the queries of every head
-                    grid = tuple(tensor.shape[2:] if first else tensor.shape[1:3])
+                    height, width = tensor.shape[2:] if first else tensor.shape[1:3]
+                    grid = (height, width)
                     if grid not in grids:
                         grids.insert(0, grid)
                     found[name] = ProbedLayer(channels=tensor.shape[1 if first else 3], channels_last=not first)

@@ -21,7 +21,7 @@ from hf_explain.classifiers.passes import Stopwatch, watch_passes
 from hf_explain.heads.modeling_explainer import ExplainerPreTrainedModel
 from hf_explain.io.downloads import whole_downloads
 from hf_explain.io.paths import public_name
-from hf_explain.registry import DEFAULT_METHOD, method_allows_bfloat16, resolve_method
+from hf_explain.registry import default_method, method_allows_bfloat16, resolve_method
 from hf_explain.tensors.outputs import SaliencyOutput
 
 
@@ -163,7 +163,9 @@ def resolve_explainer(
             "head_fingerprint": fingerprint(head),
         }
         return Explainer(classifier, processor, identity, head, allows_bfloat16=head.allows_bfloat16)
-    method = method or DEFAULT_METHOD
+    if method is None:
+        method, own = default_method(classifier)
+        options = {**own, **options}
     function = resolve_method(method)
     parameters = inspect.signature(function).parameters
     known = [name for name in parameters if name not in ("classifier", "pixel_values", "target", "image_ids")]
