@@ -17,6 +17,7 @@ from hf_explain.evaluation.arguments import ComparisonArguments
 from hf_explain.evaluation.comparison_report import MeasuredComparison, write_comparison
 from hf_explain.evaluation.evaluator import check_metric, load_metrics
 from hf_explain.evaluation.explainer import Explainer, resolve_explainer
+from hf_explain.evaluation.ranking import metric_agreement, paired_differences
 from hf_explain.evaluation.results import (
     Comparison,
     EvaluationResult,
@@ -304,6 +305,8 @@ def _measure(
         first.device,
         numbers,
     )
+    comparison.differences = paired_differences(comparison, columns)
+    comparison.agreement = metric_agreement(comparison)
     return MeasuredComparison(comparison, columns, built)
 
 

@@ -17,6 +17,7 @@ import torch
 from hf_explain.evaluation.arguments import ComparisonArguments
 from hf_explain.evaluation.explainer import Explainer
 from hf_explain.evaluation.inputs import ExampleReader
+from hf_explain.evaluation.ranking import standings
 from hf_explain.evaluation.results import COST, Comparison, FailedExplainer
 from hf_explain.io.charts import bar_chart, plot_curves
 from hf_explain.io.files import write_atomically, write_json_file
@@ -98,6 +99,47 @@ def markdown_table(comparison: Comparison) -> str:
     return "".join(f"| {' | '.join(line)} |\n" for line in lines)
 
 
+def standings_tables(comparison: Comparison) -> str:
+    """For every metric, who is ahead of whom and who is level, by the paired differences."""
+    parts = []
+    for heading, rows in standings(comparison):
+        lines = [["explainer", heading, "ahead of", "level with"], ["---", "---:", "---", "---"]]
+        lines += [[name, number, ", ".join(ahead), ", ".join(level)] for name, number, ahead, level in rows]
+        parts.append("".join(f"| {' | '.join(line)} |\n" for line in lines))
+    if not parts:
+        return ""
+    about = (
+        "One explainer is ahead of another one where the 95 % bootstrap interval of their difference, image by image, "
+        "lies above 0, and level with it where that holds 0.\n"
+    )
+    return "\n".join(["\n## Who is ahead\n", about, *parts])
+
+
+def _agreement_lines(comparison: Comparison) -> str:
+    """Where the metrics do not agree about the order of the explainers; nothing where there is one metric."""
+    names = {metric: own[0].heading_of(own[0].key) for metric, own in comparison.numbers.items() if own}
+    apart = [one for one in comparison.agreement if one.contradictions]
+    lines = []
+    for one in apart:
+        pairs = [f"{better} ahead of {worse}" for better, worse in one.contradictions]
+        more = f" and {len(pairs) - 3} more" if len(pairs) > 3 else ""
+        lines.append(
+            f"- {names.get(one.metric, one.metric)} has {', '.join(pairs[:3])}{more}; by "
+            f"{names.get(one.other, one.other)} it is the other way round (Kendall's τ over {one.num_explainers} "
+            f"explainers {'undefined' if one.tau is None else f'{one.tau:.2f}'}).\n"
+        )
+    if lines:
+        return "**The metrics do not agree about the order:**\n\n" + "".join(lines) + "\n"
+    known = [one for one in comparison.agreement if one.tau is not None]
+    if not known:
+        return ""
+    least = known[0]
+    return (
+        f"No two metrics contradict each other about two explainers; Kendall's τ is at least {least.tau:.2f} "
+        f"({names.get(least.metric, least.metric)} and {names.get(least.other, least.other)}).\n\n"
+    )
+
+
 def _csv_table(comparison: Comparison) -> str:
     columns = list(comparison.columns())
     text = io.StringIO()
@@ -127,7 +169,9 @@ def _write_tables(folder: Path, comparison: Comparison, command: Sequence[str] |
         + f", classifier {classifier['classifier_fingerprint']}, on {comparison.device}. Numbers in brackets are "
         "95 % bootstrap intervals over images; passes are images through the classifier for one explanation.\n"
     )
+    lines.append(_agreement_lines(comparison))
     lines.append(markdown_table(comparison))
+    lines.append(standings_tables(comparison))
     protocols: dict[str, Any] = {}
     for result in comparison.measured.values():
         for metric, one in result.metrics.items():

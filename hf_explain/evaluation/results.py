@@ -196,6 +196,81 @@ class Column(NamedTuple):
 
 
 @dataclass
+class Difference:
+    """
+    How far one explainer is ahead of another one by one number, on the same images.
+
+    Args:
+        metric, key (`str`): The number.
+        first, second (`str`): The explainers, the better one first.
+        difference (`float`): Mean over the images, at least 0.
+        interval (`list[float]`): Its 95 % bootstrap interval over images.
+        num_images (`int`): Images that both were measured on.
+    """
+
+    metric: str
+    key: str
+    first: str
+    second: str
+    difference: float
+    interval: list[float]
+    num_images: int
+
+    @property
+    def pair(self) -> tuple[str, str]:
+        """The two explainers."""
+        return self.first, self.second
+
+    @property
+    def is_ahead(self) -> bool:
+        """Whether the interval lies above 0."""
+        return self.interval[0] > 0
+
+    @property
+    def is_level(self) -> bool:
+        """Whether it does not."""
+        return not self.is_ahead
+
+    def to_json(self) -> dict[str, Any]:
+        """A dictionary with a key for every field."""
+        return _recorded(self, *(one.name for one in fields(self)))
+
+    @classmethod
+    def from_json(cls, value: Mapping[str, Any]) -> Difference:
+        """What `to_json` wrote."""
+        return _from_recorded(cls, value)
+
+
+@dataclass
+class Agreement:
+    """
+    How far two metrics put the explainers in the same order.
+
+    Args:
+        metric, other (`str`): The metrics, by their main numbers.
+        tau (`float`, *optional*): Kendall's τ-b in [−1, 1]; `None` where one of them has no order.
+        num_explainers (`int`): Explainers that both measured, without controls.
+        contradictions (`list[list[str]]`): Two explainers each: by `metric` the first is ahead of the second, by
+            `other` it is behind, both by intervals that do not hold 0.
+    """
+
+    metric: str
+    other: str
+    tau: float | None
+    num_explainers: int
+    contradictions: list[list[str]] = field(default_factory=list)
+
+    def to_json(self) -> dict[str, Any]:
+        """A dictionary with a key for every field."""
+        return {one.name: getattr(self, one.name) for one in fields(self)}
+
+    @classmethod
+    def from_json(cls, value: Mapping[str, Any]) -> Agreement:
+        """What `to_json` wrote."""
+        return _from_recorded(cls, value)
+
+
+@dataclass
 class Comparison:
     """
     Several explainers of one classifier on the same images: `results.json`.
@@ -206,6 +281,8 @@ class Comparison:
         dataset, settings, versions, device: As for [`EvaluationResult`].
         num_images (`int`, *optional*): Images that most of them were measured on.
         numbers (`dict[str, tuple[Number, ...]]`): What the metrics say of their numbers, by metric.
+        differences (`list[Difference]`): Every two explainers by every number; empty in results of earlier versions.
+        agreement (`list[Agreement]`): Every two metrics, those that agree least first; likewise.
     """
 
     explainers: dict[str, ExplainerResult | FailedExplainer]
@@ -216,6 +293,8 @@ class Comparison:
     versions: dict[str, str] = field(default_factory=dict)
     device: str | None = None
     numbers: dict[str, tuple[Number, ...]] = field(default_factory=dict)
+    differences: list[Difference] = field(default_factory=list)
+    agreement: list[Agreement] = field(default_factory=list)
 
     @property
     def measured(self) -> dict[str, ExplainerResult]:
@@ -248,7 +327,9 @@ class Comparison:
         found = _recorded(self, "classifier", "dataset", "num_images", "settings", "versions", "device")
         numbers = {metric: [number.to_json() for number in own] for metric, own in self.numbers.items()}
         explainers = {name: one.to_json() for name, one in self.explainers.items()}
-        return {"format": FORMAT, "explainers": explainers, **found, "numbers": numbers}
+        compared = {"differences": self.differences, "agreement": self.agreement}
+        compared = {name: [one.to_json() for one in entries] for name, entries in compared.items() if entries}
+        return {"format": FORMAT, "explainers": explainers, **found, "numbers": numbers, **compared}
 
     @classmethod
     def from_json(cls, value: Mapping[str, Any]) -> Comparison:
@@ -268,7 +349,10 @@ class Comparison:
             for name, one in value["explainers"].items()
         }
         numbers = {metric: tuple(map(Number.from_json, own)) for metric, own in value["numbers"].items()}
-        return _from_recorded(cls, value, explainers=explainers, numbers=numbers)
+        differences = [Difference.from_json(one) for one in value.get("differences", ())]
+        agreement = [Agreement.from_json(one) for one in value.get("agreement", ())]
+        made = {"explainers": explainers, "numbers": numbers, "differences": differences, "agreement": agreement}
+        return _from_recorded(cls, value, **made)
 
 
 def read_evaluation(value: Mapping[str, Any]) -> Comparison:

@@ -38,7 +38,14 @@ from hf_explain.metrics.imputation import Road, linear_imputation, road
 from hf_explain.metrics.localization import Pointing, boxes_to_masks, pointing
 from hf_explain.metrics.photographs import Photographs
 from hf_explain.metrics.presets import PRESETS, step_fractions
-from hf_explain.metrics.statistics import WinRate, bootstrap_interval, win_rate
+from hf_explain.metrics.statistics import (
+    PairedDifference,
+    WinRate,
+    bootstrap_interval,
+    paired_difference,
+    rank_agreement,
+    win_rate,
+)
 from hf_explain.tensors.checks import check_pixel_values
 from hf_explain.tensors.perturbation import (
     full_size_saliency,
@@ -58,6 +65,7 @@ __all__ = [
     "AucD",
     "AverageDrop",
     "InsertionDeletion",
+    "PairedDifference",
     "PerturbationCurves",
     "Photographs",
     "Pointing",
@@ -71,8 +79,10 @@ __all__ = [
     "boxes_to_masks",
     "insertion_deletion",
     "linear_imputation",
+    "paired_difference",
     "perturbation_curves",
     "pointing",
+    "rank_agreement",
     "road",
     "step_fractions",
     "win_rate",

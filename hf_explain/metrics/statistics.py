@@ -1,4 +1,4 @@
-"""What numbers of single images say together: pairwise comparison, confidence intervals, groups that stand out."""
+"""What numbers of single images say together: pairwise comparison, intervals, agreement, groups that stand out."""
 
 from __future__ import annotations
 
@@ -139,6 +139,120 @@ def bootstrap_interval(
         low = math.floor(place)
         bounds.append(torch.lerp(ordered[low], ordered[min(low + 1, resamples - 1)], place - low))
     return bounds[0].view(values.shape[1:]), bounds[1].view(values.shape[1:])
+
+
+@dataclass
+class PairedDifference:
+    """
+    How far one explainer is ahead of another one on the same images.
+
+    Args:
+        difference (`torch.DoubleTensor`): Mean over the images, above 0 where the first is better.
+        low, high (`torch.DoubleTensor`): Ends of its bootstrap interval.
+        protocol (`dict`): How it was measured.
+    """
+
+    difference: torch.Tensor
+    low: torch.Tensor
+    high: torch.Tensor
+    protocol: dict[str, Any]
+
+
+def paired_difference(
+    scores: torch.Tensor,
+    other: torch.Tensor,
+    *,
+    higher_is_better: bool,
+    confidence: float = CONFIDENCE,
+    resamples: int = RESAMPLES,
+    seed: int = 0,
+) -> PairedDifference:
+    """
+    By how much one explainer does better than another one, with an interval over images.
+
+    Images differ more than explainers do, so the intervals of two means may overlap where one explainer is better on
+    nearly every image; the interval of their difference tells.
+
+    Formula, with `s` and `o` the scores of the two on the same image and `±` the direction:
+
+        difference = mean(±(s − o)), its interval by resampling the images
+
+    Args:
+        scores (`torch.Tensor` of shape `(num_images, ...)`): One number per image, or one for each of several pairs.
+        other (`torch.Tensor` of shape `(num_images, ...)`): The other explainer's, on the same images.
+        higher_is_better (`bool`): `True` for AUC-D, `False` for drops.
+        confidence, resamples, seed: As of [`bootstrap_interval`].
+
+    Returns:
+        [`PairedDifference`], each of shape `scores.shape[1:]`.
+
+    Raises:
+        ValueError: If the two are not equally many finite numbers, or an option is out of range.
+
+    Example:
+
+    ```python
+    >>> import torch
+    >>> from hf_explain.metrics.functional import paired_difference
+
+    >>> easy_and_hard = torch.tensor([0.0, 50.0, 100.0]).repeat(20)
+    >>> found = paired_difference(easy_and_hard + 2, easy_and_hard, higher_is_better=True)
+    >>> found.difference.item(), found.low.item(), found.high.item()
+    (2.0, 2.0, 2.0)
+    ```
+    """
+    scores, other = _numbers(scores, "scores"), _numbers(other, "other")
+    if scores.shape != other.shape:
+        raise ValueError(
+            "`scores` and `other` must hold numbers of the same images, got shapes "
+            f"{tuple(scores.shape)} and {tuple(other.shape)}."
+        )
+    ahead = scores - other.to(scores.device)
+    ahead = ahead if higher_is_better else -ahead
+    low, high = bootstrap_interval(ahead, confidence, resamples, seed)
+    protocol = {"higher_is_better": higher_is_better, "confidence": confidence, "resamples": resamples, "seed": seed}
+    return PairedDifference(ahead.mean(0), low, high, protocol)
+
+
+def rank_agreement(values: torch.Tensor, other: torch.Tensor) -> float | None:
+    """
+    Kendall's τ-b: how far two metrics put the same explainers in the same order.
+
+    Formula, over all pairs of explainers:
+
+        τ = Σ sign(v_i − v_j) sign(o_i − o_j) / √(Σ sign²(v_i − v_j) · Σ sign²(o_i − o_j))
+
+    Source: M. G. Kendall, The treatment of ties in ranking problems, Biometrika 33 (1945).
+
+    Args:
+        values (`torch.Tensor` of shape `(num_explainers,)`): What one metric says of each.
+        other (`torch.Tensor` of shape `(num_explainers,)`): What the other one says, in the same direction.
+
+    Returns:
+        `float` in [−1, 1]: 1 for the same order, −1 for the opposite one; `None` if one of them has no order.
+
+    Raises:
+        ValueError: If the two are not equally many finite numbers.
+
+    Example:
+
+    ```python
+    >>> import torch
+    >>> from hf_explain.metrics.functional import rank_agreement
+
+    >>> round(rank_agreement(torch.tensor([1.0, 2.0, 3.0]), torch.tensor([1.0, 3.0, 2.0])), 3)
+    0.333
+    ```
+    """
+    values, other = _numbers(values, "values"), _numbers(other, "other")
+    if values.ndim != 1 or values.shape != other.shape:
+        raise ValueError(
+            "`values` and `other` must hold one number per explainer each, got shapes "
+            f"{tuple(values.shape)} and {tuple(other.shape)}."
+        )
+    first, second = ((one[:, None] - one).sign() for one in (values, other.to(values.device)))
+    scale = (first.square().sum() * second.square().sum()).sqrt()
+    return None if scale == 0 else float((first * second).sum() / scale)
 
 
 @dataclass

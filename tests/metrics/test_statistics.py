@@ -3,7 +3,7 @@ import math
 import pytest
 import torch
 
-from hf_explain.metrics.statistics import bootstrap_interval, win_rate
+from hf_explain.metrics.statistics import bootstrap_interval, paired_difference, rank_agreement, win_rate
 
 
 def test_win_rate_by_hand():
@@ -70,3 +70,26 @@ def test_bootstrap_is_seeded_and_blocks_change_nothing(monkeypatch):
 def test_bad_bootstrap(arguments, message):
     with pytest.raises(ValueError, match=message):
         bootstrap_interval(**arguments)
+
+
+def test_paired_difference_against_the_interval_of_the_difference():
+    first, second = torch.rand(2, 40, 3, generator=torch.Generator().manual_seed(0)).double()
+    found = paired_difference(first, second, higher_is_better=False, resamples=300, seed=3)
+    low, high = bootstrap_interval(second - first, resamples=300, seed=3)
+    assert torch.equal(found.low, low) and torch.equal(found.high, high)
+    torch.testing.assert_close(found.difference, (second - first).mean(0))
+    assert found.protocol == {"higher_is_better": False, "confidence": 0.95, "resamples": 300, "seed": 3}
+    with pytest.raises(ValueError, match=r"numbers of the same images, got shapes \(40, 3\) and \(39, 3\)"):
+        paired_difference(first, second[:39], higher_is_better=True)
+
+
+def test_rank_agreement_by_hand():
+    up = torch.tensor([1.0, 2.0, 3.0, 4.0])
+    assert rank_agreement(up, 10 * up) == 1 and rank_agreement(up, -up) == -1
+    # one pair of six is the other way round: (5 - 1) / 6
+    assert rank_agreement(up, torch.tensor([1.0, 3.0, 2.0, 4.0])) == pytest.approx(4 / 6)
+    # one pair tied by the second: 5 / sqrt(6 * 5)
+    assert rank_agreement(up, torch.tensor([1.0, 2.0, 2.0, 4.0])) == pytest.approx(5 / 30**0.5)
+    assert rank_agreement(up, torch.ones(4)) is None
+    with pytest.raises(ValueError, match=r"one number per explainer each, got shapes \(4,\) and \(3,\)"):
+        rank_agreement(up, up[:3])

@@ -1,0 +1,74 @@
+"""Who is ahead, level or contradicted, by numbers that can be checked by hand."""
+
+import json
+
+import pytest
+
+from hf_explain.evaluation.comparison_report import _agreement_lines, standings_tables
+from hf_explain.evaluation.ranking import metric_agreement, paired_differences
+from hf_explain.evaluation.results import Comparison, ExplainerResult, MetricResult
+from hf_explain.metrics.number import Number
+
+
+NUMBERS = {"area": (Number("area", "area", True, heading="Area"),), "drop": (Number("drop", "drop", False),)}
+# a is ahead of b by 1 on every image, though images differ by 100; c has two images, and is above and below
+AREA = {"b": [0.0, 100.0, 50.0], "a": [1.0, 101.0, 51.0], "c": [-9.0, 110.0], "random": [-500.0, -400.0, -450.0]}
+
+
+def compared(drop):
+    columns = {name: {"area/area": values, "drop/drop": drop[name]} for name, values in AREA.items()}
+    means = {
+        name: [sum(own[key]) / len(own[key]) for key in ("area/area", "drop/drop")] for name, own in columns.items()
+    }
+    explainers = {
+        name: ExplainerResult({"area": MetricResult({"area": area}), "drop": MetricResult({"drop": down})})
+        for name, (area, down) in means.items()
+    }
+    comparison = Comparison(explainers, numbers=NUMBERS)
+    comparison.differences = paired_differences(comparison, columns)
+    comparison.agreement = metric_agreement(comparison)
+    return comparison
+
+
+AGREEING = {"a": [0.0, 1.0, 2.0], "b": [1.0, 2.0, 3.0], "c": [1.0, 3.0], "random": [9.0, 9.0, 9.0]}
+OPPOSED = {**AGREEING, "a": [2.0, 3.0, 4.0]}
+
+
+def test_differences_by_hand():
+    found = {(one.metric, one.first, one.second): one for one in compared(AGREEING).differences}
+    assert len(found) == 12  # two metrics, six pairs
+    ahead = found["area", "a", "b"]
+    assert (ahead.difference, ahead.interval, ahead.num_images, ahead.is_ahead) == (1.0, [1.0, 1.0], 3, True)
+    level = found["area", "a", "c"]  # on the two images of both: 10 and -9
+    assert (level.difference, level.num_images, level.is_level) == (0.5, 2, True)
+    assert level.interval == [-9.0, 10.0]
+    assert found["drop", "a", "b"].is_ahead and found["drop", "a", "b"].interval == [
+        1.0,
+        1.0,
+    ]  # a lower drop is better
+
+
+def test_agreement_by_hand():
+    (found,) = compared(AGREEING).agreement
+    # by area c (50.5) is level with a (51) and b (50) in number, and third by drop: a>c>b and a>b=c
+    assert found.num_explainers == 3 and found.tau == pytest.approx(2 / 6**0.5) and not found.contradictions
+    (found,) = compared(OPPOSED).agreement
+    assert found.contradictions == [["a", "b"]]
+
+
+def test_tables():
+    text = standings_tables(compared(AGREEING))
+    assert "| a | 51.00 | b, random | c |" in text and "| random | -450.00 |  |  |" in text
+    assert text.index("| a | 51.00") < text.index("| c | 50.50") < text.index("| b | 50.00")
+    assert "Kendall's τ is at least 0.82 (Area and drop)" in _agreement_lines(compared(AGREEING))
+    assert "- Area has a ahead of b; by drop it is the other way round" in _agreement_lines(compared(OPPOSED))
+
+
+def test_json_and_results_of_earlier_versions():
+    comparison = compared(OPPOSED)
+    value = json.loads(json.dumps(comparison.to_json()))
+    assert Comparison.from_json(value).differences == comparison.differences
+    assert Comparison.from_json(value).agreement == comparison.agreement
+    del value["differences"], value["agreement"]
+    old = Comparison.from_json(value)
+    assert old.differences == [] and standings_tables(old) == "" and _agreement_lines(old) == ""
