@@ -96,7 +96,7 @@ class SaliencyPipeline(Pipeline):
             self.image_processor = load_image_processor(self.classifier.name_or_path, commit, local_files_only=True)
         if self.image_processor is None:
             raise ValueError(
-                f"{self.classifier.name_or_path or type(self.classifier.model).__name__!r} has no image processor "
+                f"{self.classifier.name_or_path or self.classifier.model_class!r} has no image processor "
                 "beside it (preprocessor_config.json); pass pipeline(..., image_processor=...)."
             )
         check_image_processor(self.image_processor)  # `pipeline()` loads it by itself

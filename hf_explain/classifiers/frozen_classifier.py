@@ -204,7 +204,7 @@ class FrozenClassifier(nn.Module):
         Raises:
             ValueError: If the classifier has classes of its own, there is no tokenizer, or a text cannot be read.
         """
-        model, name = self.model, self.name_or_path or type(self.model).__name__
+        model, name = self.model, self.name_or_path or self.model_class
         if not isinstance(model, ZeroShotClassifier):
             raise ValueError(
                 f"`candidate_labels` and `hypothesis_template` are for models that match images with texts, such as "
@@ -241,6 +241,11 @@ class FrozenClassifier(nn.Module):
         return self.model.model if isinstance(self.model, ZeroShotClassifier) else self.model
 
     @property
+    def model_class(self) -> str:
+        """Name of the class of `source_model`, for messages."""
+        return type(self.source_model).__name__
+
+    @property
     def tokenizer(self) -> Any:
         """The Transformers tokenizer of a model of images and texts, or `None` of any other."""
         return self.model.tokenizer if isinstance(self.model, ZeroShotClassifier) else None
@@ -249,7 +254,7 @@ class FrozenClassifier(nn.Module):
         """A ValueError where its classes are texts and there are none yet."""
         if self.takes_texts and self.texts is None:
             raise ValueError(
-                f"`candidate_labels` are missing: {self.name_or_path or type(self.source_model).__name__!r} matches "
+                f"`candidate_labels` are missing: {self.name_or_path or self.model_class!r} matches "
                 "images with texts and has no classes of its own; pass for example candidate_labels=['cat', 'dog'], "
                 "or to a pipeline target='a photo of a cat'."
             )
@@ -576,7 +581,7 @@ class FrozenClassifier(nn.Module):
         index = self.layer_names.index(self.resolve_layer(features.layer))
         if not self.is_transformer or index >= len(self._blocks):
             raise ValueError(
-                f"Layer {features.layer!r} of {type(self.model).__name__} is not followed by an attention block; "
+                f"Layer {features.layer!r} of {self.model_class} is not followed by an attention block; "
                 "the pre-attention LayerNorm exists for every ViT or DeiT layer but the last."
             )
         norm = getattr(self._blocks[index], self._stages.pre_attention_norm)
@@ -622,7 +627,7 @@ class FrozenClassifier(nn.Module):
         layout = self.token_layout
         if layout is None:
             raise ValueError(
-                f"{type(self.model).__name__} has no attention among all patches of the image; methods of attention "
+                f"{self.model_class} has no attention among all patches of the image; methods of attention "
                 "need a plain vision transformer such as ViT, DeiT, DINOv2, BEiT, CLIP or SigLIP."
             )
         with AttentionRecorder() as recorder:
@@ -633,7 +638,7 @@ class FrozenClassifier(nn.Module):
         kept = [index for index, weights in enumerate(recorder.weights) if layout.fits(weights, pixel_values, length)]
         if len(kept) != len(layout.blocks):
             raise ValueError(
-                f"{len(kept)} of the {len(layout.blocks)} blocks of {type(self.model).__name__} show their attention "
+                f"{len(kept)} of the {len(layout.blocks)} blocks of {self.model_class} show their attention "
                 "weights; load the classifier with attn_implementation='sdpa' or 'eager'."
             )
         return AttentionFeatures(
@@ -762,7 +767,7 @@ class FrozenClassifier(nn.Module):
             return
         if any(type(module).__module__.startswith("torch.ao.nn.quantized") for module in self.model.modules()):
             raise ValueError(
-                f"The layers of this {type(self.model).__name__} are quantised by PyTorch and have no gradients; it "
+                f"The layers of this {self.model_class} are quantised by PyTorch and have no gradients; it "
                 "can be explained by heads and methods that take none, but to train a head, give the classifier "
                 "itself."
             )

@@ -159,7 +159,7 @@ class HookedLayers:
                 tensor = _first_tensor(output)
                 if tensor is None:
                     raise ValueError(
-                        f"Layer {name!r} of {type(self.model).__name__} gives {type(output).__name__} for these "
+                        f"Layer {name!r} of {type(self.root).__name__} gives {type(output).__name__} for these "
                         "images; choose a layer with a spatial output."
                     )
                 overwritten = self.layers[name].overwritten
@@ -175,7 +175,7 @@ class HookedLayers:
         """The logits with one module's output replaced; autograd records only what comes after it."""
         if features.pixel_values is None:
             raise ValueError(
-                f"`features` of {type(self.model).__name__} must keep their pixel_values: this classifier's tail runs "
+                f"`features` of {type(self.root).__name__} must keep their pixel_values: this classifier's tail runs "
                 "by running it whole and replacing the layer's output."
             )
         value, layer = features.feature_map, self.layers[features.layer]
@@ -261,7 +261,7 @@ class HookedLayers:
         if not layers:
             height, width = self.image_size
             raise ValueError(
-                f"{type(self.model).__name__} has no module with a spatial output for {height}x{width} pixels, so "
+                f"{type(self.root).__name__} has no module with a spatial output for {height}x{width} pixels, so "
                 f"there is no layer to explain from; its modules are {', '.join(list(modules)[:12])}, ... "
                 "Pass image_size=(height, width) to FrozenClassifier if it expects another size."
             )
@@ -275,7 +275,7 @@ class HookedLayers:
         except Exception as error:  # each says something else of what it cannot use
             reason = " ".join(str(error).split())[:200].rstrip(".")
             raise ValueError(
-                f"{type(self.model).__name__} cannot run on a batch of images of shape {tuple(images.shape)} "
+                f"{type(self.root).__name__} cannot run on a batch of images of shape {tuple(images.shape)} "
                 f"({type(error).__name__}: {reason}); models are explained that need nothing but `pixel_values` of "
                 "shape (batch_size, num_channels, height, width). Pass image_size=(height, width) to FrozenClassifier "
                 "if it expects another size."

@@ -142,13 +142,13 @@ def resolve_explainer(
     classifier.check_texts()
     processor = processor or classifier.image_processor
     if processor is None:
-        named = classifier.name_or_path or type(classifier.model).__name__
+        named = classifier.name_or_path or classifier.model_class
         raise ValueError(
             f"`model_or_pipeline` {named!r} has no image processor; "
             "give a FrozenClassifier(model, image_processor=...) or a directory with preprocessor_config.json."
         )
     identity: dict[str, Any] = {
-        "classifier": public_name(classifier.name_or_path) or type(classifier.model).__name__,
+        "classifier": public_name(classifier.name_or_path) or classifier.model_class,
         "classifier_revision": classifier.revision,
         "classifier_fingerprint": classifier_fingerprint or fingerprint(classifier.model),
     }

@@ -323,7 +323,7 @@ class ExplainerPreTrainedModel(PreTrainedModel):
         if texts is not None and classifier.takes_texts and classifier.texts is None:
             classifier = classifier.for_texts(*texts)
         if texts != classifier.texts:
-            named = classifier.name_or_path or type(classifier.source_model).__name__
+            named = classifier.name_or_path or classifier.model_class
             raise ValueError(
                 f"This head explains {_in_words(texts)}, the classifier {named!r} has {_in_words(classifier.texts)}; "
                 "give the model the head was trained on, with these texts or without any."
@@ -331,7 +331,7 @@ class ExplainerPreTrainedModel(PreTrainedModel):
         if classifier.num_labels != config.num_labels:
             raise ValueError(
                 f"This head explains {config.num_labels} classes, the classifier "
-                f"{classifier.name_or_path or type(classifier.model).__name__!r} has {classifier.num_labels}; "
+                f"{classifier.name_or_path or classifier.model_class!r} has {classifier.num_labels}; "
                 "load the classifier the head was trained on."
             )
         channels = [classifier.num_channels(layer) for layer in config.taps]
@@ -343,12 +343,12 @@ class ExplainerPreTrainedModel(PreTrainedModel):
         recorded = config.backbone_fingerprint if verify_fingerprint else None
         if recorded and is_quantized(classifier.model):
             logger.warning(
-                f"The classifier {classifier.name_or_path or type(classifier.model).__name__!r} is quantised: its "
+                f"The classifier {classifier.name_or_path or classifier.model_class!r} is quantised: its "
                 "weights have no fingerprint that shows whether it is the one this head was trained on."
             )
         elif recorded and not matches(classifier.model, recorded):
             raise ValueError(
-                f"The classifier {classifier.name_or_path or type(classifier.model).__name__!r} is not the one this "
+                f"The classifier {classifier.name_or_path or classifier.model_class!r} is not the one this "
                 "head was trained on: its weights have another fingerprint. Load the right classifier, or pass "
                 "verify_fingerprint=False to explain this one all the same."
             )
@@ -414,7 +414,7 @@ class ExplainerPreTrainedModel(PreTrainedModel):
         self_contained = kwargs.pop("self_contained", False)
         if self_contained and not isinstance(classifier.config, PreTrainedConfig):
             raise ValueError(
-                f"`self_contained` needs a Transformers classifier; {type(classifier.model).__name__} has no config "
+                f"`self_contained` needs a Transformers classifier; {classifier.model_class} has no config "
                 "to rebuild it from."
             )
         if preset is not None:
@@ -427,7 +427,7 @@ class ExplainerPreTrainedModel(PreTrainedModel):
             config.backbone_config = copy.deepcopy(classifier.config)
             config.backbone_config._name_or_path = ""
             # a config that was never saved does not say its class, and "deit" alone has two
-            config.backbone_config.architectures = [type(classifier.source_model).__name__]
+            config.backbone_config.architectures = [classifier.model_class]
         config.id2label = dict(classifier.id2label)
         config.label2id = {label: index for index, label in classifier.id2label.items()}
         config.backbone_fingerprint = fingerprints(classifier.model) or None
@@ -540,7 +540,7 @@ class ExplainerPreTrainedModel(PreTrainedModel):
                 if verify_fingerprint and not model.config.backbone_fingerprint:
                     logger.warning(
                         f"The head {name!r} has no fingerprint of its classifier (`backbone_fingerprint`): nothing "
-                        f"shows whether {found.name_or_path or type(found.model).__name__!r} is the one it was "
+                        f"shows whether {found.name_or_path or found.model_class!r} is the one it was "
                         "trained on."
                     )
             except ValueError:

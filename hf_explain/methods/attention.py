@@ -366,7 +366,7 @@ def _block_index(classifier: FrozenClassifier, method: str, layer: str | int | N
     layout = classifier.token_layout
     if layout is None:
         raise ValueError(
-            f"{method} needs attention among all patches; {type(classifier.model).__name__} has none; use gradcam, "
+            f"{method} needs attention among all patches; {classifier.model_class} has none; use gradcam, "
             "layercam or rise instead."
         )
     if layer is None:

@@ -86,7 +86,7 @@ class GradientDefence:
         self._modules = activation_modules(classifier)
         if not self._modules:
             raise ValueError(
-                f"`classifier` {type(classifier.model).__name__} has no nonlinearity to defend: none of its modules "
+                f"`classifier` {classifier.model_class} has no nonlinearity to defend: none of its modules "
                 "is an activation such as torch.nn.ReLU or torch.nn.GELU; pass defence=False."
             )
         self._hooks = contextlib.ExitStack()
@@ -135,7 +135,7 @@ class GradientDefence:
         self._bounds = bounds
         if not self._bounds:
             raise ValueError(
-                f"`classifier` {type(self._classifier.model).__name__} has no nonlinearity to defend: none of its "
+                f"`classifier` {self._classifier.model_class} has no nonlinearity to defend: none of its "
                 f"activation modules ({', '.join(self._modules)}) runs before the logits; pass defence=False."
             )
         return logits

@@ -47,7 +47,7 @@ def block_layers(classifier: FrozenClassifier) -> list[BlockLayers]:
     """
     if not classifier.is_transformer:
         raise ValueError(
-            f"Relevance is propagated through the modules of ViT and DeiT, not of {type(classifier.model).__name__}; "
+            f"Relevance is propagated through the modules of ViT and DeiT, not of {classifier.model_class}; "
             "use transformer_attribution with rule='attention', or legrad."
         )
     parents = {child: module for module in classifier.model.modules() for child in module.children()}

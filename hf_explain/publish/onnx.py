@@ -214,7 +214,7 @@ def write_page(
     warps = geometries[0].resized_size == geometries[1].resized_size
     settings = {
         "title": f"{HEADS[head.config.model_type].title(head.config.to_dict()).partition(' (')[0]} on "
-        f"{os.path.basename(head.config.backbone or '') or type(classifier.model).__name__}",
+        f"{os.path.basename(head.config.backbone or '') or classifier.model_class}",
         "labels": [classifier.id2label[index] for index in range(classifier.num_labels)],
         "size": list(size),
         "mean": list(classifier.image_mean),

@@ -132,7 +132,7 @@ class ScanForSaliency(ExplainerPreTrainedModel):
         layout = classifier.token_layout
         if layout is not None and layer == layout.blocks[-1] and not layout.patches_read and config.gradient_mask:
             raise ValueError(
-                f"`feature_layers` {layer!r} is the last layer of {type(classifier.source_model).__name__}, after "
+                f"`feature_layers` {layer!r} is the last layer of {classifier.model_class}, after "
                 "which only the prefix tokens reach the logits, so no patch has a gradient; tap an earlier layer."
             )
         if config.decoder_type is None:

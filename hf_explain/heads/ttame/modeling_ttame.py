@@ -96,13 +96,13 @@ class TTameForSaliency(MaskTrainedExplainer):
                 if not classifier.is_transformer or layer == classifier.layer_names[-1]:
                     raise ValueError(
                         f"`feature_kind` 'pre_norm' reads the LayerNorm before the next block's attention, which "
-                        f"layer {layer!r} of {type(classifier.model).__name__} is not followed by; tap an earlier "
+                        f"layer {layer!r} of {classifier.model_class} is not followed by; tap an earlier "
                         "layer of a ViT or DeiT, or use feature_kind='hidden_state'."
                     )
         if config.token_product and not classifier.num_prefix_tokens:
             raise ValueError(
                 "`token_product` multiplies patch tokens by the CLS token, which is known for ViT and DeiT but not "
-                f"for {type(classifier.model).__name__}; use token_product=False."
+                f"for {classifier.model_class}; use token_product=False."
             )
 
     def saliency_logits(self, features: ClassifierFeatures, target: torch.Tensor) -> torch.Tensor:
