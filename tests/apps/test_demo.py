@@ -358,7 +358,14 @@ def test_command_line(monkeypatch, tmp_path, capsys):
     assert calls == [
         (
             (["a", "b"], "c"),
-            {"examples": None, "device": None, "share": True, "port": 7000, "trust_remote_code": False},
+            {
+                "examples": None,
+                "device": None,
+                "dtype": "float32",
+                "share": True,
+                "port": 7000,
+                "trust_remote_code": False,
+            },
         ),
     ]
     assert main(["demo", "--model", "me/head", "--write-space", str(tmp_path / "space")]) == 0
