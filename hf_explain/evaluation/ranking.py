@@ -43,7 +43,7 @@ def paired_differences(comparison: Comparison, columns: Mapping[str, Mapping[str
             for pair, mean, *ends in zip(pairs, *(one.tolist() for one in (ahead.difference, ahead.low, ahead.high))):
                 names = pair if mean >= 0 else pair[::-1]
                 interval = ends if mean >= 0 else [-ends[1], -ends[0]]
-                found.append(Difference(column.metric, column.key, *names, abs(mean), interval, count))
+                found.append(Difference(column.metric, column.key, names[0], names[1], abs(mean), interval, count))
     return found
 
 
@@ -95,7 +95,9 @@ def standings(comparison: Comparison) -> Iterator[tuple[str, list[tuple[str, str
             continue
         means = {name: result.value(column.metric, column.key) for name, result in comparison.measured.items()}
         measured = [(name, mean) for name, mean in means.items() if mean is not None]
-        order = [name for name, _ in sorted(measured, key=lambda one: one[1], reverse=column.number.higher_is_better)]
+        order = [
+            name for name, _ in sorted(measured, key=lambda one: one[1], reverse=bool(column.number.higher_is_better))
+        ]
         rows = []
         for name in order:
             behind = [one.second for one in own if one.first == name and one.is_ahead]

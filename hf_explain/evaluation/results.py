@@ -327,9 +327,11 @@ class Comparison:
         found = _recorded(self, "classifier", "dataset", "num_images", "settings", "versions", "device")
         numbers = {metric: [number.to_json() for number in own] for metric, own in self.numbers.items()}
         explainers = {name: one.to_json() for name, one in self.explainers.items()}
-        compared = {"differences": self.differences, "agreement": self.agreement}
-        compared = {name: [one.to_json() for one in entries] for name, entries in compared.items() if entries}
-        return {"format": FORMAT, "explainers": explainers, **found, "numbers": numbers, **compared}
+        found = {"format": FORMAT, "explainers": explainers, **found, "numbers": numbers}
+        for name in ("differences", "agreement"):
+            if entries := getattr(self, name):
+                found[name] = [one.to_json() for one in entries]
+        return found
 
     @classmethod
     def from_json(cls, value: Mapping[str, Any]) -> Comparison:
