@@ -20,7 +20,9 @@ MODULES = [
     if path.name != "__init__.py"
 ]
 # The modules of `metrics` whose public functions are measures, or what measures are called with
-METRICS = ("functional", "imputation", "localization", "presets", "regions", "statistics")
+METRICS = (
+    "composites", "functional", "imputation", "localization", "presets", "regions", "single_removals", "statistics"
+)  # fmt: skip
 # Packages an example needs that are not installed with the package
 OPTIONAL = {"lime": ("captum", "sklearn"), "kernel_shap": ("captum", "sklearn")}
 

@@ -176,6 +176,10 @@ def _write_tables(folder: Path, comparison: Comparison, command: Sequence[str] |
     for result in comparison.measured.values():
         for metric, one in result.metrics.items():
             protocols.setdefault(metric, one.protocol)
+    for metric, protocol in protocols.items():
+        if "note" in protocol:  # what nobody may read the numbers without
+            heading = comparison.numbers[metric][0].heading_of(metric) if metric in comparison.numbers else metric
+            lines.append(f"\n{heading}: {protocol['note']}.\n")
     fills = {
         name: one.protocol.get("trained_with")
         for name, result in comparison.measured.items()

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import itertools
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -140,25 +139,26 @@ class ExampleReader:
                 found.update(hashlib.sha256(cell_content(row[name])).digest())
         return found.hexdigest()
 
-    def sample(self, count: int, seed: int) -> list[Example]:
+    def shuffled(self, seed: int) -> Iterator[Example]:
         """
-        Examples from all over the data set (the first ones of a stream), however much of it is measured.
+        All examples of the data set, however many of them are measured, in an order of the seed's; a stream's as they
+        come.
 
         Args:
-            count (`int`): How many at most.
-            seed (`int`): Which ones.
+            seed (`int`): Of the order.
 
-        Returns:
-            `list[Example]`, by their index.
+        Yields:
+            [`Example`].
 
         Raises:
             ValueError: As for [`~ExampleReader.read`].
         """
         if self.total is None:
-            return [self.read(index, row) for index, row in enumerate(itertools.islice(self.data, count))]
+            yield from (self.read(index, row) for index, row in enumerate(self.data))
+            return
         rows = torch.arange(len(self.data))
-        chosen = image_keys(rows, rows, seed).argsort()[:count].sort().values.tolist()
-        return [self.read(index, self.data[index]) for index in chosen]
+        for index in image_keys(rows, rows, seed).argsort().tolist():
+            yield self.read(index, self.data[index])
 
     def read(self, index: int, row: Mapping[str, Any]) -> Example:
         """

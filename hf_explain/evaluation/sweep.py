@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import functools
+import itertools
 import json
 import math
 from collections.abc import Callable, Collection, Iterator, Mapping
@@ -28,11 +29,13 @@ from hf_explain.io.files import write_json_file
 from hf_explain.io.processes import launched_processes, on_first_process, package_versions
 from hf_explain.metrics.photographs import Photographs
 from hf_explain.tensors.maps import resize_maps
+from hf_explain.tensors.outputs import SaliencyOutput
 from hf_explain.tensors.sharing import sharing
 
 
 RESULT_FILE = "result.json"
-_NUM_PHOTOGRAPHS = 256  # of the data set that metrics may choose others from
+_NUM_PHOTOGRAPHS = 256  # of the data set that metrics may choose others from, and read at most to find as many
+_MOST_READ, _NUM_READ = 2048, 64
 _FORMAT = 1  # of the shard files; raised when their content changes, so that old and new ones are never mixed
 
 
@@ -44,10 +47,10 @@ class LoadedMetric:
     options: dict[str, Any]
 
     @property
-    def needs_photos(self) -> bool:
-        """Whether it is measured with other photographs of the data set."""
-        needed = getattr(self.module, "needs_photos", None)
-        return needed is not None and needed(self.options)
+    def photos(self) -> float | None:
+        """How sure the classifier must be of the other photographs it is measured with; `None` if with none."""
+        needed = getattr(self.module, "photos_needed", None)
+        return None if needed is None else needed(self.options)
 
     @property
     def allows_bfloat16(self) -> bool:
@@ -212,9 +215,8 @@ def _measure_batch(batch: _Batch, task: _Task, cost: dict[str, _Cost]) -> dict[s
     classifier = task.explainer.classifier
     pixel_values, ids, labels = batch.pixel_values, batch.ids, batch.labels
     passes = functools.partial(task.precision.passes, classifier)
-    with passes(task.explainer.allows_bfloat16), _cost(cost["explain"], classifier):
-        target = labels if task.arguments.target == "label" else None
-        output = task.explainer.explain(pixel_values, target, ids)
+    with _cost(cost["explain"], classifier):
+        output = _explain(task, pixel_values, labels if task.arguments.target == "label" else None, ids)
     found = {
         "image_ids": ids.tolist(),
         "target": output.target.tolist(),
@@ -223,8 +225,11 @@ def _measure_batch(batch: _Batch, task: _Task, cost: dict[str, _Cost]) -> dict[s
     if labels is not None:
         found["label"] = labels.tolist()
     for name, metric in task.metrics.items():
-        # asked for only where they are named: a metric of one's own need not know of them
-        further = {"photos": _photographs(task)} if metric.needs_photos else {}
+        # given only to those that ask for it: a metric of one's own need not know of it
+        confidence = metric.photos
+        further: dict[str, Any] = {} if confidence is None else {"photos": _photographs(task, confidence)}
+        if "explain" in getattr(metric.module, "inputs", ()):
+            further["explain"] = functools.partial(_explain, task)
         with passes(metric.allows_bfloat16), _cost(cost[name], classifier):
             logits = output.logits
             if task.dtype_of(metric) != task.dtype_of(task.explainer):
@@ -245,6 +250,14 @@ def _measure_batch(batch: _Batch, task: _Task, cost: dict[str, _Cost]) -> dict[s
             )
         found.update({f"{name}/{column}": entries for column, entries in measured.items()})
     return found
+
+
+def _explain(
+    task: _Task, pixel_values: torch.Tensor, target: torch.Tensor | None, ids: torch.Tensor
+) -> SaliencyOutput:
+    """Maps, in the precision in which this explainer is measured."""
+    with task.precision.passes(task.explainer.classifier, task.explainer.allows_bfloat16):
+        return task.explainer.explain(pixel_values, target, ids)
 
 
 # --------------------------------------------------------------------------------------------- one explainer's part
@@ -397,24 +410,44 @@ def _read_batches(task: _Task, rows: list[tuple[int, Any]]) -> list[_Batch]:
     return found
 
 
-def _photographs(task: _Task) -> Photographs:
-    """Photographs from all over the data set; the same in every batch, on every process, for every explainer."""
-    known = task.photos
-    if task.read_alike not in known:
-        classifier = task.explainer.classifier
-        examples = task.reader.sample(_NUM_PHOTOGRAPHS, task.arguments.seed)
-        size = examples[0].pixel_values.shape[-2:]
-        pixel_values = torch.stack([resize_maps(one.pixel_values, size) for one in examples])
+def _photographs(task: _Task, confidence: float) -> Photographs:
+    """
+    Photographs from all over the data set, those that the classifier is right about with more than `confidence` where
+    that is not 0; the same in every batch, on every process, for every explainer.
+    """
+    key = (*task.read_alike, confidence)
+    if key in task.photos:
+        return task.photos[key]
+    classifier, shuffled = task.explainer.classifier, task.reader.shuffled(task.arguments.seed)
+    kept: list[tuple[Example, torch.Tensor]] = []
+    size: Any = None
+    for _ in range(0, _MOST_READ, _NUM_READ):
+        examples = list(itertools.islice(shuffled, _NUM_READ))
+        if not examples or len(kept) >= _NUM_PHOTOGRAPHS:
+            break
+        size = size or examples[0].pixel_values.shape[-2:]
+        for example in examples:
+            example.pixel_values = resize_maps(example.pixel_values, size)
         with torch.no_grad():
-            logits = torch.cat([classifier(part.to(classifier.device)).float() for part in pixel_values.split(64)])
-        labels = [one.label for one in examples if one.label is not None]
-        known[task.read_alike] = Photographs(
-            pixel_values,
-            logits.cpu(),
-            torch.tensor([one.index for one in examples]),
-            torch.tensor(labels) if labels else None,
+            images = torch.stack([example.pixel_values for example in examples])
+            logits = classifier(images.to(classifier.device)).float().cpu()
+        probability, found = logits.softmax(-1).max(-1)
+        for place, example in enumerate(examples):
+            if not confidence or (found[place] == example.label and probability[place] > confidence):
+                kept.append((example, logits[place]))
+    if not kept:
+        raise ValueError(
+            f"The classifier is right about none of the photographs of `data` with a softmax above {confidence:g}: "
+            "lower `confidence`."
         )
-    return known[task.read_alike]
+    labels = [example.label for example, _ in kept if example.label is not None]
+    task.photos[key] = Photographs(
+        torch.stack([example.pixel_values for example, _ in kept]),
+        torch.stack([logits for _, logits in kept]),
+        torch.tensor([example.index for example, _ in kept]),
+        torch.tensor(labels) if labels else None,
+    )
+    return task.photos[key]
 
 
 def _seen_fills(explainer: Explainer) -> list[str]:
@@ -427,6 +460,7 @@ def _read(data, explainer: Explainer, metrics: Mapping[str, LoadedMetric], argum
     stated = [{**one.module.presets[one.module.config_name], **one.options} for one in metrics.values()]
     need_labels = arguments.target == "label" or arguments.label_column is not None
     need_labels = need_labels or any(settings.get("score") == "accuracy" for settings in stated)
+    need_labels = need_labels or any(getattr(one.module, "needs_labels", False) for one in metrics.values())
     columns = (arguments.image_column, arguments.label_column, arguments.mask_column)
     return ExampleReader(data, explainer, *columns, need_labels, arguments.max_examples, arguments.label_mapping)
 

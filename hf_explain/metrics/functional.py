@@ -14,6 +14,7 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 
+from hf_explain.metrics.composites import Composites, GridPointing, grid_composites, grid_pointing
 from hf_explain.metrics.engine import (
     EVERY_FILL,
     MAX_BATCH,
@@ -38,6 +39,7 @@ from hf_explain.metrics.imputation import Road, linear_imputation, road
 from hf_explain.metrics.localization import Pointing, boxes_to_masks, pointing
 from hf_explain.metrics.photographs import Photographs
 from hf_explain.metrics.presets import PRESETS, step_fractions
+from hf_explain.metrics.single_removals import SingleDeletion, single_deletion
 from hf_explain.metrics.statistics import (
     PairedDifference,
     WinRate,
@@ -64,12 +66,15 @@ __all__ = [
     "PRESETS",
     "AucD",
     "AverageDrop",
+    "Composites",
+    "GridPointing",
     "InsertionDeletion",
     "PairedDifference",
     "PerturbationCurves",
     "Photographs",
     "Pointing",
     "Road",
+    "SingleDeletion",
     "WinRate",
     "auc",
     "auc_d",
@@ -77,6 +82,8 @@ __all__ = [
     "average_drop",
     "bootstrap_interval",
     "boxes_to_masks",
+    "grid_composites",
+    "grid_pointing",
     "insertion_deletion",
     "linear_imputation",
     "paired_difference",
@@ -84,6 +91,7 @@ __all__ = [
     "pointing",
     "rank_agreement",
     "road",
+    "single_deletion",
     "step_fractions",
     "win_rate",
 ]

@@ -6,7 +6,7 @@ import inspect
 import json
 import os
 from abc import ABC, abstractmethod
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from numbers import Real
 from pathlib import Path
 from typing import Any, ClassVar
@@ -281,10 +281,12 @@ class SaliencyMetric(ColumnMetric):
     Attributes:
         inputs (`tuple[str, ...]`): Inputs of `measure` the metric uses; it ignores the others.
         options (`tuple[str, ...]`): What `measure` lets the caller override.
+        needs_labels (`bool`): Whether the data set must have labels, whatever the settings.
     """
 
     inputs: ClassVar[tuple[str, ...]] = ()
     options: ClassVar[tuple[str, ...]] = ()
+    needs_labels: ClassVar[bool] = False
 
     def measure(
         self,
@@ -301,6 +303,7 @@ class SaliencyMetric(ColumnMetric):
         masks: torch.Tensor | None = None,
         boxes: Sequence[torch.Tensor] | None = None,
         photos: Photographs | None = None,
+        explain: Callable[..., Any] | None = None,
         **overrides: Any,
     ) -> dict[str, list]:
         """
@@ -320,6 +323,8 @@ class SaliencyMetric(ColumnMetric):
             masks (`torch.Tensor` of shape `(batch_size, height, width)`, *optional*): Non-zero on the object.
             boxes (sequence of tensors of shape `(num_boxes, 4)`, *optional*): Boxes around the object.
             photos ([`Photographs`], *optional*): Other photographs of the data set.
+            explain (`Callable`, *optional*): `pixel_values`, `target` and `image_ids` to maps, for metrics that make
+                pictures of their own.
             **overrides: Settings that replace the preset's, and `max_batch`, `max_bytes`.
 
         Returns:
@@ -349,6 +354,7 @@ class SaliencyMetric(ColumnMetric):
             "masks": masks,
             "boxes": boxes,
             "photos": photos,
+            "explain": explain,
         }
         inputs = {name: given[name] for name in self.inputs}
         columns, measured = self._measure(
@@ -357,10 +363,15 @@ class SaliencyMetric(ColumnMetric):
         self._remember(measured, {name: value for name, value in overrides.items() if name not in _EXECUTION})
         return {name: column.tolist() for name, column in columns.items()}
 
-    def needs_photos(self, overrides: Mapping[str, Any]) -> bool:
-        """Whether it cannot be measured without `photos`, with these settings instead of the preset's."""
+    def photos_needed(self, overrides: Mapping[str, Any]) -> float | None:
+        """
+        `None` if it needs no `photos` with these settings instead of the preset's; else the softmax above which the
+        classifier must be right about them, 0 if it may take them for anything.
+        """
         settings = {**self.presets[self.config_name], **overrides}.values()
-        return any(one == "photo" or isinstance(one, (list, tuple)) and "photo" in one for one in settings)
+        return (
+            0 if any(one == "photo" or isinstance(one, (list, tuple)) and "photo" in one for one in settings) else None
+        )
 
     @abstractmethod
     def _measure(

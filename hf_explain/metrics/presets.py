@@ -48,6 +48,10 @@ _LCAM: dict[str, Any] = {"percents": (100, 50, 15), "rule": "ceil", "mask_space"
 _RISE: dict[str, Any] = {"steps": 28, "deletion_fill": "mean", "insertion_fill": "blur"}
 _ROAD: dict[str, Any] = {"percents": (10, 20, 30, 40, 50, 60, 70, 80, 90), "score": "probability", "noise": 0.01}
 
+# Boehle et al. 2021: 2 x 2 photographs, and as large a picture as one of them
+_GRID_GAME: dict[str, Any] = {"cells": 2, "confidence": 0.95, "enlarged": False}
+# Hesse et al. 2024: the logit, 4 x 4 patches, zeros in `pixel_values`
+_IDSDS: dict[str, Any] = {"patches": 4, "score": "logit", "fill": "mean"}
 _FILLS: dict[str, Any] = {
     "fractions": _AUC_D["fractions"],
     "score": _AUC_D["score"],
@@ -82,7 +86,9 @@ PRESETS: dict[str, dict[str, dict[str, Any]]] = {
         # ours: as the default, of the order of a map's values alone
         "rank": {**_LCAM, "scale": "rank"},
     },
+    "grid_pointing": {"default": _GRID_GAME, "3x3": {**_GRID_GAME, "cells": 3}},
     "insertion_deletion": {"default": _RISE, "rise": _RISE, "patch": {**_RISE, **_PATCH}},
     "pointing": {"default": {"margin": 0}, "excitation_backprop": {"margin": 15}},
     "road": {"default": _ROAD, "road": {**_ROAD, "score": "accuracy"}, "patch": {**_ROAD, **_PATCH}},
+    "single_deletion": {"default": _IDSDS, "idsds": _IDSDS},
 }

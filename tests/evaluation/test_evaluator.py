@@ -217,6 +217,34 @@ def test_fills_of_the_heads_stand_apart_whatever_the_batches(data, tmp_path):
     assert LCamForSaliency.from_classifier(classifier, mask_space="normalized").config.seen_fills == ["mean"]
 
 
+def test_ground_truth_whatever_the_batches(tmp_path):
+    classifier = FrozenClassifier.from_pretrained(save_classifier("convnext", tmp_path))
+    pictures = picture_dataset(12)
+    seen = compute(classifier, pictures, metric_options={"auc_d": {"steps": 1}}, return_columns=True)["columns"]
+    names = list(classifier.id2label.values())
+    features = datasets.Features({"image": datasets.Image(), "label": datasets.ClassLabel(names=names)})
+    rows = {"image": pictures["image"], "label": seen["prediction"]}
+    data = datasets.Dataset.from_dict(rows, features=features)
+    options = {"metric": ["grid_pointing", "single_deletion"], "return_columns": True}
+    with pytest.raises(
+        ValueError, match="right about none of the photographs .* softmax above 0.95: lower `confidence`"
+    ):
+        compute(classifier, data, **options)
+    classifier.model.classifier.weight.data.mul_(1000)  # now it is sure of what it sees
+    classifier.model.classifier.bias.data.mul_(1000)
+    whole = numbers(compute(classifier, data, **options, max_examples=6))
+    found = whole["grid_pointing"]
+    assert found["num_images"] == len(whole["columns"]["grid_pointing/grid_pointing"]) == 6
+    assert found["protocol"]["candidates"] == 12 and 0 < found["grid_pointing"] < 100  # of all, measured or not
+    assert found["grid_pointing_chance"] == 25 and whole["single_deletion"]["protocol"]["in_domain"] is False
+    for batch_size in (1, 4):
+        assert_close(numbers(compute(classifier, data, **options, max_examples=6, batch_size=batch_size)), whole)
+    centre = compute(classifier, data, "grid_pointing", method="centre")["grid_pointing"]
+    assert centre["grid_pointing"] == pytest.approx(25)
+    with pytest.raises(ValueError, match="no column of labels|label"):
+        compute(classifier, data.remove_columns("label"), "grid_pointing")
+
+
 def test_loaded_metric_is_taken(classifier, data):
     metric = evaluate.load(hf_explain.metrics.path("auc_d"), "rise")
     result = compute(classifier, data, metric)

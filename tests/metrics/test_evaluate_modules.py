@@ -39,14 +39,15 @@ def batch():
         return pixel_values.flatten(1) @ weight.T
 
     predict.patch_size = (4, 4)
-    photographs = torch.randn(9, 3, 8, 8, generator=torch.Generator().manual_seed(1))
+    photographs = torch.randn(30, 3, 8, 8, generator=torch.Generator().manual_seed(1))
+    known = torch.arange(30) % 10
     return {
         "predict": predict,
         "pixel_values": torch.randn(7, 3, 8, 8, generator=generator),
         "saliency": torch.rand(7, 4, 4, generator=generator),
         "labels": torch.arange(7) % 4,
         "masks": masks,
-        "photos": Photographs(photographs, predict(photographs), torch.arange(100, 109)),
+        "photos": Photographs(photographs, 9 * torch.eye(10)[known], torch.arange(100, 130), known),
         **HALF,
     }
 
@@ -62,6 +63,9 @@ def measure(metric, batch, **overrides):
     if metric.metric_name == "win_rate":
         scores = batch["saliency"][:, 0]
         return metric.measure(scores=scores[:, 0], other=scores[:, 1], **overrides)
+    if metric.metric_name == "grid_pointing":  # its ids are the numbers of its maps
+        batch = {"image_ids": torch.arange(len(batch["saliency"])), **batch}
+        overrides["explain"] = lambda images, target, ids: images.mean(1).abs() * (1 + target + ids).view(-1, 1, 1)
     return metric.measure(**batch, **overrides)
 
 
@@ -233,8 +237,11 @@ def test_fills_that_were_seen_stand_apart(batch):
     assert found["auc_d_fills_unseen"] == pytest.approx(sum(unseen) / 5) != found["auc_d_fills_seen"]
     assert not {"auc_d_fills_seen", "auc_d_fills_unseen"} & set(metric.compute(**columns))  # nobody was trained
     default = load("auc_d_fills")
-    assert not default.needs_photos({}) and load("auc_d_fills", "all").needs_photos({})
-    assert load("auc_d").needs_photos({"fill": "photo"}) and not load("auc_d").needs_photos({"fill": "noise"})
+    assert default.photos_needed({}) is None and load("auc_d_fills", "all").photos_needed({}) == 0
+    assert (
+        load("auc_d").photos_needed({"fill": "photo"}) == 0 and load("auc_d").photos_needed({"fill": "noise"}) is None
+    )
+    assert load("grid_pointing").photos_needed({}) == 0.95
     every = default.compute(**default.measure(**batch, steps=5), protocol={"seen_fills": ["black", "mean", "blur"]})
     assert every["auc_d_fills_seen"] == pytest.approx(every["auc_d_fills"]) and "auc_d_fills_unseen" not in every
 
@@ -287,6 +294,42 @@ def test_pointing_takes_masks_or_boxes(batch):
         assert by_boxes[name] == pytest.approx(by_masks[name])
     wide = load("pointing", "excitation_backprop")
     assert wide.compute(**wide.measure(**batch))["pointing"] == 100
+
+
+def test_the_grid_pointing_game_explains_composites(batch):
+    seen = []
+
+    def explain(pixel_values, target, image_ids):
+        seen.append((pixel_values, target, image_ids))
+        return pixel_values.mean(1).abs()
+
+    metric, ids = load("grid_pointing"), torch.arange(3, 6)
+    inputs = {**batch, "explain": explain, "image_ids": ids}
+    columns = metric.measure(**inputs)
+    composites = functional.grid_composites(batch["photos"], ids)
+    ((pixel_values, target, image_ids),) = seen
+    assert torch.equal(pixel_values, composites.pixel_values) and torch.equal(target, composites.target)
+    assert image_ids is ids
+    expected = functional.grid_pointing(pixel_values.mean(1).abs(), composites.cell, image_size=(8, 8))
+    assert columns["grid_pointing"] == pytest.approx((100 * expected.share).tolist())
+    result = metric.compute(**columns)
+    assert result["grid_pointing_chance"] == 25 and result["protocol"]["candidates"] == 30
+    assert result["protocol"]["note"] == "chance is 25.0 %; every photograph is shown at 1/2 of its size"
+    wide = load("grid_pointing", "3x3")
+    assert wide.compute(**wide.measure(**inputs))["grid_pointing_chance"] == pytest.approx(100 / 9)
+    large = metric.compute(**metric.measure(**inputs, enlarged=True))
+    assert large["protocol"]["image_size"] == [16, 16] and "at its own size" in large["protocol"]["note"]
+    with pytest.raises(ValueError, match="`photos` is needed for the grid pointing game"):
+        metric.measure(**{**inputs, "photos": None})
+
+
+def test_single_deletion_is_the_function(batch):
+    metric = load("single_deletion")
+    result = metric.compute(**metric.measure(**batch, score="probability"))
+    names = ("predict", "pixel_values", "saliency")
+    expected = functional.single_deletion(**{name: batch[name] for name in names}, score="probability")
+    assert result["single_deletion"] == pytest.approx(expected.correlation.mean().item())
+    assert result["single_deletion_chance"] == 0 and result["protocol"]["overrides"] == {"score": "probability"}
 
 
 def test_win_rates_of_a_pair_add_up(batch):
@@ -394,7 +437,7 @@ def test_intervals_are_the_callers_choice(batch):
 
 def test_unknown_metrics_and_presets_are_listed():
     with pytest.raises(
-        ValueError, match="Unknown metric 'auc'; hf_explain has: auc_d, auc_d_fills, average_drop, ins"
+        ValueError, match="Unknown metric 'auc'; hf_explain has: auc_d, auc_d_fills, average_drop, grid"
     ):
         hf_explain.metrics.path("auc")
     with pytest.raises(ValueError, match="'cam' is not a preset of auc_d; it has: default, chefer, scan, rise"):
