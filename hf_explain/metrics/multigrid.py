@@ -15,6 +15,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 
 import torch
 import torch.nn.functional as F
@@ -126,8 +127,8 @@ def _build_levels(values: torch.Tensor, unknown: torch.Tensor, known: torch.Tens
     while True:
         diagonal = torch.addcmul(held, _neighbours(active), active)
         smoother = active / torch.where(active > 0, diagonal, 1.0)
-        fields = (_each_channel(field, channels) for field in (active, diagonal, smoother))
-        levels.append(_Level(*fields, pull))
+        every = partial(_each_channel, channels=channels)
+        levels.append(_Level(every(active), every(diagonal), every(smoother), pull))
         if len(levels) > depth:
             break
         held, pull = (F.avg_pool2d(field, 2).mul_(4 * _HELD) for field in (held, pull))
