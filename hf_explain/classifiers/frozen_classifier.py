@@ -20,7 +20,7 @@ from hf_explain.classifiers.attention import AttentionFeatures, AttentionRecorde
 from hf_explain.classifiers.features import ClassifierFeatures, LayerFeatures, resolve_layer
 from hf_explain.classifiers.hooked_layers import HookedLayers, logits_of, pair
 from hf_explain.classifiers.passes import watched
-from hf_explain.classifiers.precision import asked_dtype, in_precision
+from hf_explain.classifiers.precision import CLOSE, asked_dtype, in_precision, passes_in
 from hf_explain.classifiers.targets import Target, resolve_target
 from hf_explain.classifiers.thread_hooks import thread_hooks
 from hf_explain.classifiers.zero_shot import (
@@ -456,6 +456,30 @@ class FrozenClassifier(nn.Module):
         """
         self._check_pixels(pixel_values)
         return logits_of(self.model(self._prepare(pixel_values), **self._input_options(pixel_values)))
+
+    def decided(self, pixel_values: torch.Tensor, logits: torch.Tensor) -> torch.Tensor:
+        """
+        Logits whose top class is that of the weights' own precision.
+
+        Where [`~hf_explain.classifiers.precision.passes_in`] asks for another precision, images whose two top classes
+        are too close for it go through the classifier once more, in that of the weights.
+
+        Args:
+            pixel_values (`torch.FloatTensor` of shape `(batch_size, num_channels, height, width)`): Images.
+            logits (`torch.FloatTensor` of shape `(batch_size, num_labels)`): What [`~FrozenClassifier.forward`] gave.
+
+        Returns:
+            `torch.FloatTensor` of shape `(batch_size, num_labels)`.
+        """
+        if self.compute_dtype == self.dtype or logits.shape[-1] < 2:
+            return logits
+        best = logits.topk(2, dim=-1).values
+        close = (best[:, 0] - best[:, 1]) < CLOSE * (best[:, 0] - logits.amin(-1))
+        rows = close.nonzero()[:, 0]
+        if len(rows) == 0:
+            return logits
+        with passes_in(None):
+            return logits.index_copy(0, rows, self(pixel_values[rows]).to(logits.dtype))
 
     @watched
     @in_precision

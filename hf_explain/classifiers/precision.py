@@ -16,6 +16,9 @@ from hf_explain.tensors.scalars import check_choice
 
 # No probability of the images that `auto` looks at may differ by more
 MAX_DIFFERENCE = 0.02
+# Two top classes are too close for half precision where they lie within this part of the range of all logits: for 48
+# photographs and four perturbed ones of each, on three classifiers, their distance was off by 0.014 of it at most.
+CLOSE = 0.02
 _Method = TypeVar("_Method", bound=Callable[..., Any])
 _DTYPE: ContextVar[torch.dtype | None] = ContextVar("dtype", default=None)
 

@@ -58,14 +58,18 @@ def _check_finite(finite: torch.Tensor, name: str) -> None:
 
 
 def base_logits(
-    predict: Predict, pixel_values: torch.Tensor, logits: torch.Tensor | None, max_batch: int
+    predict: Predict, pixel_values: torch.Tensor, logits: torch.Tensor | None, max_batch: int, score: str
 ) -> torch.Tensor:
-    """Logits of the unperturbed images: those the caller already has, or one pass over the batch."""
+    """Logits of the unperturbed images, for a score: those the caller already has, or one pass over the batch."""
     if logits is not None:
-        return check_logits(logits, len(pixel_values)).to(pixel_values.device)
+        logits = check_logits(logits, len(pixel_values)).to(pixel_values.device)
+        return _decided(predict, pixel_values, logits, score)
     size = len(pixel_values)
-    passes = run_passes(predict, pixel_values, lambda span, batch: batch.copy_(pixel_values[span]), size, max_batch)
-    return torch.cat([found for _, found in passes])
+
+    def build(span: slice, batch: torch.Tensor) -> None:
+        batch.copy_(pixel_values[span])
+
+    return torch.cat([found for _, found in run_passes(predict, pixel_values, build, size, max_batch, score)])
 
 
 def resolve_classes(
@@ -299,6 +303,7 @@ def run_passes(
     build: Callable[[slice, torch.Tensor], Any],
     num_jobs: int,
     max_batch: int,
+    score: str,
 ) -> Iterator[tuple[slice, torch.Tensor]]:
     """
     Run `num_jobs` perturbed images through the classifier, whatever image and step they are of.
@@ -312,6 +317,7 @@ def run_passes(
         build (`Callable`): Gets a slice of the jobs and the `pixel_values` to fill with them.
         num_jobs (`int`): How many jobs there are.
         max_batch (`int`): Jobs per pass at most; only these are ever in memory at once.
+        score (`str`): What the logits are for, one of `SCORES`.
 
     Yields:
         `tuple`: the slice of the jobs, and their logits, a `torch.FloatTensor` of shape `(jobs, num_labels)`.
@@ -330,8 +336,17 @@ def run_passes(
             found: Any = predict(images)
         logits = _check_rows(getattr(found, "logits", found), len(images), "`predict`")
         finite = finite & torch.isfinite(logits).all()
-        yield span, logits
+        yield span, _decided(predict, images, logits, score)
     _check_finite(finite, "`predict`")
+
+
+def _decided(predict: Predict, images: torch.Tensor, logits: torch.Tensor, score: str) -> torch.Tensor:
+    """Logits by which a score can tell the top class, whatever precision they are in; a FrozenClassifier knows how."""
+    decide = getattr(predict, "decided", None)
+    if score == "probability" or decide is None:
+        return logits
+    with torch.no_grad():
+        return decide(images, logits)
 
 
 def run_jobs(
@@ -348,7 +363,7 @@ def run_jobs(
     Returns:
         `torch.FloatTensor` of the shape of `classes`.
     """
-    passes = run_passes(predict, pixel_values, build, len(classes), max_batch)
+    passes = run_passes(predict, pixel_values, build, len(classes), max_batch, score)
     return torch.cat([read_score(logits, classes[span], score) for span, logits in passes])
 
 
@@ -462,7 +477,7 @@ def removal_scores(
         ]
     )
     found, end_scores = [], {}
-    for span, job_logits in run_passes(predict, pixel_values, build, len(job_classes), max_batch):
+    for span, job_logits in run_passes(predict, pixel_values, build, len(job_classes), max_batch, score):
         found.append(read_score(job_logits, job_classes[span], score))
         for fill, job in ends.items():
             if len(fills[fill]) == 1 and span.start <= job < span.stop:  # one image, read for every image's class

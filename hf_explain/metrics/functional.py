@@ -277,7 +277,7 @@ def perturbation_curves(
     cells = grid_cells(grid, predict, pixel_values)
     ranks = saliency_ranks(_to_grid(saliency, grid_size), pixel_values, image_ids, seed, cells)
     counts = pixel_counts(fractions, ranks[0].numel(), rounding)
-    logits = base_logits(predict, pixel_values, logits, limit)
+    logits = base_logits(predict, pixel_values, logits, limit, score)
     classes = reference_classes(score, logits, target, labels)
     filled = Filler(image_mean, image_std, seed, image_ids, photos).fill(pixel_values, fill, classes)
     removals = [Removal(order, counts, filled) for order in orders]
@@ -439,7 +439,9 @@ def auc_d_fills(
         raise ValueError(f"`fills` must be some of {', '.join(EVERY_FILL)}, each once, got {', '.join(fills)}.")
     if options.get("logits") is None:  # of the images themselves: one pass for all fills
         limit = batch_limit(pixel_values, options.get("max_batch", 64), options.get("max_bytes"))
-        options["logits"] = base_logits(predict, check_pixel_values(pixel_values), None, limit)
+        options["logits"] = base_logits(
+            predict, check_pixel_values(pixel_values), None, limit, options.get("score", "agreement")
+        )
     with sharing():
         by_fill = {fill: auc_d(predict, pixel_values, saliency, fill=fill, **options) for fill in fills}
     protocol = {name: value for name, value in by_fill[fills[0]].protocol.items() if name != "fill"}
@@ -542,7 +544,7 @@ def insertion_deletion(
     num_units, num_pixels = ranks[0].numel(), pixel_values.shape[-2] * pixel_values.shape[-1]
     per_step = -(-num_units // steps)
     counts = [*range(0, num_units, per_step), num_units]
-    logits = base_logits(predict, pixel_values, logits, limit)
+    logits = base_logits(predict, pixel_values, logits, limit, "probability")
     classes = reference_classes("probability", logits, target, None)
     filler = Filler(image_mean, image_std, seed, image_ids, photos)
     fills = [filler.fill(pixel_values, fill, classes) for fill in (deletion_fill, insertion_fill)]
@@ -696,7 +698,7 @@ def average_drop(
     kept = torch.stack([keep_top(values, percent, rule, ranks) for percent in percents], dim=1)
     kept = spread_cells(kept, pixel_values.shape[-2:])
 
-    logits = base_logits(predict, pixel_values, logits, limit)
+    logits = base_logits(predict, pixel_values, logits, limit, "probability")
     classes = reference_classes("probability", logits, target, None)
     probability = read_score(logits, classes, "probability")
     evidence = pixel_values - filled

@@ -143,7 +143,7 @@ def road(
     ranks = spread_cells(ranks, pixel_values.shape[-2:])
     # Of a few pixels or cells 90 % may round to all of them, and nothing would be left to impute from
     counts = [min(count, num_units - 1) for count in pixel_counts([p / 100 for p in percents], num_units)]
-    logits = base_logits(predict, pixel_values, logits, limit)
+    logits = base_logits(predict, pixel_values, logits, limit, score)
     classes = reference_classes(score, logits, target, labels)
     noise_keys = image_keys(pixel_values, image_ids, ~seed)  # not the numbers that order ties
     noises = noise * random_normal(noise_keys, pixel_values[0].numel()).view(pixel_values.shape)

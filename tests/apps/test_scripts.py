@@ -227,3 +227,24 @@ def test_evidence_says_what_is_wrong(evidence):
     ):
         with pytest.raises(SystemExit, match=message):
             evidence(*words)
+
+
+def test_what_half_precision_changes_is_told_apart(tmp_path, monkeypatch, capsys):
+    script = load_script("measure_precision")
+    classifier, file = save_classifier("resnet", tmp_path / "classifier"), tmp_path / "resnet.json"
+    picture_dataset(5).to_parquet(tmp_path / "train.parquet")
+    argv = ["--classifier", str(classifier), "--dataset", str(tmp_path / "train.parquet"), "--batch_size", "3"]
+    monkeypatch.setattr(sys, "argv", ["", "measure", *argv, "--explainers", "random,eigencam", "-o", str(file)])
+    script.main()
+    found = json.loads(file.read_text())
+    assert found["random"]["largest_map_difference"] == 0 < found["eigencam"]["largest_map_difference"]
+    drops = found["random"]["numbers"]["average_drop"]
+    assert drops["float32"]["float32"] != drops["float32"]["bfloat16"] == drops["bfloat16"]["bfloat16"]
+    drops["float32"]["bfloat16"] = drops["float32"]["float32"] | {"average_drop_50": 99.0}
+    file.write_text(json.dumps({"random": found["random"]}))
+    capsys.readouterr()
+    monkeypatch.setattr(sys, "argv", ["", "table", str(file)])
+    script.main()
+    rows = capsys.readouterr().out.splitlines()
+    assert sum(row.startswith("| `average_drop` |") and row.endswith("| no |") for row in rows) == 9
+    assert "| `random` | auc_d, in bfloat16 | +0.00 | yes |" in rows

@@ -6,8 +6,9 @@ from testing_common import FAMILIES, random_pixels, tiny_classifier, tiny_model
 
 from hf_explain.classifiers import precision
 from hf_explain.classifiers.frozen_classifier import FrozenClassifier
-from hf_explain.classifiers.passes import shared_pass
+from hf_explain.classifiers.passes import shared_pass, watch_passes
 from hf_explain.classifiers.precision import Precision, passes_in
+from hf_explain.metrics.functional import perturbation_curves
 from hf_explain.tensors.sharing import sharing
 
 
@@ -120,6 +121,34 @@ def test_weights_in_half_precision_stay_what_they_are():
     with choice.passes(classifier, allowed=True), torch.no_grad():
         assert classifier.compute_dtype == torch.bfloat16
     assert choice.settings(classifier, allowed=True) == {}
+
+
+def test_what_half_precision_cannot_tell_is_looked_at_again(monkeypatch):
+    classifier, pixel_values = tiny_classifier("vit"), random_pixels("vit", 6)
+    exact = classifier(pixel_values).detach()
+    assert classifier.decided(pixel_values, exact) is exact
+    with torch.no_grad(), passes_in(torch.bfloat16):
+        half = classifier(pixel_values).float()
+        best = half.topk(2).values
+        part = (best[:, 0] - best[:, 1]) / (best[:, 0] - half.amin(1))
+        monkeypatch.setattr("hf_explain.classifiers.frozen_classifier.CLOSE", part.sort().values[2:4].mean().item())
+        found = classifier.decided(pixel_values, half)
+        close = part <= part.sort().values[2]
+        torch.testing.assert_close(found[close], exact[close], rtol=0, atol=1e-6)
+        assert close.sum() == 3 and torch.equal(found[~close], half[~close])
+        monkeypatch.setattr("hf_explain.classifiers.frozen_classifier.CLOSE", 0.0)
+        assert classifier.decided(pixel_values, half) is half
+        # what a metric asks of the top class, it asks of the weights' own precision
+        monkeypatch.setattr("hf_explain.classifiers.frozen_classifier.CLOSE", 2.0)
+        options = {"image_mean": (0.5,) * 3, "image_std": (0.5,) * 3, "fractions": (0, 0.5, 1)}
+        seen = []
+        with watch_passes(lambda classifier, name, images, shared: seen.append(len(images))):
+            for score, passes in (("agreement", [6, 13, 13]), ("probability", [13])):
+                perturbation_curves(
+                    classifier, pixel_values, pixel_values.abs().mean(1), score=score, **options, logits=half
+                )
+                assert seen == passes
+                seen.clear()
 
 
 def test_a_shared_pass_is_shared_within_a_precision():

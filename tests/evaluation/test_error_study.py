@@ -16,7 +16,7 @@ from PIL import Image
 from testing_common import LABELS, image_size, save_classifier
 from testing_training import picture
 
-from hf_explain import METHODS, FrozenClassifier, LCamForSaliency, ScanForSaliency
+from hf_explain import METHODS, AutoModelForSaliency, FrozenClassifier, LCamForSaliency, ScanForSaliency
 from hf_explain.cli import main
 from hf_explain.evaluation import error_study
 from hf_explain.evaluation.error_report import write_report
@@ -471,6 +471,26 @@ def test_a_killed_study_goes_on(places, tmp_path, monkeypatch, streaming):
     shard.write_text(shard.read_text().replace("true", "false", 1))
     with pytest.raises(ValueError, match="shard-000001.json' is damaged; delete it to measure it again"):
         study(data, output_dir=tmp_path / "kept")
+
+
+def test_a_study_in_half_precision_is_another_one(places, tmp_path, monkeypatch):
+    data = datasets.Dataset.from_parquet(str(places / "validation.parquet"), cache_dir=tmp_path / "cache")
+    head = AutoModelForSaliency.from_pretrained(places / "head")
+    monkeypatch.setattr(type(head), "allows_bfloat16", True)
+
+    def study(**options):
+        found = study_errors(head, data, progress=False, output_dir=tmp_path / "partial", **options).result
+        return found["protocol"].get("precision"), [error["confidence"] for error in found["errors"]]
+
+    stated, half = study(dtype="bfloat16")
+    assert stated == {"asked": "bfloat16", "dtype": "bfloat16", "reason": "asked for"}
+    with pytest.raises(ValueError, match="holds .* with explainer="):
+        study()
+    monkeypatch.setattr(type(head), "allows_bfloat16", False)
+    shutil.rmtree(tmp_path / "partial")
+    stated, exact = study(dtype="bfloat16")
+    assert stated["dtype"] == "float32" and exact != half
+    assert study() == (None, exact)  # nothing of it was in another precision
 
 
 def test_a_killed_command_goes_on_and_leaves_nothing(places, tmp_path, monkeypatch, capsys):

@@ -71,6 +71,7 @@ class AucD(SaliencyMetric):
         Number("negative_auc", "negative AUC", True, "points"),
     )
     presets = PRESETS["auc_d"]
+    allows_bfloat16 = True
     inputs = ("target", "labels", "logits", "image_ids", "image_mean", "image_std", "photos")
     options = ("fractions", "steps", "score", "fill", "rounding", "grid_size", "grid", "normalize", "seed")
 
