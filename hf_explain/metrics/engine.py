@@ -58,7 +58,11 @@ def _check_finite(finite: torch.Tensor, name: str) -> None:
 
 
 def base_logits(
-    predict: Predict, pixel_values: torch.Tensor, logits: torch.Tensor | None, max_batch: int, score: str
+    predict: Predict,
+    pixel_values: torch.Tensor,
+    logits: torch.Tensor | None,
+    max_batch: int,
+    score: str = "probability",
 ) -> torch.Tensor:
     """Logits of the unperturbed images, for a score: those the caller already has, or one pass over the batch."""
     if logits is not None:
@@ -303,7 +307,7 @@ def run_passes(
     build: Callable[[slice, torch.Tensor], Any],
     num_jobs: int,
     max_batch: int,
-    score: str,
+    score: str = "probability",
 ) -> Iterator[tuple[slice, torch.Tensor]]:
     """
     Run `num_jobs` perturbed images through the classifier, whatever image and step they are of.
@@ -317,7 +321,8 @@ def run_passes(
         build (`Callable`): Gets a slice of the jobs and the `pixel_values` to fill with them.
         num_jobs (`int`): How many jobs there are.
         max_batch (`int`): Jobs per pass at most; only these are ever in memory at once.
-        score (`str`): What the logits are for, one of `SCORES`.
+        score (`str`, *optional*, defaults to `"probability"`): What the logits are for. Those for a score of the top
+            class say which it is in the weights' own precision, too.
 
     Yields:
         `tuple`: the slice of the jobs, and their logits, a `torch.FloatTensor` of shape `(jobs, num_labels)`.

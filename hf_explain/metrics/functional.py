@@ -544,7 +544,7 @@ def insertion_deletion(
     num_units, num_pixels = ranks[0].numel(), pixel_values.shape[-2] * pixel_values.shape[-1]
     per_step = -(-num_units // steps)
     counts = [*range(0, num_units, per_step), num_units]
-    logits = base_logits(predict, pixel_values, logits, limit, "probability")
+    logits = base_logits(predict, pixel_values, logits, limit)
     classes = reference_classes("probability", logits, target, None)
     filler = Filler(image_mean, image_std, seed, image_ids, photos)
     fills = [filler.fill(pixel_values, fill, classes) for fill in (deletion_fill, insertion_fill)]
@@ -698,7 +698,7 @@ def average_drop(
     kept = torch.stack([keep_top(values, percent, rule, ranks) for percent in percents], dim=1)
     kept = spread_cells(kept, pixel_values.shape[-2:])
 
-    logits = base_logits(predict, pixel_values, logits, limit, "probability")
+    logits = base_logits(predict, pixel_values, logits, limit)
     classes = reference_classes("probability", logits, target, None)
     probability = read_score(logits, classes, "probability")
     evidence = pixel_values - filled
