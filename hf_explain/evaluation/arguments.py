@@ -109,7 +109,7 @@ class ComparisonArguments(EvaluationArguments):
         example="rise.num_masks=1000",
     )
     sanity: bool = option(False, "also run the sanity checks on every explainer")
-    sanity_examples: int = option(32, "images of the checks", minimum=1)
+    sanity_examples: int = option(100, "images of the checks", minimum=1)
     pictures: int = option(4, "best and worst images shown; 0 for none", minimum=0)
 
     def __post_init__(self) -> None:

@@ -25,7 +25,7 @@ from hf_explain.evaluation.results import (
     MetricResult,
     SanityResult,
 )
-from hf_explain.evaluation.sanity import check_explainer
+from hf_explain.evaluation.sanity import SEEDS, THRESHOLDS, check_explainer
 from hf_explain.evaluation.sweep import evaluate_all
 from hf_explain.io.files import check_writable, lock_directory, read_json_file, remove_leftovers, write_json_file
 from hf_explain.io.processes import choose_device, launched_processes, on_first_process
@@ -116,7 +116,7 @@ def compare(
         method_options (`dict[str, dict]`, *optional*): Options by method.
         sanity (`bool`, *optional*, defaults to `False`): Also run
             [`~hf_explain.evaluation.sanity.check_sanity`] on each.
-        sanity_examples (`int`, *optional*, defaults to 32): Images of the sanity checks.
+        sanity_examples (`int`, *optional*, defaults to 100): Images of the sanity checks.
         pictures (`int`, *optional*, defaults to 4): Best and worst images shown; 0 for none.
         command (list of `str`, *optional*): What a person typed, for the table.
         seed (`int`, *optional*, defaults to 0): Seed of everything random.
@@ -350,7 +350,7 @@ def _check_sanity(explainer: Explainer, data, arguments: ComparisonArguments, ev
     wanted, most = arguments.sanity_examples, arguments.max_examples
     # the images are among those of the evaluation, which has seen that they are the same
     count = min(wanted, most or wanted)
-    settings = {"images": count, "evaluation": evaluation.settings}
+    settings = {"images": count, "evaluation": evaluation.settings, "thresholds": THRESHOLDS, "seeds": SEEDS}
     file = arguments.folder / SANITY_FILE
     rank, world, _ = launched_processes()
 
