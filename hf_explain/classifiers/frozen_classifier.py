@@ -19,7 +19,7 @@ from hf_explain.classifiers.architectures import ARCHITECTURES, Architecture
 from hf_explain.classifiers.attention import AttentionFeatures, AttentionRecorder, TokenLayout
 from hf_explain.classifiers.features import ClassifierFeatures, LayerFeatures, resolve_layer
 from hf_explain.classifiers.hooked_layers import HookedLayers, logits_of, pair
-from hf_explain.classifiers.passes import watched
+from hf_explain.classifiers.passes import shared_pass, watched
 from hf_explain.classifiers.precision import CLOSE, asked_dtype, in_precision, passes_in
 from hf_explain.classifiers.targets import Target, resolve_target
 from hf_explain.classifiers.thread_hooks import thread_hooks
@@ -510,6 +510,19 @@ class FrozenClassifier(nn.Module):
             if name in wanted:
                 kept[name] = self._to_features(name, state, pixel_values)
         return ClassifierFeatures(self._tail(state), kept, names)
+
+    def run_once(self, pixel_values: torch.Tensor) -> torch.Tensor:
+        """
+        The logits, without a graph; inside of [`~hf_explain.tensors.sharing.sharing`] run once for all that ask for
+        those of the same tensor, and counted for each of them.
+
+        Args:
+            pixel_values (`torch.FloatTensor` of shape `(batch_size, num_channels, height, width)`): Normalised pixels.
+
+        Returns:
+            `torch.FloatTensor` of shape `(batch_size, num_labels)`.
+        """
+        return shared_pass(self, "forward", pixel_values)
 
     @watched
     @in_precision

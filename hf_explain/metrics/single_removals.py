@@ -15,10 +15,10 @@ from hf_explain.metrics.engine import (
     as_input,
     base_logits,
     batch_limit,
+    check_logits,
     fill_name,
     read_score,
     reference_classes,
-    run_passes,
     target_name,
 )
 from hf_explain.metrics.photographs import Photographs
@@ -26,6 +26,7 @@ from hf_explain.metrics.presets import PRESETS
 from hf_explain.tensors.checks import check_pixel_values
 from hf_explain.tensors.perturbation import full_size_saliency, rank_correlation
 from hf_explain.tensors.scalars import check_choice, check_count
+from hf_explain.tensors.sharing import shared
 
 
 # Where a classifier's configuration says that it was fine-tuned on images with single patches removed, and which
@@ -133,22 +134,18 @@ def single_deletion(
     logits = base_logits(predict, pixel_values, logits, limit)
     classes = reference_classes("probability", logits, target, None)
     filled = Filler(image_mean, image_std, seed, image_ids, photos).fill(pixel_values, fill, classes)
-    images, filled = as_input(predict, pixel_values), as_input(predict, filled.expand(size, *pixel_values.shape[1:]))
-    number, down, across = patches * patches, height // patches, width // patches
-
-    def build(span: slice, batch: torch.Tensor) -> None:
-        for place, job in enumerate(range(span.start, span.stop)):
-            image, (row, column) = job // number, divmod(job % number, patches)
-            patch = (..., slice(row * down, (row + 1) * down), slice(column * across, (column + 1) * across))
-            batch[place] = images[image]
-            batch[place][patch] = filled[image][patch]
+    # the images without a patch do not depend on the map: a classifier that can, runs them once for all explainers
+    run: Any = getattr(predict, "run_once", predict)
+    found = []
+    for images in _without_patches(predict, pixel_values, filled, patches, limit):
+        with torch.no_grad():
+            output = run(images)
+        found.append(check_logits(getattr(output, "logits", output), len(images), "`predict`"))
 
     def read(logits: torch.Tensor, classes: torch.Tensor) -> torch.Tensor:
         return logits.gather(1, classes[:, None])[:, 0] if score == "logit" else read_score(logits, classes, score)
 
-    of_jobs = classes.repeat_interleave(number)
-    passes = run_passes(predict, pixel_values, build, size * number, limit)
-    left = torch.cat([read(found, of_jobs[span]) for span, found in passes]).view(size, number)
+    left = read(torch.cat(found), classes.repeat_interleave(patches * patches)).view(size, -1)
     fall = read(logits, classes)[:, None] - left
     trained_on = getattr(getattr(predict, "config", None), TRAINED_ON, None)
     in_domain = trained_on == {"patches": patches, "fill": fill_name(fill)}
@@ -165,3 +162,19 @@ def single_deletion(
         "seed": seed,
     }
     return SingleDeletion(rank_correlation(of_patches, fall), fall, of_patches, classes, protocol)
+
+
+@shared
+def _without_patches(
+    predict: Predict, pixel_values: torch.Tensor, filled: torch.Tensor, patches: int, limit: int
+) -> tuple[torch.Tensor, ...]:
+    """Every image without each of its patches, as many at a time as go into one pass."""
+    images = as_input(predict, pixel_values)
+    filled = as_input(predict, filled.expand(images.shape))
+    down, across = (side // patches for side in images.shape[-2:])
+    copies = images.repeat_interleave(patches * patches, dim=0)
+    for place in range(patches * patches):
+        row, column = divmod(place, patches)
+        patch = (..., slice(row * down, (row + 1) * down), slice(column * across, (column + 1) * across))
+        copies[place :: patches * patches][patch] = filled[patch]
+    return copies.split(limit)

@@ -4,8 +4,11 @@ import types
 
 import pytest
 import torch
+from testing_common import random_pixels, tiny_classifier
 
+from hf_explain.evaluation.explainer import PassCounter
 from hf_explain.metrics.functional import single_deletion
+from hf_explain.tensors.sharing import sharing
 
 
 HALF = {"image_mean": (0.5,), "image_std": (0.5,)}
@@ -65,6 +68,26 @@ def test_numbers_do_not_depend_on_the_batch(fill):
     ]
     torch.testing.assert_close(torch.cat([one.fall for one in alone]), whole.fall)
     torch.testing.assert_close(torch.cat([one.correlation for one in alone]), whole.correlation)
+
+
+def test_removals_are_run_once_for_all_maps_and_counted_for_each(monkeypatch):
+    classifier, images = tiny_classifier("resnet"), random_pixels("resnet", 3)
+    sent, forward = [], type(classifier).forward
+    monkeypatch.setattr(
+        type(classifier), "forward", lambda self, images: sent.append(len(images)) or forward(self, images)
+    )
+    logits = classifier(images)
+    maps = torch.rand(2, 3, 4, 4, generator=torch.Generator().manual_seed(0))
+    apart = [single_deletion(classifier, images, one, logits=logits, patches=2) for one in maps]
+    assert sent == [3, 12, 12]
+    counts = []
+    with sharing():
+        for one, alone in zip(maps, apart):
+            with PassCounter(classifier) as counter:
+                found = single_deletion(classifier, images, one, logits=logits.clone(), patches=2)
+            counts.append(counter.full)
+            assert torch.equal(found.fall, alone.fall) and torch.equal(found.correlation, alone.correlation)
+    assert sent == [3, 12, 12, 12] and counts == [12, 12]
 
 
 def test_what_cannot_be_cut():
