@@ -131,7 +131,7 @@ def single_deletion(
         )
     limit = batch_limit(pixel_values, max_batch, max_bytes)
     of_patches = full_size_saliency(saliency, pixel_values, cells=(patches, patches)).flatten(1)
-    logits = base_logits(predict, pixel_values, logits, limit)
+    logits = base_logits(predict, pixel_values, logits, limit, "probability")
     classes = reference_classes("probability", logits, target, None)
     filled = Filler(image_mean, image_std, seed, image_ids, photos).fill(pixel_values, fill, classes)
     # the images without a patch do not depend on the map: a classifier that can, runs them once for all explainers

@@ -9,9 +9,11 @@ from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
+import torch
 from testing_common import save_classifier
 from testing_training import picture_dataset
 
+from hf_explain import SaliencyEvaluator
 from hf_explain.cli import main
 
 
@@ -248,3 +250,29 @@ def test_what_half_precision_changes_is_told_apart(tmp_path, monkeypatch, capsys
     rows = capsys.readouterr().out.splitlines()
     assert sum(row.startswith("| `average_drop` |") and row.endswith("| no |") for row in rows) == 9
     assert "| `random` | auc_d, in bfloat16 | +0.00 | yes |" in rows
+
+
+def test_a_classifier_fine_tuned_on_removals_says_so(tmp_path, capsys):
+    script = load_script("finetune_on_removals")
+    images, generator = torch.zeros(40, 1, 4, 4), torch.Generator().manual_seed(0)
+    removed = script.remove_patches(images, torch.ones(1, 1, 1, 1), 2, generator)[:, 0]
+    assert set(removed.sum((1, 2)).tolist()) == {0, 4}  # one of four patches, or none
+    assert 10 < (removed.sum((1, 2)) > 0).sum() < 30 and bool((removed.amax(0) == 1).all())
+    assert set(removed.view(40, 2, 2, 2, 2).sum((2, 4)).unique().tolist()) == {0, 4}  # whole ones
+    with pytest.raises(ValueError, match="`patches` 3 does not divide the 4 pixels"):
+        script.remove_patches(images, images, 3, generator)
+
+    save_classifier("resnet", tmp_path / "classifier")
+    picture_dataset(6).to_parquet(tmp_path / "train.parquet")
+    words = ["--classifier", str(tmp_path / "classifier"), "--dataset", str(tmp_path / "train.parquet"),
+             "--eval_split", "train", "--epochs", "1", "--patches", "2", "--output_dir",
+             str(tmp_path / "tuned")]  # fmt: skip
+    assert script.main(words) == 0
+    printed = capsys.readouterr().out
+    assert printed.count("'one patch removed'") == 2 and "epoch 1: loss" in printed
+    options = {"metric": "single_deletion", "method": "gradcam", "progress": False, "max_examples": 2}
+    for name, said in (("tuned", True), ("classifier", False)):
+        result = SaliencyEvaluator().compute(
+            str(tmp_path / name), picture_dataset(2), **options, metric_options={"single_deletion": {"patches": 2}}
+        )
+        assert result["single_deletion"]["protocol"]["in_domain"] is said
