@@ -48,7 +48,7 @@ class SaliencyPipeline(Pipeline):
 
     Works with a trained head (`LCamForSaliency`, ...) and with any plain image classifier, which is explained by a
     training-free method. A model that matches images with texts, such as CLIP, is a classifier whose classes are the
-    texts asked for.
+    texts asked for; one that is not of Transformers comes as a [`FrozenClassifier`] with an image processor.
 
     Example:
 
@@ -83,6 +83,8 @@ class SaliencyPipeline(Pipeline):
                 )
             self.head: ExplainerPreTrainedModel | None = self.model
             self.classifier: FrozenClassifier = self.model.backbone
+        elif isinstance(self.model, FrozenClassifier):
+            self.head, self.classifier = None, self.model
         else:
             self.head = None
             self.classifier = FrozenClassifier(

@@ -93,6 +93,22 @@ def test_any_plain_classifier_is_explained_by_the_default_of_its_architecture(fa
     assert (other["method"], other["method_options"]) == (method, {"layer": layer})
 
 
+def test_any_module_of_ones_own(tmp_path):
+    module = torch.nn.Sequential(
+        torch.nn.Conv2d(3, 8, 4, 4), torch.nn.ReLU(), torch.nn.AdaptiveAvgPool2d(1), torch.nn.Flatten(),
+        torch.nn.Linear(8, 4),
+    )  # fmt: skip
+    classifier = FrozenClassifier(module, image_processor=tiny_processor("vit", tmp_path), image_size=(32, 32))
+    image = picture()
+    pipe = pipeline("saliency", model=classifier)
+    assert pipe.classifier is classifier
+    result = pipe(image, target=3)
+    assert result[0]["saliency_map"].shape == image.size[::-1] and result[0]["saliency_map"].max() > 0
+    assert (result[0]["label"], result[0]["method"]) == ("LABEL_3", "gradcam")
+    head = TTameForSaliency.from_classifier(classifier, preset="ranking")
+    assert pipeline("saliency", model=head)(image)[0]["method"] == "ttame"
+
+
 def test_default_where_the_attention_is_not_shown(tmp_path):
     pipe = pipeline("saliency", model=save_classifier("vit", tmp_path))
     pipe.classifier.config._attn_implementation = "flash_attention_2"

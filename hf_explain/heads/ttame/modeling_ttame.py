@@ -79,7 +79,7 @@ class TTameForSaliency(MaskTrainedExplainer):
             last = len(classifier.layer_names) - 2
             spread = (round(1 + place * (last - 1) / 3) for place in range(4))
             fields["feature_layers"] = [classifier.layer_names[layer] for layer in dict.fromkeys(spread)]
-        elif classifier.config.model_type.startswith("convnext"):
+        elif getattr(classifier.config, "model_type", "").startswith("convnext"):
             # a ResNet and a ViT gained nothing from it
             fields["context_size"] = 3
         return fields
