@@ -31,9 +31,9 @@ from hf_explain.io.image_processor import (
 )
 from hf_explain.io.images import is_image_cell, load_rgb
 from hf_explain.io.transformers_names import _BaseAutoModelClass, dynamic_module_utils
-from hf_explain.methods.common import class_probabilities
-from hf_explain.registry import default_method, load_model, method_allows_bfloat16, resolve_method
-from hf_explain.tensors.maps import CropGeometry, uncrop
+from hf_explain.methods.common import class_probabilities, positive_part
+from hf_explain.registry import METHOD_ENTRIES, default_method, load_model, method_allows_bfloat16, resolve_method
+from hf_explain.tensors.maps import CropGeometry, min_max, signed_maps, uncrop
 from hf_explain.tensors.options import DTYPES
 from hf_explain.tensors.outputs import SaliencyOutput
 from hf_explain.tensors.scalars import check_choice, check_count
@@ -114,6 +114,8 @@ class SaliencyPipeline(Pipeline):
         target=None,
         top_k: int | None = None,
         method: str | None = None,
+        signed: bool | None = None,
+        against: int | str | None = None,
         on_error: str | None = None,
         timeout: float | None = None,
         candidate_labels: Sequence[str] | None = None,
@@ -140,6 +142,10 @@ class SaliencyPipeline(Pipeline):
             forward["method"] = method
         if dtype is not None:
             forward["dtype"] = check_choice(dtype, "dtype", DTYPES)
+        if signed is not None:
+            forward["signed"] = bool(signed)
+        if against is not None:
+            forward["against"] = against
         forward.update(options)
         return preprocess, forward, {}
 
@@ -163,6 +169,11 @@ class SaliencyPipeline(Pipeline):
             method (`str`, *optional*): A training-free method of `hf_explain.registry.METHODS`. When not given, the
                 trained head, or for a plain classifier the default method of its architecture
                 ([`~hf_explain.registry.default_method`]).
+            signed (`bool`, *optional*, defaults to `False`): Maps in [-1, 1]: above 0 what speaks for the class, below
+                what speaks against it; each is scaled by its largest magnitude. For methods whose maps have a sign.
+            against (`int` or `str`, *optional*): A second class, by index or label name: the map is that of the
+                difference of the two classes' scores, what speaks for the one rather than for the other. For methods
+                that are linear in the score.
             on_error (`str`, *optional*, defaults to `"raise"`): `"return"` puts `[{"error": message}]` in the place of
                 an image that cannot be read and goes on with the others.
             timeout (`float`, *optional*): Seconds a URL may take altogether; 60 when not given.
@@ -183,9 +194,10 @@ class SaliencyPipeline(Pipeline):
         Returns:
             `list[dict]` for one image, one dictionary per explained class: `label` (`str`), `score` (`float`, the
             classifier's probability), `saliency` (`PIL.Image.Image` in mode L) and `saliency_map` (`numpy.ndarray` of
-            `float32`, shape `(height, width)` of the original image, in [0, 1], 0 where the classifier's crop did not
-            reach), `method` (`str`, the method, or the head's `model_type`) and its `method_options` (`dict`).
-            A list of such lists for several images, an iterator over them for generators and datasets.
+            `float32`, shape `(height, width)` of the original image, in [0, 1] or, if `signed`, in [-1, 1], 0 where
+            the classifier's crop did not reach), `method` (`str`, the method, or the head's `model_type`) and its
+            `method_options` (`dict`). A list of such lists for several images, an iterator over them for generators
+            and datasets.
 
         Raises:
             ValueError: If a target, method or option does not exist, or an image cannot be read.
@@ -319,6 +331,8 @@ class SaliencyPipeline(Pipeline):
         method: str | None = None,
         top_k: int = 1,
         dtype: str = "float32",
+        signed: bool = False,
+        against: int | str | None = None,
         **options,
     ) -> dict[str, Any]:
         if dtype != self.precision.asked:
@@ -336,7 +350,8 @@ class SaliencyPipeline(Pipeline):
             classifier = self.classifier if each is None else self.classifier.for_texts(*each)
             self.precision.choose(classifier, functools.partial(list, [pixel_values]))
             with self.precision.passes(classifier, self.allows_bfloat16(method)):
-                found = self._explain(classifier, pixel_values, [asked[row] for row in rows], method, top_k, options)
+                own = [asked[row] for row in rows]
+                found = self._explain(classifier, pixel_values, own, method, top_k, options, signed, against)
             for field, values in found.items():
                 places = result.setdefault(field, [None] * len(texts))
                 for row, value in zip(rows, values, strict=True):
@@ -361,6 +376,8 @@ class SaliencyPipeline(Pipeline):
         method: str | None,
         top_k: int,
         options: dict[str, Any],
+        signed: bool,
+        against: int | str | None,
     ) -> dict[str, Sequence[Any]]:
         """What is found of images that one classifier sees, a value for each."""
         head = self.head if method is None else None
@@ -371,12 +388,30 @@ class SaliencyPipeline(Pipeline):
             used, preset = default_method(classifier) if method is None else (method, {})
             explain, options = resolve_method(used), {**preset, **options}
         _check_options(explain, used if head is None else type(head).__name__, options)
+        if signed or against is not None:
+            _check_sign(used, "signed" if against is None else "against")
+
+        def explain_images(images: torch.Tensor, targets: torch.Tensor | None) -> SaliencyOutput:
+            output = explain(classifier, images, targets, **options)
+            if against is not None:
+                other = classifier.resolve_target(against, len(images), output.logits)
+                if bool((other == output.target).any()):
+                    raise ValueError(f"`against` {against!r} is the class that is explained; give another one.")
+                output.contributions = (
+                    output.contributions - explain(classifier, images, other, **options).contributions
+                )
+            if signed or against is not None:
+                output.saliency = (
+                    signed_maps(output.contributions) if signed else min_max(positive_part(output.contributions))
+                )
+            return output
+
         own = [targets is None for targets in asked]
         features = None if head is None else head.forward_features(pixel_values)
         classes: list[Any] = list(asked)
         if head is None and top_k == 1 and all(own):
             # the method's own pass finds the top classes
-            outputs: list[SaliencyOutput] = [explain(classifier, pixel_values, None, **options)]
+            outputs: list[SaliencyOutput] = [explain_images(pixel_values, None)]
             classes, rounds = outputs[0].target[:, None].tolist(), [list(range(len(asked)))]
         else:
             if any(own):
@@ -395,7 +430,7 @@ class SaliencyPipeline(Pipeline):
                     outputs.append(check_output(explain(seen, targets, **options)))
                 else:
                     images = pixel_values if everyone else pixel_values[rows]
-                    outputs.append(explain(classifier, images, targets, **options))
+                    outputs.append(explain_images(images, targets))
 
         # from round by round to image by image
         places = [row for rows in rounds for row in rows]
@@ -405,7 +440,7 @@ class SaliencyPipeline(Pipeline):
             "label": [tuple(names[index] for index in each) for each in classes],
             "target": [torch.tensor(each) for each in classes],
             "logits": list(outputs[0].logits),
-            "method": [(used, options)] * len(asked),
+            "method": [(used, options, signed)] * len(asked),
         }
         for field in ("saliency", "reconstruction", "explanation", "explanation_score"):
             if getattr(outputs[0], field) is not None:
@@ -425,9 +460,9 @@ class SaliencyPipeline(Pipeline):
         targets, labels = model_outputs["target"][0].tolist(), model_outputs["label"]
         labels = labels[0] if isinstance(labels, list) else labels  # an image of a batch comes without a list
         used = model_outputs["method"]
-        method, options = used[0] if isinstance(used, list) else used
-        maps = uncrop(model_outputs["saliency"][0].float(), geometry).clamp_(0, 1)
-        pictures = (maps * 255).round().to(torch.uint8).numpy()
+        method, options, signed = used[0] if isinstance(used, list) else used
+        maps = uncrop(model_outputs["saliency"][0].float(), geometry).clamp_(-1 if signed else 0, 1)
+        pictures = ((maps + 1 if signed else 2 * maps) * 127.5).round().to(torch.uint8).numpy()
         results = []
         for place, index in enumerate(targets):
             result = {
@@ -566,6 +601,18 @@ def _image_column(dataset) -> Dataset | Iterator:
         )
     dataset = leave_encoded(dataset, names)
     return dataset[names[0]] if hasattr(dataset, "__len__") else (row[names[0]] for row in dataset)
+
+
+def _check_sign(method: str, argument: str) -> None:
+    """A ValueError where a method, or a head by its `model_type`, cannot give what `signed` or `against` asks for."""
+    able = [
+        name for name, entry in METHOD_ENTRIES.items() if (entry.linear if argument == "against" else entry.signed)
+    ]
+    if method not in able:
+        what = "are not linear in the class's score" if argument == "against" else "do not say what speaks against it"
+        raise ValueError(
+            f"`{argument}` cannot be had of {method!r}, whose maps {what}; the methods that can are {', '.join(able)}."
+        )
 
 
 def _check_options(function, name: str, options: dict[str, Any]) -> None:

@@ -50,6 +50,9 @@ class Method:
         attention (`bool`, *optional*, defaults to `False`): Whether it reads a transformer's attention.
         propagation (`bool`, *optional*, defaults to `False`): Whether it knows the modules of ViT and DeiT alone.
         min_labels (`int`, *optional*, defaults to 1): Classes the classifier must have.
+        signed (`bool`, *optional*, defaults to `False`): Whether its maps say what speaks against the class, too.
+        linear (`bool`, *optional*, defaults to `False`): Whether the map of a difference of two classes' scores is the
+            difference of their maps, before the ReLU.
         allows_bfloat16 (`bool`, *optional*, defaults to `False`): Whether it may run in bfloat16: it takes no
             gradients, and its maps were measured to be as good as those of float32.
     """
@@ -60,32 +63,34 @@ class Method:
     attention: bool = False
     propagation: bool = False
     min_labels: int = 1
+    signed: bool = False
+    linear: bool = False
     allows_bfloat16: bool = False
 
 
 METHOD_ENTRIES = {
-    "gradcam": Method(gradcam),
+    "gradcam": Method(gradcam, signed=True, linear=True),
     "gradcam++": Method(gradcam_plus_plus),
-    "xgradcam": Method(xgradcam),
+    "xgradcam": Method(xgradcam, signed=True, linear=True),
     "layercam": Method(layercam),
-    "hirescam": Method(hirescam),
+    "hirescam": Method(hirescam, signed=True, linear=True),
     "eigencam": Method(eigencam),
-    "ablationcam": Method(ablationcam, slow=True),
+    "ablationcam": Method(ablationcam, slow=True, signed=True),
     "scorecam": Method(scorecam, slow=True),
     "rise": Method(rise, slow=True),
-    "occlusion": Method(occlusion, slow=True),
+    "occlusion": Method(occlusion, slow=True, signed=True, linear=True),
     "raw_attention": Method(raw_attention, attention=True),
     "rollout": Method(rollout, attention=True),
     "transformer_attribution": Method(transformer_attribution, attention=True),
     "partial_lrp": Method(partial_lrp, attention=True, propagation=True),
     "attention_guided_cam": Method(attention_guided_cam, attention=True),
     "legrad": Method(legrad, attention=True),
-    "input_x_gradient": Method(input_x_gradient),
-    "integrated_gradients": Method(integrated_gradients),
+    "input_x_gradient": Method(input_x_gradient, signed=True, linear=True),
+    "integrated_gradients": Method(integrated_gradients, signed=True, linear=True),
     "smoothgrad": Method(smoothgrad),
     "fgvis": Method(fgvis, slow=True, min_labels=2),
-    "lime": Method(lime, slow=True),
-    "kernel_shap": Method(kernel_shap, slow=True),
+    "lime": Method(lime, slow=True, signed=True),
+    "kernel_shap": Method(kernel_shap, slow=True, signed=True),
     "random": Method(random, control=True),
     "centre": Method(centre, control=True),
 }

@@ -93,6 +93,31 @@ def test_any_plain_classifier_is_explained_by_the_default_of_its_architecture(fa
     assert (other["method"], other["method_options"]) == (method, {"layer": layer})
 
 
+def test_signed_and_contrastive_maps(pipe, head_pipe):
+    image = PICTURES[0]
+    plain, signed = (pipe(image, target="cat", method="hirescam", signed=sign)[0] for sign in (False, True))
+    values = signed["saliency_map"]
+    assert np.abs(values).max() == pytest.approx(1, abs=0.1) and values.min() < 0 < values.max()
+    assert plain["saliency_map"].min() >= 0
+    np.testing.assert_array_equal(np.asarray(signed["saliency"]), np.round((values + 1) * 127.5).astype(np.uint8))
+    contrast = {"method": "hirescam", "signed": True}
+    swapped = [pipe(image, target="tiger cat", against=1, **contrast)[0] for image in PICTURES[:2]]
+    for batch_size in (1, 2):
+        found = pipe(PICTURES[:2], target="cat", against="tiger cat", batch_size=batch_size, **contrast)
+        for (one,), other in zip(found, swapped, strict=True):
+            np.testing.assert_allclose(one["saliency_map"], -other["saliency_map"], atol=1e-5)
+    assert pipe(PICTURES[0], target="cat", against=2)[0]["saliency_map"].min() >= 0
+    for asked, options, message in (
+        (pipe, {"method": "layercam", "signed": True}, "`signed` cannot be had of 'layercam', whose maps do not say"),
+        (pipe, {"method": "lime", "against": 1}, "`against` cannot be had of 'lime', whose maps are not linear"),
+        (head_pipe, {"signed": True}, "`signed` cannot be had of 'lcam', .*; the methods that can are gradcam, "),
+        (pipe, {"target": "cat", "against": "cat"}, "`against` 'cat' is the class that is explained"),
+        (pipe, {"against": 9}, "9 is out of range"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            asked(PICTURES[0], **options)
+
+
 def test_any_module_of_ones_own(tmp_path):
     module = torch.nn.Sequential(
         torch.nn.Conv2d(3, 8, 4, 4), torch.nn.ReLU(), torch.nn.AdaptiveAvgPool2d(1), torch.nn.Flatten(),

@@ -131,6 +131,8 @@ class ExplainCommand(ClassesArguments):
     method: str | None = option(None, _METHOD)
     target: list[str] = option([], "class index or label name; repeat for several")
     top_k: int = option(1, "classes to explain", minimum=1)
+    signed: bool = option(False, "show what speaks against the class, too")
+    against: str | None = option(None, "second class: what speaks for the one rather than for this one")
     batch_size: int = option(1, "images per pass", minimum=1)
     on_error: str = option("raise", "what to do about an image that cannot be read", choices=ON_ERROR)
     device: str | None = option(None, _DEVICE)

@@ -46,6 +46,8 @@ def run(arguments: ExplainCommand) -> None:
         target=[_class(word) for word in arguments.target] or None,
         top_k=arguments.top_k,
         method=arguments.method,
+        signed=arguments.signed,
+        against=None if arguments.against is None else _class(arguments.against),
         batch_size=arguments.batch_size,
         dtype=arguments.dtype,
         on_error="raise" if arguments.on_error == "raise" else "return",
@@ -56,7 +58,10 @@ def run(arguments: ExplainCommand) -> None:
             continue
         image = load_rgb(source)
         captions = [f"{one['label']} {one['score']:.2f}" for one in result]
-        panels = [image, *(overlay(image, one["saliency_map"]) for one in result)]
+        panels = [
+            image,
+            *(overlay(image, one["saliency_map"], signed=arguments.signed, legend=arguments.signed) for one in result),
+        ]
         path = output / f"{Path(source).stem}.png" if several else output
         # the score first: a long label is cut at its end
         columns = ["image", *(f"{one['score']:.2f} {one['label']}" for one in result)]

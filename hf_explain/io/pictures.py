@@ -18,6 +18,7 @@ from hf_explain.io.images import load_rgb
 
 
 COLORMAPS = ("viridis", "cividis", "inferno", "magma", "plasma")  # the first is the default
+_DIVERGING = "RdBu_r"  # of maps with a sign: blue below 0, red above
 OPACITY = 0.8  # of an overlay where the map is 1
 _INK, _PAPER = (32, 33, 36), (255, 255, 255)
 
@@ -31,6 +32,7 @@ def overlay(
     legend: bool = False,
     grayscale: bool = False,
     stretch: bool = True,
+    signed: bool = False,
 ) -> Image.Image:
     """
     Lay a saliency map over its image; the more salient a pixel, the more opaque its colour.
@@ -54,6 +56,8 @@ def overlay(
             colour seen is the map's; best for colourful pictures.
         stretch (`bool`, *optional*, defaults to `True`): Draws a map of few high pixels brighter, as above; `False`
             draws every map as it is.
+        signed (`bool`, *optional*, defaults to `False`): The map lies in [-1, 1]: red where it speaks for the class,
+            blue where against, the more opaque the farther from 0. `colormap` has no part in it.
 
     Returns:
         `PIL.Image.Image`: RGB, the image's size, or taller by the strip.
@@ -65,7 +69,9 @@ def overlay(
     if not 0 <= alpha <= 1:
         raise ValueError(f"`alpha` is an opacity and must lie in [0, 1], got {alpha}.")
     image = _as_image(image)
-    saliency = _as_map(saliency_map, "saliency_map")
+    saliency = _as_map(saliency_map, "saliency_map", signed)
+    if signed:
+        colormap = _DIVERGING
     if saliency.shape != (image.height, image.width):
         raise ValueError(
             f"`saliency_map` is {saliency.shape[0]}x{saliency.shape[1]} (height x width) and `image` is "
@@ -74,8 +80,8 @@ def overlay(
         )
     if grayscale:
         image = image.convert("L").convert("RGB")
-    highest = _highest_drawn(saliency) if stretch else 1.0
-    drawn = np.minimum(saliency / highest, 1)
+    highest = _highest_drawn(np.abs(saliency)) if stretch else 1.0
+    drawn = np.clip(saliency / highest, -1, 1)
     blended = Image.fromarray(_blend(np.asarray(image, dtype=np.float32), drawn, colormap, alpha))
     return _with_legend(blended, colormap, alpha, highest) if legend else blended
 
@@ -209,16 +215,18 @@ def _as_image(image) -> Image.Image:
     return Image.fromarray(np.ascontiguousarray(array))
 
 
-def _as_map(saliency_map, name: str) -> np.ndarray:
+def _as_map(saliency_map, name: str, signed: bool = False) -> np.ndarray:
     if isinstance(saliency_map, Image.Image):
-        return np.asarray(saliency_map.convert("L"), dtype=np.float32) / 255
+        array = np.asarray(saliency_map.convert("L"), dtype=np.float32) / 255
+        return 2 * array - 1 if signed else array
     array = _as_array(saliency_map, name)
     if array.ndim != 2:
         raise ValueError(f"`{name}` must have shape (height, width), one map for one image, got {array.shape}.")
     if array.dtype == np.uint8:
         return array.astype(np.float32) / 255
     array = array.astype(np.float32)
-    _check_range(array, name, "scale the map with `hf_explain.tensors.maps.min_max` first")
+    remedy = "signed_maps" if signed else "min_max"
+    _check_range(array, name, f"scale the map with `hf_explain.tensors.maps.{remedy}` first", -1 if signed else 0)
     return array
 
 
@@ -231,22 +239,24 @@ def _as_array(value, name: str) -> np.ndarray:
     raise TypeError(f"`{name}` must be a PIL image, a numpy array or a torch tensor, got {type(value).__name__}.")
 
 
-def _check_range(array: np.ndarray, name: str, remedy: str) -> None:
+def _check_range(array: np.ndarray, name: str, remedy: str, least: int = 0) -> None:
     if array.size == 0:
         raise ValueError(f"`{name}` is empty: its shape is {array.shape}.")
     low, high = float(array.min()), float(array.max())
-    if not (low >= 0 and high <= 1):  # so that NaN is caught too
-        raise ValueError(f"`{name}` must lie in [0, 1], got values from {low:g} to {high:g}; {remedy}.")
+    if not (low >= least and high <= 1):  # so that NaN is caught too
+        raise ValueError(f"`{name}` must lie in [{least}, 1], got values from {low:g} to {high:g}; {remedy}.")
 
 
 def _paint(saliency: np.ndarray, colormap: str) -> np.ndarray:
-    if colormap not in COLORMAPS:
+    if colormap == _DIVERGING:
+        saliency = (saliency + 1) / 2
+    elif colormap not in COLORMAPS:
         raise ValueError(f"`colormap` is {colormap!r}; choose one that is safe for the colour-blind: {COLORMAPS}.")
     return matplotlib.colormaps[colormap](saliency)[..., :3].astype(np.float32) * 255
 
 
 def _blend(image: np.ndarray, saliency: np.ndarray, colormap: str, alpha: float) -> np.ndarray:
-    opacity = (alpha * saliency)[..., None]
+    opacity = (alpha * np.abs(saliency))[..., None]
     return (image + opacity * (_paint(saliency, colormap) - image)).round().astype(np.uint8)
 
 
@@ -263,13 +273,14 @@ def _with_legend(image: Image.Image, colormap: str, alpha: float, highest: float
     pen, font = ImageDraw.Draw(sheet), _font(text_size, False)
     middle = image.height + strip // 2
     end = "1" if highest == 1 else f"{highest:.2f} to 1"
-    left = pad + round(font.getlength("0")) + pad
+    least, start = (-1, "-1" if highest == 1 else f"-1 to -{highest:.2f}") if colormap == _DIVERGING else (0, "0")
+    left = pad + round(font.getlength(start)) + pad
     right = image.width - pad - round(font.getlength(end)) - pad
-    pen.text((pad, middle), "0", fill=_INK, font=font, anchor="lm")
+    pen.text((pad, middle), start, fill=_INK, font=font, anchor="lm")
     pen.text((image.width - pad, middle), end, fill=_INK, font=font, anchor="rm")
     if right > left:
         height = max(4, strip // 2)
-        ramp = np.broadcast_to(np.linspace(0, 1, right - left, dtype=np.float32), (height, right - left))
+        ramp = np.broadcast_to(np.linspace(least, 1, right - left, dtype=np.float32), (height, right - left))
         # On white, and as transparent as on the picture: the strip shows the colours the picture has
         bar = _blend(np.full((*ramp.shape, 3), 255, dtype=np.float32), ramp, colormap, alpha)
         sheet.paste(Image.fromarray(bar), (left, middle - height // 2))

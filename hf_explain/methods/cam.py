@@ -15,6 +15,7 @@ from hf_explain.methods.common import (
     positive_part,
     repeat_features,
     saliency_output,
+    signed_output,
     tail_gradient,
     target_logits,
 )
@@ -77,7 +78,7 @@ def gradcam(
     features, logits, classes = features_and_target(classifier, pixel_values, target, layer)
     weights = tail_gradient(classifier, features, classes).mean((2, 3))
     maps = torch.einsum("bc,bchw->bhw", weights, features.feature_map.float())
-    return saliency_output(positive_part(maps), logits, classes)
+    return signed_output(maps, logits, classes)
 
 
 @torch.inference_mode(False)
@@ -168,7 +169,7 @@ def xgradcam(
     total = activation.sum((2, 3))
     weights = (gradient * activation).sum((2, 3)) / torch.where(total != 0, total, 1.0)
     maps = torch.einsum("bc,bchw->bhw", torch.where(total != 0, weights, 0.0), activation)
-    return saliency_output(positive_part(maps), logits, classes)
+    return signed_output(maps, logits, classes)
 
 
 @torch.inference_mode(False)
@@ -249,7 +250,7 @@ def hirescam(
     ```
     """
     features, logits, classes = features_and_target(classifier, pixel_values, target, layer)
-    return saliency_output(positive_part(contributions(classifier, features, classes)), logits, classes)
+    return signed_output(contributions(classifier, features, classes), logits, classes)
 
 
 @torch.inference_mode(False)
@@ -391,4 +392,4 @@ def ablationcam(
     check_reaches_logits(classifier, features.layer, drop)
     weights = drop / base.abs().clamp(min=torch.finfo(torch.float32).tiny)[:, None]
     maps = torch.einsum("bc,bchw->bhw", weights, activation.float())
-    return saliency_output(positive_part(maps), logits, classes)
+    return signed_output(maps, logits, classes)

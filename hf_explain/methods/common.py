@@ -180,6 +180,16 @@ def saliency_output(maps: torch.Tensor, logits: torch.Tensor, classes: torch.Ten
     return SaliencyOutput(saliency=min_max(maps), logits=logits.detach(), target=classes, saliency_logits=maps)
 
 
+def signed_output(maps: torch.Tensor, logits: torch.Tensor, classes: torch.Tensor) -> SaliencyOutput:
+    """
+    As [`saliency_output`], of a method whose raw maps have a sign: `saliency` is made of their [`positive_part`],
+    `contributions` are the maps themselves.
+    """
+    output = saliency_output(positive_part(maps), logits, classes)
+    output.contributions = maps.detach().float()
+    return output
+
+
 def repeat_features(features: LayerFeatures, count: int, feature_map: torch.Tensor) -> LayerFeatures:
     """`features` of each image `count` times in a row, with `feature_map` (already repeated, and changed) in them."""
     prefix, pixels = (

@@ -13,8 +13,8 @@ from hf_explain.methods.common import (
     chunks,
     logits_and_target,
     mask_fill,
-    positive_part,
     saliency_output,
+    signed_output,
     target_logits,
 )
 from hf_explain.tensors.outputs import SaliencyOutput
@@ -74,7 +74,7 @@ def input_x_gradient(
     check_count(batch_size, "batch_size")
     pixel_values, logits, classes = logits_and_target(classifier, pixel_values, target, layer)
     gradient = _pixel_gradient(classifier, pixel_values, classes, batch_size)
-    return saliency_output(positive_part((gradient * pixel_values).sum(1)), logits, classes)
+    return signed_output((gradient * pixel_values).sum(1), logits, classes)
 
 
 @torch.inference_mode(False)
@@ -141,7 +141,7 @@ def integrated_gradients(
         place = (torch.arange(span.start, span.stop, device=pixel_values.device) + 0.5) / steps
         points = start[:, None] + place.to(difference.dtype).view(-1, 1, 1, 1) * difference[:, None]
         total += _gradient_sum(classifier, points, classes, batch_size)
-    return saliency_output(positive_part((difference * total / steps).sum(1)), logits, classes)
+    return signed_output((difference * total / steps).sum(1), logits, classes)
 
 
 @torch.inference_mode(False)

@@ -21,6 +21,7 @@ from hf_explain.methods.common import (
     prepare_pixels,
     saliency_output,
     score_masked,
+    signed_output,
     target_logits,
 )
 from hf_explain.tensors.batch_size import batches
@@ -282,7 +283,7 @@ def occlusion(
             drop[:, span] = base[:, None] - scores
     maps = rows.mT @ drop.unflatten(1, (len(rows), len(columns))) @ columns
     maps = maps / (rows.sum(0)[:, None] * columns.sum(0))
-    return saliency_output(positive_part(maps), logits, classes)
+    return signed_output(maps, logits, classes)
 
 
 @torch.inference_mode(False)
@@ -464,7 +465,7 @@ def _captum(
                 )
             )
     maps = torch.cat(coefficients).view(-1, grid_size, grid_size).to(pixel_values.device)
-    return saliency_output(positive_part(maps), logits, classes)
+    return signed_output(maps, logits, classes)
 
 
 def _enlarging_matrix(grid_size: int, side: int, device: torch.device) -> tuple[torch.Tensor, int]:

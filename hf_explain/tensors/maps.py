@@ -58,6 +58,20 @@ def min_max(maps: torch.Tensor) -> torch.Tensor:
     return torch.where(span > 0, (maps - low) / torch.where(span > 0, span, torch.ones_like(span)), 0.0)
 
 
+def signed_maps(maps: torch.Tensor) -> torch.Tensor:
+    """
+    Scale every map to [-1, 1] by its largest magnitude, so that 0 stays 0; a map of zeros stays one.
+
+    Args:
+        maps (`torch.Tensor` of shape `(..., height, width)`): Maps; each is scaled over its last two dimensions.
+
+    Returns:
+        `torch.Tensor` of the same shape and dtype.
+    """
+    largest = maps.abs().amax(dim=(-2, -1), keepdim=True)
+    return maps / torch.where(largest > 0, largest, torch.ones_like(largest))
+
+
 def standardize(maps: torch.Tensor) -> torch.Tensor:
     """
     Bring every map to mean 0 and standard deviation 1, so that only the order and the relative distances of its values

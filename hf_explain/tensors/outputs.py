@@ -24,6 +24,8 @@ class SaliencyOutput(ModelOutput):
         target (`torch.LongTensor` of shape `(batch_size,)`): The class explained in each image.
         saliency_logits (`torch.FloatTensor` of shape `(batch_size, height, width)`, *optional*):
             The map before scaling, unbounded.
+        contributions (`torch.FloatTensor` of shape `(batch_size, height, width)`, *optional*):
+            What speaks for the class, above 0, and against it, below, unbounded; of methods that have a sign.
         reconstruction (`torch.FloatTensor` of shape `(batch_size, 3, height, width)`, *optional*):
             SCAN's reconstruction of the image, RGB in [-1, 1].
         explanation (`torch.FloatTensor` of shape `(batch_size, 3, height, width)`, *optional*):
@@ -40,6 +42,7 @@ class SaliencyOutput(ModelOutput):
     logits: torch.Tensor = None  # type: ignore[assignment]  # always given
     target: torch.Tensor = None  # type: ignore[assignment]  # always given
     saliency_logits: torch.Tensor | None = None
+    contributions: torch.Tensor | None = None
     reconstruction: torch.Tensor | None = None
     explanation: torch.Tensor | None = None
     explanation_score: torch.Tensor | None = None

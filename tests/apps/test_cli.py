@@ -38,6 +38,14 @@ def test_explain_one_image(classifier_dir, images, tmp_path, capsys):
         assert picture.width > 3 * 200  # the image and two maps
 
 
+def test_explain_what_speaks_against_a_class(classifier_dir, images, tmp_path, capsys):
+    output = tmp_path / "out.png"
+    words = ["explain", images[0], "--model", classifier_dir, "-o", str(output)]
+    assert main([*words, "--signed", "--target", "cat", "--against", "tiger cat"]) == 0 and output.exists()
+    assert main([*words, "--signed", "--method", "layercam"]) == 1
+    assert "`signed` cannot be had of 'layercam'" in capsys.readouterr().err
+
+
 def test_texts_as_classes(images, tmp_path, capsys):
     model, data, folder = save_zero_shot("clip", tmp_path / "clip"), tmp_path / "data.parquet", tmp_path / "results"
     words = ["explain", images[0], "--model", model, "-o", str(tmp_path / "out.png")]

@@ -118,6 +118,20 @@ def test_the_legend_of_a_stretched_map_ends_at_the_value_drawn_as_the_highest():
     assert (stretched[left] < 255).any() and (stretched[right] != plain[right]).any()
 
 
+def test_a_map_with_a_sign_is_red_above_0_and_blue_below():
+    image = np.full((10, 30, 3), 128, np.uint8)
+    signed = np.repeat(np.repeat([[-1.0, 0.0, 1.0]], 10, axis=1), 10, axis=0).astype(np.float32)
+    against, neither, speaks_for = np.asarray(overlay(image, signed, signed=True))[0, ::10].astype(int)
+    assert against[2] > against[0] + 30 and speaks_for[0] > speaks_for[2] + 30 and neither.tolist() == [128] * 3
+    strip = np.asarray(overlay(np.full((100, 200, 3), 128, np.uint8), np.zeros((100, 200)), signed=True, legend=True))
+    red, blue = (strip[100:, :, channel].astype(int) for channel in (0, 2))
+    left, right = (slice(0, 100), slice(100, 200))
+    assert (blue - red)[:, left].max() > 30 > (red - blue)[:, left].max()
+    assert (red - blue)[:, right].max() > 30 > (blue - red)[:, right].max()
+    with pytest.raises(ValueError, match=r"must lie in \[-1, 1\], got values from -2 to 0; scale .*signed_maps"):
+        overlay(image, np.pad(np.full((10, 29), -2.0), ((0, 0), (0, 1))), signed=True)
+
+
 @pytest.mark.parametrize("colormap", COLORMAPS)
 def test_colormaps_rise_in_lightness(colormap):
     ramp = np.asarray(colorize(np.linspace(0, 1, 256, dtype=np.float32)[None], colormap=colormap).convert("L"))
