@@ -70,6 +70,7 @@ class AucDFills(SaliencyMetric):
         ),
     )
     presets = PRESETS["auc_d_fills"]
+    allows_bfloat16 = True
     inputs = ("target", "labels", "logits", "image_ids", "image_mean", "image_std", "photos")
     options = ("fractions", "steps", "score", "rounding", "grid_size", "grid", "normalize", "seed")
 

@@ -66,6 +66,7 @@ class InsertionDeletion(SaliencyMetric):
         Number("deletion_auc", "deletion AUC", False, heading="deletion"),
     )
     presets = PRESETS["insertion_deletion"]
+    allows_bfloat16 = True
     inputs = ("target", "logits", "image_ids", "image_mean", "image_std", "photos")
     options = ("steps", "deletion_fill", "insertion_fill", "grid", "seed")
 

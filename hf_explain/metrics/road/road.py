@@ -61,6 +61,7 @@ class Road(SaliencyMetric):
         Number("unperturbed", "unperturbed", None),
     )
     presets = PRESETS["road"]
+    allows_bfloat16 = True
     inputs = ("target", "labels", "logits", "image_ids")
     options = ("percents", "score", "noise", "tolerance", "grid", "seed")
 
