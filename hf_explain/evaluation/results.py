@@ -74,7 +74,7 @@ class SanityResult:
         verdict (`str`): The same in one line, with the reasons.
         checks (`dict[str, dict]`): Name to `passed` and numbers.
         cascade (`list[dict]`): The number of tensors redrawn, similarity, AUC-D and gain kept.
-        independent (`list[dict]`): The same where only one part of the layers is redrawn.
+        independent (`list[dict]`, *optional*): The same where only one part of the layers is redrawn.
         own_auc_d, random_map_auc_d, centre_auc_d (`float`): AUC-D of the explainer and of the controls.
         thresholds (`dict[str, float]`): What decided.
         num_images, seed (`int`): Of the checks.
@@ -84,7 +84,7 @@ class SanityResult:
     verdict: str | None = None
     checks: dict[str, dict[str, Any]] = field(default_factory=dict)
     cascade: list[dict[str, Any]] = field(default_factory=list)
-    independent: list[dict[str, Any]] = field(default_factory=list)
+    independent: list[dict[str, Any]] | None = None
     own_auc_d: float | None = None
     random_map_auc_d: float | None = None
     centre_auc_d: float | None = None
