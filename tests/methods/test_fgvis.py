@@ -396,7 +396,7 @@ def test_classifier_without_nonlinearities():
     ("options", "error", "message"),
     [
         ({"mode": "removal"}, ValueError, "`mode` must be one of deletion, preservation, generation, repression"),
-        ({"fill": "white"}, ValueError, "`fill` must be one of black, mean, blur or a colour, got 'white'"),
+        ({"fill": "grey"}, ValueError, "`fill` must be one of black, mean, blur, white or a colour, got 'grey'"),
         ({"fill": (0, 2, 0)}, ValueError, "`fill` as a colour needs 3 numbers"),
         ({"budget": 0}, ValueError, "`budget` must be a whole number of at least 1, got 0"),
         ({"budget": 2.5}, ValueError, "`budget` must be a whole number of at least 1, got 2.5"),

@@ -108,8 +108,8 @@ class TestIntegratedGradients(GradientTester):
             assert self.call(classifier, pixel_values, baseline=baseline).saliency.amax() == 1
         with pytest.raises(ValueError, match="`steps` must be a whole number of at least 1, got 0"):
             self.call(classifier, pixel_values, steps=0)
-        with pytest.raises(ValueError, match="`fill` must be one of black, mean, blur or a colour, got 'white'"):
-            self.call(classifier, pixel_values, baseline="white")
+        with pytest.raises(ValueError, match="`fill` must be one of black, mean, blur, white or a colour, got 'grey'"):
+            self.call(classifier, pixel_values, baseline="grey")
 
 
 class TestSmoothGrad(GradientTester):

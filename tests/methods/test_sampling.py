@@ -206,7 +206,7 @@ class TestOcclusion(SamplingTester):
             ({"window_size": 33}, "`window_size` 33 is larger than the image, 32 by 32 pixels"),
             ({"window_size": 4, "stride": 5}, "`stride` 5 is larger than `window_size` 4 and misses pixels"),
             ({"stride": 0}, "`stride` must be a whole number of at least 1, got 0"),
-            ({"fill": "white"}, "`fill` must be one of black, mean, blur or a colour, got 'white'"),
+            ({"fill": "grey"}, "`fill` must be one of black, mean, blur, white or a colour, got 'grey'"),
         ):
             with pytest.raises(ValueError, match=message):
                 self.call(classifier, pixel_values, **options)
