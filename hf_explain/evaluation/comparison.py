@@ -370,6 +370,7 @@ def _check_sanity(explainer: Explainer, data, arguments: ComparisonArguments, ev
         max_examples=count,
         batch_size=arguments.batch_size,
         seed=arguments.seed,
+        seeds=SEEDS,
     )
     if rank == 0:
         write_json_file(file, {"settings": settings, "found": found.to_json()})

@@ -23,6 +23,11 @@ from hf_explain.io.files import LOCK_FILE
 from hf_explain.metrics.module import SaliencyMetric
 
 
+@pytest.fixture(autouse=True)
+def one_draw_of_the_weights(monkeypatch):
+    monkeypatch.setattr("hf_explain.evaluation.comparison.SEEDS", 1)
+
+
 @pytest.fixture(scope="module")
 def directories(tmp_path_factory):
     root = tmp_path_factory.mktemp("comparison")
