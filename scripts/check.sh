@@ -4,11 +4,13 @@
 #   scripts/check.sh --fix      mend what ruff can mend first
 #   scripts/check.sh --fresh    in a new virtual environment, as CI does
 #   scripts/check.sh --lowest   in a new one with every dependency at its lower bound
+#   scripts/check.sh --newest   in a new one with every dependency, torch too, at the newest version there is
 # Further arguments go to pytest.
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 
 python=${PYTHON:-python3}
+mode=""
 venv=""
 case "${1:-}" in
   --fix)
@@ -16,15 +18,17 @@ case "${1:-}" in
     "$python" -m ruff check --fix .
     "$python" -m ruff format .
     ;;
-  --fresh | --lowest)
+  --fresh | --lowest | --newest)
     mode=$1
     shift
     venv=$(mktemp -d)
     trap 'rm -rf "$venv"' EXIT
     "$python" -m venv "$venv"
     python=$venv/bin/python
-    # torch by itself first: the CPU build, where the index has one, before anything asks for a CUDA build
-    "$python" -m pip install --quiet "torch==2.13.0"
+    if [ "$mode" = --fresh ]; then
+      # torch by itself first: the CPU build, where the index has one, before anything asks for a CUDA build
+      "$python" -m pip install --quiet "torch==2.13.0"
+    fi
     if [ "$mode" = --lowest ]; then
       "$python" - > "$venv/lowest.txt" <<'PYTHON'
 import tomllib
@@ -44,6 +48,6 @@ esac
 
 "$python" -m ruff check .
 "$python" -m ruff format --check .
-"$python" -m mypy
+[ "$mode" = --lowest ] || "$python" -m mypy  # old releases have other annotations
 # two processes of one thread each: the models are too small for more threads to help
 OMP_NUM_THREADS=1 "$python" -m pytest --numprocesses 2 --dist worksteal "$@"

@@ -2,7 +2,9 @@
 
 import ast
 import importlib
+import re
 import sys
+import tomllib
 import types
 from pathlib import Path
 
@@ -119,6 +121,23 @@ def test_no_dependency_that_users_would_have_to_work_around(file):
         names += [node.module] if isinstance(node, ast.ImportFrom) and node.level == 0 else []
         for name in names:
             assert name.split(".")[0] not in {"torchvision", "cv2", "scipy", "timm"}, f"hf_explain/{file}: {name}"
+
+
+def test_what_is_imported_is_declared():
+    """A package that comes with another today need not do so tomorrow."""
+    with open(Path(__file__).parents[1] / "pyproject.toml", "rb") as file:
+        project = tomllib.load(file)["project"]
+    lists = [project["dependencies"], *project["optional-dependencies"].values()]
+    declared = {re.split("[<>=]", requirement)[0] for requirements in lists for requirement in requirements}
+    names = {"PIL": "pillow", "sklearn": "scikit-learn", "huggingface_hub": "huggingface-hub"}
+    known = {*sys.stdlib_module_names, "hf_explain", "starlette"}  # Gradio is an app of Starlette's
+    for file in FILES:
+        for node in ast.walk(ast.parse((PACKAGE / file).read_text(encoding="utf-8"))):
+            modules = [alias.name for alias in node.names] if isinstance(node, ast.Import) else []
+            modules += [node.module] if isinstance(node, ast.ImportFrom) else []
+            for module in {module.split(".")[0] for module in modules} - known:
+                assert names.get(module, module) in declared, f"hf_explain/{file} imports {module}"
+    assert (PACKAGE / "py.typed").is_file()
 
 
 def test_only_one_file_knows_the_architectures():
