@@ -7,7 +7,8 @@ from __future__ import annotations
 
 import contextlib
 import os
-from collections.abc import Sequence
+import re
+from collections.abc import Mapping, Sequence
 from functools import cached_property
 from typing import Any
 
@@ -34,7 +35,12 @@ from hf_explain.classifiers.zero_shot import (
 from hf_explain.io.downloads import check_shapes, read_config, whole_downloads
 from hf_explain.io.image_processor import load_image_processor, normalisation
 from hf_explain.io.paths import is_hub_id
+from hf_explain.io.transformers_names import CONFIG_MAPPING_NAMES, MODEL_FOR_IMAGE_CLASSIFICATION_MAPPING_NAMES
 from hf_explain.tensors.maps import grid_to_tokens, tokens_to_grid
+
+
+# of kinds of models that are image classifiers, too
+_OTHER_TASKS = re.compile("For(DepthEstimation|ObjectDetection|VideoClassification|[A-Z][a-z]+Segmentation)$")
 
 
 class FrozenClassifier(nn.Module):
@@ -121,7 +127,8 @@ class FrozenClassifier(nn.Module):
             FileNotFoundError: If a local path does not exist or holds no `config.json`.
             OSError: If the Hub has no such model, or it cannot be reached, or a download was damaged.
             UntrustedCodeError: If the repository's own code would have to run, without `trust_remote_code=True`.
-            ValueError: If the weights are there as a pickle only, or lack tensors of the classifier.
+            ValueError: If it is a model of another task, or the weights are there as a pickle only, or lack tensors of
+                the classifier.
         """
         name = os.fspath(model_name_or_path)
         local = os.path.isdir(name)
@@ -144,6 +151,8 @@ class FrozenClassifier(nn.Module):
             zero_shot = is_zero_shot(next(iter(values.get("architectures") or ()), None))
             if zero_shot:
                 check_zero_shot(values["model_type"], name)
+            else:
+                _check_task(values, name)
             auto = AutoModelForZeroShotImageClassification if zero_shot else AutoModelForImageClassification
             loaded: Any = auto.from_pretrained(
                 name,
@@ -816,3 +825,15 @@ class FrozenClassifier(nn.Module):
         grid = [side // p for side, p in zip(pixel_values.shape[-2:], patch)]
         prefix = self.num_prefix_tokens
         return LayerFeatures(layer, tokens_to_grid(state, grid, prefix), state[:, :prefix])
+
+
+def _check_task(values: Mapping[str, Any], name: str) -> None:
+    """Refuse what Transformers knows as something else than an image classifier, before its weights are downloaded."""
+    kind, architecture = values.get("model_type"), next(iter(values.get("architectures") or ()), "")
+    other_kind = kind in CONFIG_MAPPING_NAMES and kind not in MODEL_FOR_IMAGE_CLASSIFICATION_MAPPING_NAMES
+    if "auto_map" not in values and (other_kind or _OTHER_TASKS.search(str(architecture))):
+        raise ValueError(
+            f"{name!r} is a {architecture or 'model'} of the model type {kind!r}, and image classifiers only can be "
+            "explained; give a model of AutoModelForImageClassification, or one that matches images with texts, such "
+            "as CLIP."
+        )

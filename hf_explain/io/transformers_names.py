@@ -16,7 +16,10 @@ try:
 
     # not from the top level, which hands out a placeholder that demands torchvision
     from transformers.models.auto.image_processing_auto import AutoImageProcessor
-    from transformers.models.auto.modeling_auto import MODEL_FOR_ZERO_SHOT_IMAGE_CLASSIFICATION_MAPPING_NAMES
+    from transformers.models.auto.modeling_auto import (
+        MODEL_FOR_IMAGE_CLASSIFICATION_MAPPING_NAMES,
+        MODEL_FOR_ZERO_SHOT_IMAGE_CLASSIFICATION_MAPPING_NAMES,
+    )
     from transformers.utils import cached_file, extract_commit_hash
 except ImportError as error:
     raise ImportError(
@@ -26,6 +29,7 @@ except ImportError as error:
 
 __all__ = [
     "CONFIG_MAPPING_NAMES",
+    "MODEL_FOR_IMAGE_CLASSIFICATION_MAPPING_NAMES",
     "MODEL_FOR_ZERO_SHOT_IMAGE_CLASSIFICATION_MAPPING_NAMES",
     "AutoImageProcessor",
     "_BaseAutoModelClass",

@@ -96,7 +96,7 @@ BROKEN = {
     "weights that are none": (written("model.safetensors", b"{}" * 40), "not a valid safetensors file"),
     "a configuration that is no JSON": (written("config.json", b"{"), "not valid JSON"),
     "a kind nobody knows": (configured(model_type="evil"), "model type `evil`"),
-    "another kind of model": (configured(model_type="bert"), "BertConfig"),
+    "another kind of model": (configured(model_type="bert"), "model type 'bert', and image classifiers only"),
     "another shape": (
         configured(hidden_sizes=[8, 24]),
         "config.json: 'classifier.1.weight' has the shape (3, 16) in the one and (3, 24)",

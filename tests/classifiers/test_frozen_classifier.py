@@ -782,3 +782,22 @@ def test_nothing_is_logged_while_explaining(family, caplog):
         if classifier.is_transformer:
             classifier.attentions(random_pixels(family))
     assert not caplog.records
+
+
+@pytest.mark.parametrize(
+    ("kind", "architecture"),
+    [
+        ("yolos", "YolosForObjectDetection"),
+        ("segformer", "SegformerForSemanticSegmentation"),
+        ("videomae", "VideoMAEForVideoClassification"),
+        ("bert", "BertModel"),
+    ],
+)
+def test_a_model_of_another_task_is_refused_by_its_config_alone(kind, architecture, tmp_path):
+    (tmp_path / "config.json").write_text(json.dumps({"model_type": kind, "architectures": [architecture]}))
+    (tmp_path / "model.safetensors").touch()  # never read
+    with pytest.raises(
+        ValueError,
+        match=f"is a {architecture} of the model type '{kind}', and image classifiers only can be explained",
+    ):
+        FrozenClassifier.from_pretrained(tmp_path)
