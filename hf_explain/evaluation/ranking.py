@@ -31,6 +31,8 @@ def paired_differences(comparison: Comparison, columns: Mapping[str, Mapping[str
         values = {name: own[place] for name, own in columns.items() if place in own and name in comparison.measured}
         if direction is None or column.metric == "win_rate":
             continue
+        if any(isinstance(entry, list) for own in values.values() for entry in own[:1]):
+            continue  # a curve of the number's name, as ROAD's of each order
         pairs_of = defaultdict(list)  # those with equally many images are resampled together
         for first, second in combinations(values, 2):
             pairs_of[min(len(values[first]), len(values[second]))].append((first, second))

@@ -48,6 +48,14 @@ def test_differences_by_hand():
     ]  # a lower drop is better
 
 
+def test_a_curve_of_a_numbers_name_is_no_value_per_image():
+    numbers = {"road": (Number("road", "ROAD", True), Number("morf", "MoRF", False))}
+    columns = {name: {"road/road": [value] * 3, "road/morf": [[0.1, 0.2]] * 3} for name, value in (("a", 2), ("b", 1))}
+    explainers = {name: ExplainerResult({"road": MetricResult({"road": 0.5, "morf": 0.15})}) for name in columns}
+    (found,) = paired_differences(Comparison(explainers, numbers=numbers), columns)
+    assert (found.key, found.first, found.difference) == ("road", "a", 1.0)
+
+
 def test_agreement_by_hand():
     (found,) = compared(AGREEING).agreement
     # by area c (50.5) is level with a (51) and b (50) in number, and third by drop: a>c>b and a>b=c
