@@ -53,6 +53,13 @@ COMMANDS = {
         "explain images and write pictures",
         "Explain one or more images and write each as a picture: the image, and the map of every class.",
     ),
+    "methods": Command(
+        options.MethodsCommand,
+        "hf_explain.apps.methods:run",
+        "list the training-free methods: how they work, passes, architectures, papers",
+        "List the training-free methods, each with its passes per image, the classifiers it is defined for and its "
+        "paper; with a METHOD also its options, with --model what is defined for that classifier.",
+    ),
     "evaluate": Command(
         options.EvaluateCommand,
         "hf_explain.apps.evaluate:run",

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import inspect
 import os
+import re
 from collections import OrderedDict
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -31,6 +33,7 @@ from hf_explain.methods.fgvis import fgvis
 from hf_explain.methods.gradients import input_x_gradient, integrated_gradients, smoothgrad
 from hf_explain.methods.sampling import kernel_shap, lime, occlusion, rise, scorecam
 from hf_explain.tensors.outputs import SaliencyOutput
+from hf_explain.tensors.scalars import did_you_mean
 
 
 # model_type -> Head; `register_head` adds to it
@@ -43,7 +46,11 @@ class Method:
     A training-free method, and what is known of it before it is called.
 
     Args:
-        function (`Callable`): `(classifier, pixel_values, target=None, **options)` to [`SaliencyOutput`].
+        function (`Callable`): `(classifier, pixel_values, target=None, **options)` to [`SaliencyOutput`]. The first
+            sentence of its docstring, its name in front, and the docstring's source are what lists say of it.
+        passes (`str`, *optional*, defaults to `"1"`): Images through the classifier for one explanation by the
+            method's own settings; `tail` is the part of the classifier behind the explained layer once more. Backward
+            passes are not counted.
         slow (`bool`, *optional*, defaults to `False`): Whether it takes many passes per image.
         control (`bool`, *optional*, defaults to `False`): Whether its maps say nothing of the classifier: what every
             comparison shows beside the others.
@@ -58,6 +65,7 @@ class Method:
     """
 
     function: Callable[..., SaliencyOutput]
+    passes: str = "1"
     slow: bool = False
     control: bool = False
     attention: bool = False
@@ -67,30 +75,59 @@ class Method:
     linear: bool = False
     allows_bfloat16: bool = False
 
+    @property
+    def title(self) -> str:
+        """What its paper calls it."""
+        return self._described[0]
+
+    @property
+    def summary(self) -> str:
+        """How it works, in a sentence."""
+        return self._described[1]
+
+    @property
+    def _described(self) -> tuple[str, str]:
+        first = " ".join((inspect.getdoc(self.function) or "").split("\n\n")[0].split())
+        title, _, summary = re.split(r"[;,] then ReLU|\.(?: |$)", first)[0].partition(": ")
+        return title, summary
+
+    @property
+    def paper(self) -> str | None:
+        """Who published it, where, and its address; `None` for a method of no paper."""
+        source = re.search(r"^Source: (.+?\))", inspect.getdoc(self.function) or "", re.DOTALL | re.MULTILINE)
+        return " ".join(source[1].split()) if source else None
+
+    @property
+    def architectures(self) -> str:
+        """The classifiers it is defined for, as [`methods_for`] goes by."""
+        if self.attention:
+            return "plain vision transformers" + " like ViT and DeiT" * self.propagation
+        return "every classifier" + f" of {self.min_labels} classes or more" * (self.min_labels > 1)
+
 
 METHOD_ENTRIES = {
-    "gradcam": Method(gradcam, signed=True, linear=True),
-    "gradcam++": Method(gradcam_plus_plus),
-    "xgradcam": Method(xgradcam, signed=True, linear=True),
-    "layercam": Method(layercam),
-    "hirescam": Method(hirescam, signed=True, linear=True),
+    "gradcam": Method(gradcam, "1 + tail", signed=True, linear=True),
+    "gradcam++": Method(gradcam_plus_plus, "1 + tail"),
+    "xgradcam": Method(xgradcam, "1 + tail", signed=True, linear=True),
+    "layercam": Method(layercam, "1 + tail"),
+    "hirescam": Method(hirescam, "1 + tail", signed=True, linear=True),
     "eigencam": Method(eigencam),
-    "ablationcam": Method(ablationcam, slow=True, signed=True),
-    "scorecam": Method(scorecam, slow=True),
-    "rise": Method(rise, slow=True),
-    "occlusion": Method(occlusion, slow=True, signed=True, linear=True),
+    "ablationcam": Method(ablationcam, "1 + a tail per channel", slow=True, signed=True),
+    "scorecam": Method(scorecam, "1 + 1 per channel", slow=True),
+    "rise": Method(rise, "1001", slow=True),
+    "occlusion": Method(occlusion, "1 + 1 per window", slow=True, signed=True, linear=True),
     "raw_attention": Method(raw_attention, attention=True),
     "rollout": Method(rollout, attention=True),
     "transformer_attribution": Method(transformer_attribution, attention=True),
     "partial_lrp": Method(partial_lrp, attention=True, propagation=True),
     "attention_guided_cam": Method(attention_guided_cam, attention=True),
-    "legrad": Method(legrad, attention=True),
-    "input_x_gradient": Method(input_x_gradient, signed=True, linear=True),
-    "integrated_gradients": Method(integrated_gradients, signed=True, linear=True),
-    "smoothgrad": Method(smoothgrad),
-    "fgvis": Method(fgvis, slow=True, min_labels=2),
-    "lime": Method(lime, slow=True, signed=True),
-    "kernel_shap": Method(kernel_shap, slow=True, signed=True),
+    "legrad": Method(legrad, "1 + a tail per block", attention=True),
+    "input_x_gradient": Method(input_x_gradient, "2", signed=True, linear=True),
+    "integrated_gradients": Method(integrated_gradients, "51", signed=True, linear=True),
+    "smoothgrad": Method(smoothgrad, "51"),
+    "fgvis": Method(fgvis, "up to 202", slow=True, min_labels=2),
+    "lime": Method(lime, "1001", slow=True, signed=True),
+    "kernel_shap": Method(kernel_shap, "1001", slow=True, signed=True),
     "random": Method(random, control=True),
     "centre": Method(centre, control=True),
 }
@@ -271,7 +308,8 @@ def resolve_method(name: str):
         ValueError: If there is none; the message lists the names.
     """
     if name not in METHODS:
-        raise ValueError(f"`method` {name!r} does not exist; the methods are {', '.join(METHODS)}.")
+        known = f"the methods are {', '.join(METHODS)}.{did_you_mean(name, METHODS)}"
+        raise ValueError(f"`method` {name!r} does not exist; {known}")
     return METHODS[name]
 
 
@@ -291,5 +329,6 @@ def resolve_head(name: str) -> type[ExplainerPreTrainedModel]:
         ValueError: If there is none; the message lists the names.
     """
     if name not in HEADS:
-        raise ValueError(f"`head` {name!r} does not exist; the heads are {', '.join(HEADS)}.")
+        known = f"the heads are {', '.join(HEADS)}.{did_you_mean(name, HEADS)}"
+        raise ValueError(f"`head` {name!r} does not exist; {known}")
     return HEADS[name].model

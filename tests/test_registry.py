@@ -2,6 +2,7 @@
 
 import dataclasses
 import importlib
+import inspect
 import json
 import re
 import sys
@@ -18,7 +19,8 @@ from hf_explain import AutoModelForSaliency
 from hf_explain.apps.demo_explainers import Demo
 from hf_explain.classifiers.precision import passes_in
 from hf_explain.cli import main
-from hf_explain.evaluation.comparison import compare
+from hf_explain.evaluation.comparison import compare, parse_explainers
+from hf_explain.evaluation.explainer import PassCounter
 from hf_explain.heads.lcam import LCamForSaliency
 from hf_explain.registry import (
     CONTROLS,
@@ -29,6 +31,7 @@ from hf_explain.registry import (
     methods_for,
     register_head,
     resolve_head,
+    resolve_method,
 )
 
 
@@ -181,6 +184,63 @@ def test_the_order_of_additions():
 def test_what_is_known_of_the_methods():
     assert list(METHODS) == list(METHOD_ENTRIES) and CONTROLS == ("random", "centre")
     assert set(SLOW_METHODS) == {"ablationcam", "scorecam", "rise", "occlusion", "lime", "kernel_shap", "fgvis"}
+
+
+# Fewer of what a method draws, where a hundred passes say no more than three
+_FEWER = {
+    "rise": "num_masks", "integrated_gradients": "steps", "smoothgrad": "num_samples", "lime": "num_samples",
+    "kernel_shap": "num_samples", "fgvis": "budget",
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", METHODS)
+def test_passes_are_as_stated(name):
+    entry = METHOD_ENTRIES[name]
+    classifier, pixel_values = tiny_classifier("vit"), random_pixels("vit")[:1]
+    if name in ("lime", "kernel_shap"):
+        pytest.importorskip("captum")
+        pytest.importorskip("sklearn")
+    option, count = _FEWER.get(name), 9
+    with PassCounter(classifier) as passes:
+        entry.function(classifier, pixel_values, **{option: count} if option else {})
+    found, tails = passes.full, passes.tail
+    if option:  # one for the class, and one for each that is drawn
+        most = int(entry.passes.removeprefix("up to "))
+        extra = most - inspect.signature(entry.function).parameters[option].default
+        assert extra == 2 if name == "fgvis" else extra == 1
+        assert tails == 0 and (found <= count + extra if name == "fgvis" else found == count + extra)
+    elif " per " in entry.passes:
+        assert 3 < (tails if "tail" in entry.passes else found) or name == "legrad" and tails == 3
+    else:
+        assert entry.passes == f"{found}{' + tail' * tails}"
+
+
+def test_what_lists_say_of_a_method():
+    for name, entry in METHOD_ENTRIES.items():
+        assert entry.title and entry.summary and not entry.summary.endswith("."), name
+        without = entry.control or name == "raw_attention"
+        assert (entry.paper is None) == without and (without or "(https://" in entry.paper), name
+    everywhere = {name for name, entry in METHOD_ENTRIES.items() if entry.architectures.startswith("every classifier")}
+    assert set(methods_for(tiny_classifier("resnet"))) == everywhere < set(methods_for(tiny_classifier("vit")))
+    assert METHOD_ENTRIES["gradcam++"].title == "Grad-CAM++"
+    assert METHOD_ENTRIES["fgvis"].architectures == "every classifier of 2 classes or more"
+
+
+@pytest.mark.parametrize(
+    ("asked", "meant"),
+    [("GradCAM", "gradcam"), ("grad-cam", "gradcam"), ("Grad-CAM++", "gradcam++"), ("center", "centre"),
+     ("GradCAMPlusPlus", "gradcam++"), ("SHAP", "kernel_shap"), ("attention rollout", "rollout"), ("gradcm", "gradcam")],
+)  # fmt: skip
+def test_did_you_mean(asked, meant):
+    end = f"Did you mean '{re.escape(meant)}'\\?$"
+    with pytest.raises(ValueError, match=end):
+        resolve_method(asked)
+    with pytest.raises(ValueError, match=end):
+        parse_explainers(asked)
+    with pytest.raises(ValueError, match="centre\\.$"):
+        resolve_method("zzz")
+    with pytest.raises(ValueError, match="Did you mean 'ttame'"):
+        resolve_head("T-TAME")
 
 
 def test_maps_are_float32_in_any_precision():

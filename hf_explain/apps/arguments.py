@@ -144,6 +144,16 @@ class ExplainCommand(ClassesArguments):
 
 
 @dataclass(kw_only=True)
+class MethodsCommand(LoadingArguments):
+    """`hf-explain methods`."""
+
+    names: list[str] = option([], "methods to say more of, with their options", positional=True, metavar="METHOD")
+    model: str | None = option(None, f"only what is defined for this classifier, and its default; {_MODEL}")
+    revision: str | None = option(None, "branch, tag or commit of the model")
+    json: bool = option(False, "print JSON")
+
+
+@dataclass(kw_only=True)
 class EvaluateCommand(ComparisonArguments, DatasetArguments, ClassesArguments):
     """`hf-explain evaluate`: what is compared and on what, beside the settings of the comparison itself."""
 

@@ -33,6 +33,7 @@ from hf_explain.metrics import load as load_metric
 from hf_explain.metrics import metric_numbers
 from hf_explain.metrics.number import Number
 from hf_explain.registry import CONTROLS, METHODS, SLOW_METHODS, AutoModelForSaliency
+from hf_explain.tensors.scalars import did_you_mean
 
 
 SANITY_FILE = "sanity.json"
@@ -59,7 +60,7 @@ def parse_explainers(text: str | Sequence[str]) -> dict[str, str | None]:
         if not equals and name not in METHODS:
             raise ValueError(
                 f"explainer {name!r} is not a training-free method ({', '.join(METHODS)}); a trained head is given as "
-                "NAME=DIRECTORY."
+                f"NAME=DIRECTORY.{did_you_mean(name, METHODS)}"
             )
         if name in found:
             raise ValueError(f"explainer {name!r} is given twice.")

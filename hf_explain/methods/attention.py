@@ -316,7 +316,7 @@ def legrad(
 
         L = Σ_b 1/(H n) Σ_h Σ_i ReLU(∂ s(Z_b)[target] / ∂ a_bh)[i, patches],  H heads, n tokens that attend
 
-    Source: Bousselham et al., LeGrad (https://huggingface.co/papers/2404.03214).
+    Source: Bousselham et al., 2024 (https://huggingface.co/papers/2404.03214).
 
     Args:
         classifier ([`FrozenClassifier`]): A plain vision transformer to explain.

@@ -183,7 +183,7 @@ def layercam(
 
         L_i = ReLU(Σ_k ReLU(g_ki) A_ki)
 
-    Source: Jiang et al., IEEE TIP 2021.
+    Source: Jiang et al., IEEE TIP 2021 (https://doi.org/10.1109/TIP.2021.3089943).
 
     Args, Returns, Raises:
         As for [`gradcam`].
@@ -336,7 +336,7 @@ def ablationcam(
         w_k = (S − S_k) / |S|
         L_i = ReLU(Σ_k w_k A_ki)
 
-    Source: Desai and Ramaswamy, WACV 2020.
+    Source: Desai and Ramaswamy, WACV 2020 (https://doi.org/10.1109/WACV45572.2020.9093360).
 
     Args:
         classifier ([`FrozenClassifier`]): The classifier to explain.

@@ -30,7 +30,7 @@ def random(
     image_ids: torch.Tensor | Sequence[int] | None = None,
 ) -> SaliencyOutput:
     """
-    The random control: independent uniform values, a different map for every image and seed; AUC-D is about 0.
+    Random control: independent uniform values, a different map for every image and seed; AUC-D is about 0.
 
     Formula, at every pixel or position `i`:
 
@@ -82,7 +82,7 @@ def centre(
     sigma: float = CENTRE_SIGMA,
 ) -> SaliencyOutput:
     """
-    The centre control: the same Gaussian in every image, because photographs are centred on their subject.
+    Centre control: the same Gaussian in every image, because photographs are centred on their subject.
 
     Formula, at row `i` of `h` and column `j` of `w`:
 
@@ -152,7 +152,7 @@ def random_maps(
     image_ids: torch.Tensor | Sequence[int] | None = None,
 ) -> torch.Tensor:
     """
-    The random control: maps of independent uniform values, a different one for every image and seed.
+    Random control: maps of independent uniform values, a different one for every image and seed.
 
     Formula, at every place `i`:
 
@@ -185,7 +185,7 @@ def centre_maps(
     pixel_values: torch.Tensor, size: tuple[int, int] | None = None, sigma: float = CENTRE_SIGMA
 ) -> torch.Tensor:
     """
-    The centre control: the same Gaussian bump in the middle of every image.
+    Centre control: the same Gaussian bump in the middle of every image.
 
     Photographs are centred on their subject, so a method has to beat this map before it has looked at anything.
 

@@ -86,7 +86,7 @@ def fgvis(
     progress: bool = False,
 ) -> SaliencyOutput:
     r"""
-    Explain by the smallest change of the image that takes the class away, or brings it about.
+    FGVis: the smallest change of the image that takes the class away, or brings it about.
 
     The explanation is `e = m * x + (1 - m) * r`, with `m` in [0, 1] per pixel and colour, `x` the image and `r` the
     fill. Deletion looks for the smallest `|1 - m|` that destroys the score of the target, from `m = 1`; preservation
@@ -109,7 +109,7 @@ def fgvis(
         the gradient at h(e) is multiplied by [min(0, h(x)) ≤ h(e) ≤ max(0, h(x))]
         L  = mean of 1 − m* over colours
 
-    Source: FGVis (https://huggingface.co/papers/1908.02686).
+    Source: Wagner et al., CVPR 2019 (https://huggingface.co/papers/1908.02686).
 
     Args:
         classifier ([`FrozenClassifier`]): Classifier to explain.

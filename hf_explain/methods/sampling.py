@@ -300,7 +300,7 @@ def lime(
     batch_size: int = FORWARD_BATCH_SIZE,
 ) -> SaliencyOutput:
     r"""
-    LIME through captum: a linear model of the target's softmax on images with some squares hidden; then ReLU.
+    LIME: a linear model of the target's softmax on images with some squares hidden, through captum; then ReLU.
 
     The squares of a regular grid are the interpretable features. The fit is a ridge regression of strength 1, as in
     the authors' released code for images (captum's own default, a lasso, sets whole maps to 0), with captum's
@@ -368,8 +368,8 @@ def kernel_shap(
     batch_size: int = FORWARD_BATCH_SIZE,
 ) -> SaliencyOutput:
     r"""
-    Kernel SHAP through captum: Shapley values of the squares of a regular grid for the target's softmax, estimated by
-    a weighted linear regression; then ReLU. It fits one model per image and is slow by nature.
+    Kernel SHAP: Shapley values of the squares of a regular grid for the target's softmax, estimated by a weighted
+    linear regression, through captum; then ReLU. It fits one model per image and is slow by nature.
 
     Formula, with `z` in {0, 1} per square of `d`, `x_z` the image with those of `z` seen, `p` the target's softmax:
 

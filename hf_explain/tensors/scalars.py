@@ -5,7 +5,9 @@ would work. Nothing here needs PyTorch, so that a command line can be checked be
 
 from __future__ import annotations
 
+import difflib
 import math
+import re
 from collections.abc import Iterable, Sequence
 from numbers import Integral
 from typing import Any, TypeGuard, TypeVar
@@ -130,6 +132,41 @@ def check_choice(value: Any, name: str, choices: Iterable[str], optional: bool =
     if value not in choices and not (optional and value is None):
         raise ValueError(f"`{name}` must be one of {', '.join(choices)}{_or_none(optional)}, got {value!r}.")
     return value
+
+
+def did_you_mean(name: Any, known: Iterable[str]) -> str:
+    r"""
+    The end of a message about a name that does not exist: the known one that is spelled most like it, if one is.
+
+    Case and separators do not count, and a known name that `name` is a part of, or that is a part of it, is like it.
+
+    Args:
+        name (`str`): What was asked for.
+        known (iterable of `str`): The names that exist.
+
+    Returns:
+        `str`: A sentence with a space in front, or nothing.
+
+    Example:
+
+    ```python
+    >>> from hf_explain.tensors.scalars import did_you_mean
+
+    >>> did_you_mean("Grad-CAM", ("gradcam", "gradcam++", "rise"))
+    " Did you mean 'gradcam'?"
+    >>> did_you_mean("nothing", ("gradcam", "gradcam++", "rise"))
+    ''
+    ```
+    """
+
+    def plain(text: str) -> str:
+        return re.sub(r"[^\w+]|_", "", text).casefold().replace("plusplus", "++")
+
+    spelled = {plain(one): one for one in reversed(tuple(known))}
+    asked = plain(str(name))
+    like = [asked] if asked in spelled else difflib.get_close_matches(asked, spelled, 1, 0.75)
+    like += [one for one in spelled if len(asked) > 3 and (asked in one or len(one) > 3 and one in asked)]
+    return f" Did you mean {spelled[like[0]]!r}?" if like else ""
 
 
 def _or_none(optional: bool) -> str:

@@ -14,6 +14,7 @@ from testing_common import save_classifier
 from testing_zero_shot import save_zero_shot
 
 from hf_explain.cli import main
+from hf_explain.registry import HEADS, METHODS
 
 
 @pytest.fixture(scope="module")
@@ -76,6 +77,24 @@ def test_explain_several_into_a_folder(classifier_dir, images, tmp_path):
     argv = ["explain", *images, "--model", classifier_dir, "-o", str(folder), "--target", "tench", "--target", "3"]
     assert main(argv) == 0
     assert sorted(path.name for path in folder.iterdir()) == ["image0.png", "image1.png"]
+
+
+def test_methods(classifier_dir, capsys):
+    assert main(["methods"]) == 0
+    out = capsys.readouterr().out
+    assert all(re.search(rf"^{re.escape(name)} ", out, re.M) for name in METHODS)
+    assert re.search(r"^rise +passes: 1001 · every classifier · Petsiuk et al., BMVC 2018$", out, re.M)
+    assert all(name in out for name in HEADS)
+    assert main(["methods", "rise", "--json"]) == 0
+    (entry,) = json.loads(capsys.readouterr().out)
+    assert entry["options"]["num_masks"] == 1000 and "https://" in entry["paper"]
+    assert main(["methods", "--model", classifier_dir]) == 0
+    out = capsys.readouterr().out
+    assert "rollout" not in out and f"The default for {classifier_dir}: gradcam." in out
+    assert main(["methods", "rollout", "--model", classifier_dir]) == 1
+    assert "'rollout' is not defined for" in capsys.readouterr().err
+    assert main(["methods", "grad-cam"]) == 1
+    assert capsys.readouterr().err.endswith("Did you mean 'gradcam'?\n")
 
 
 @pytest.mark.parametrize(

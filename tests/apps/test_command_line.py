@@ -28,6 +28,7 @@ NEEDED = {
     "quickstart": [],
     "train": ["--classifier", "c", "--dataset", "d", "-o", "out"],
     "explain": ["a.png", "b.png", "--model", "m", "-o", "out"],
+    "methods": [],
     "evaluate": ["--classifier", "c", "--dataset", "d", "-o", "out", "--explainers", "lcam=head,gradcam"],
     "errors": ["--model", "m", "--dataset", "d", "-o", "out"],
     "export": ["--model", "m", "--dataset", "d", "-o", "out"],
