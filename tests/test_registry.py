@@ -229,7 +229,8 @@ def test_what_lists_say_of_a_method():
 @pytest.mark.parametrize(
     ("asked", "meant"),
     [("GradCAM", "gradcam"), ("grad-cam", "gradcam"), ("Grad-CAM++", "gradcam++"), ("center", "centre"),
-     ("GradCAMPlusPlus", "gradcam++"), ("SHAP", "kernel_shap"), ("attention rollout", "rollout"), ("gradcm", "gradcam")],
+     ("GradCAMPlusPlus", "gradcam++"), ("SHAP", "kernel_shap"), ("attention rollout", "rollout"),
+     ("gradcm", "gradcam")],
 )  # fmt: skip
 def test_did_you_mean(asked, meant):
     end = f"Did you mean '{re.escape(meant)}'\\?$"

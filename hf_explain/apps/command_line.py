@@ -143,9 +143,8 @@ def add_options(parser: argparse.ArgumentParser, kind: type) -> None:
         shape = _shape(hint)
         if told.get("positional"):
             described["metavar"] = told.get("metavar")
-            groups[title].add_argument(
-                entry.name, **described, **({"nargs": "+" if required else "*"} if shape is list else {})
-            )
+            described |= {"nargs": "+" if required else "*"} if shape is list else {}
+            groups[title].add_argument(entry.name, **described)
             continue
         if shape is bool:
             described["action"] = _Switch

@@ -39,13 +39,12 @@ def run(arguments: MethodsCommand) -> list[dict[str, Any]]:
     if arguments.model is not None:
         model = load_model(arguments.model, revision=arguments.revision, trust_remote_code=arguments.trust_remote_code)
         classifier = model if isinstance(model, FrozenClassifier) else model.backbone
+        assert classifier is not None  # a head is loaded with its own
         defined = methods_for(classifier)
         for name in arguments.names:
             if name not in defined:
-                entry = METHOD_ENTRIES[name]
-                raise ValueError(
-                    f"{name!r} is not defined for {arguments.model!r}, but for {entry.architectures} only."
-                )
+                only = METHOD_ENTRIES[name].architectures
+                raise ValueError(f"{name!r} is not defined for {arguments.model!r}, but for {only} only.")
         chosen, default = [name for name in chosen if name in defined], default_method(classifier)
     found = [_describe(name) for name in chosen]
     if arguments.json:
