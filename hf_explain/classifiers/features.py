@@ -45,11 +45,19 @@ class ClassifierFeatures(dict[str, LayerFeatures]):
         logits (`torch.FloatTensor` of shape `(batch_size, num_labels)`): The classifier's logits.
         layers (`dict[str, LayerFeatures]`): Layer name to features.
         layer_names (`tuple[str, ...]`): All layers of the classifier, kept or not, for access by index.
+        image_size (`tuple[int, int]`, *optional*): `(height, width)` of the images, in pixels.
     """
 
-    def __init__(self, logits: torch.Tensor, layers: dict[str, LayerFeatures], layer_names: tuple[str, ...]):
+    def __init__(
+        self,
+        logits: torch.Tensor,
+        layers: dict[str, LayerFeatures],
+        layer_names: tuple[str, ...],
+        image_size: tuple[int, int] | None = None,
+    ):
         super().__init__(layers)
         self.logits = logits
+        self.image_size = image_size
         self._layer_names = layer_names
 
     def __getitem__(self, layer: str | int) -> LayerFeatures:
@@ -61,7 +69,7 @@ class ClassifierFeatures(dict[str, LayerFeatures]):
     def select(self, rows: list[int]) -> ClassifierFeatures:
         """The features of some images of the batch, in the order of `rows`."""
         layers = {name: features.select(rows) for name, features in self.items()}
-        return ClassifierFeatures(self.logits[rows], layers, self._layer_names)
+        return ClassifierFeatures(self.logits[rows], layers, self._layer_names, self.image_size)
 
 
 def resolve_layer(layer: str | int, names: tuple[str, ...]) -> str:

@@ -518,7 +518,8 @@ class FrozenClassifier(nn.Module):
                 state = self._run_block(index - 1, state)
             if name in wanted:
                 kept[name] = self._to_features(name, state, pixel_values)
-        return ClassifierFeatures(self._tail(state), kept, names)
+        height, width = pixel_values.shape[-2:]
+        return ClassifierFeatures(self._tail(state), kept, names, (height, width))
 
     def run_once(self, pixel_values: torch.Tensor) -> torch.Tensor:
         """

@@ -248,6 +248,11 @@ class ExplainerPreTrainedModel(PreTrainedModel):
         weights = fingerprint(self.attached.model)
         return {"classifier": {"fingerprint": weights}, "head": {"class": type(self).__name__, **config}}
 
+    def training_defaults(self) -> dict[str, dict[str, Any]]:
+        """What a checkpoint of a version that did not have some field yet was trained with, by group, likewise."""
+        own = fields(self.config_class)
+        return {"head": {one.name: one.default for one in own if isinstance(one.default, bool | int | float | str)}}
+
     # ------------------------------------------------------------------ the classifier stays as it is
 
     def train(self, mode: bool = True) -> Self:

@@ -12,6 +12,7 @@ from hf_explain.heads.configuration_explainer import ExplainerConfig
 from hf_explain.heads.distributed import batch_uniform, gather_targets
 from hf_explain.heads.losses import area_loss, cross_entropy, ranked_masks, removal_loss, variation_loss
 from hf_explain.heads.modeling_explainer import ExplainerPreTrainedModel
+from hf_explain.tensors.grids import cell_means, check_grid, grid_cells, spread_cells
 from hf_explain.tensors.maps import resize_maps, standardize
 from hf_explain.tensors.outputs import SaliencyOutput
 from hf_explain.tensors.perturbation import FILLS, MASK_SPACES, blend, fill_values, mask_space_fill
@@ -52,6 +53,11 @@ class MaskTrainedConfig(ExplainerConfig):
             one of these [`~hf_explain.tensors.perturbation.fill_values`], so that a map has to hold whatever its
             pixels are replaced by. With one fill the head learns what that fill does to the classifier, too. By
             default the one fill of `mask_space`, as published.
+        mask_grid (`str` or `tuple[int, int]`, *optional*, defaults to `"pixel"`): What is kept or removed together.
+            `"pixel"`, as published: every pixel by itself, by the map enlarged bilinearly. `"patch"` (ours): each
+            patch that a vision transformer reads, whole, by the one value that the map has there; what is half removed
+            still tells such a classifier what it was. `(height, width)` (ours): each cell of a grid of so many. Maps
+            are given out on that grid.
     """
 
     additions: ClassVar[dict[str, str]] = {
@@ -59,6 +65,7 @@ class MaskTrainedConfig(ExplainerConfig):
         "ranking_weight": "ranking term",
         "mask_fills": "drawn fills",
         "contrast": "contrast of its own",
+        "mask_grid": "masks of whole cells",
     }
 
     ce_weight: float = 1.5
@@ -74,6 +81,7 @@ class MaskTrainedConfig(ExplainerConfig):
     contrast: float | None = None
     mask_space: str | None = "pixel"
     mask_fills: list[str] | tuple[str, ...] | None = None
+    mask_grid: tuple[int, int] | list[int] | str = "pixel"
 
     @property
     def seen_fills(self) -> list[str]:
@@ -97,6 +105,7 @@ class MaskTrainedConfig(ExplainerConfig):
         check_choice(self.regularize, "regularize", ("own", "batch"))
         # `None` until a head whose default depends on the classifier has one
         check_choice(self.mask_space, "mask_space", MASK_SPACES, optional=True)
+        check_grid(self.mask_grid, "mask_grid")
         fills = self.mask_fills
         if fills is not None and (not fills or any(fill not in FILLS or fills.count(fill) > 1 for fill in fills)):
             raise ValueError(f"`mask_fills` must be one or several of {', '.join(FILLS)}, each once, got {fills!r}.")
@@ -115,6 +124,8 @@ class MaskTrainedExplainer(ExplainerPreTrainedModel):
                 f"`classifier` has one class, whose softmax is 1 however much is masked, so {cls.__name__} "
                 "could learn nothing: it needs two; use ScanForSaliency, or a training-free method such as gradcam."
             )
+        if config.mask_grid == "patch":
+            grid_cells("patch", classifier, classifier.image_size, "mask_grid")  # says so where it has no patches
 
     def pairwise_saliency_logits(self, features: ClassifierFeatures, target: torch.Tensor) -> torch.Tensor:
         """
@@ -122,6 +133,28 @@ class MaskTrainedExplainer(ExplainerPreTrainedModel):
         i's map of target j. Training gives the targets of the batch (of all processes), never other classes.
         """
         raise TypeError(f"{type(self).__name__} does not define `pairwise_saliency_logits`.")
+
+    def on_grid(self, maps: torch.Tensor, features: ClassifierFeatures) -> torch.Tensor:
+        """
+        What `saliency_logits` and `pairwise_saliency_logits` end with.
+
+        Args:
+            maps (`torch.FloatTensor` of shape `(batch_size, height, width)` or pairwise with `num_targets` before the
+                height): Raw maps, at any resolution.
+            features ([`ClassifierFeatures`]): What they were made of.
+
+        Returns:
+            `torch.FloatTensor`: One value per cell of `mask_grid`; `maps` as they are where that is `"pixel"`.
+
+        Raises:
+            ValueError: If the images cannot be cut into such cells.
+        """
+        if self.config.mask_grid == "pixel":
+            return maps
+        assert features.image_size is not None  # every pass of a classifier says it
+        cells = grid_cells(self.config.mask_grid, self.attached, features.image_size, "mask_grid")
+        assert cells is not None
+        return cell_means(maps, cells, features.image_size)
 
     def masked_logits(
         self, pixel_values: torch.Tensor, features: ClassifierFeatures, attention: torch.Tensor
@@ -138,7 +171,8 @@ class MaskTrainedExplainer(ExplainerPreTrainedModel):
         Returns:
             `torch.FloatTensor` of shape `(copies * batch_size, num_labels)`.
         """
-        kept = resize_maps(attention, pixel_values.shape[-2:])
+        enlarge = resize_maps if self.config.mask_grid == "pixel" else spread_cells
+        kept = enlarge(attention, pixel_values.shape[-2:])
         copies = len(kept) // len(pixel_values)
         filled = self._filled(pixel_values)
         if len(filled) > 1:

@@ -11,6 +11,7 @@ import torch
 
 from hf_explain.metrics.photographs import Photographs
 from hf_explain.tensors.batch_size import batches
+from hf_explain.tensors.grids import spread_cells
 from hf_explain.tensors.perturbation import (
     FILLS,
     RANDOM_FILLS,
@@ -18,10 +19,9 @@ from hf_explain.tensors.perturbation import (
     full_size_saliency,
     random_fill_values,
     rank_pixels,
-    spread_cells,
 )
 from hf_explain.tensors.randomness import image_keys
-from hf_explain.tensors.scalars import check_choice, check_count, check_number, check_numbers
+from hf_explain.tensors.scalars import check_choice, check_count, check_number
 from hf_explain.tensors.sharing import shared
 
 
@@ -132,60 +132,6 @@ def batch_limit(pixel_values: torch.Tensor, max_batch: int, max_bytes: int | Non
         return max_batch
     check_number(max_bytes, "max_bytes", "[1, inf)")  # 2e9 is a number of bytes, too
     return max(1, min(max_batch, int(max_bytes) // (pixel_values[0].numel() * pixel_values.element_size())))
-
-
-Grid = str | tuple[int, int]
-
-
-def grid_cells(grid: Grid, predict: Predict, pixel_values: torch.Tensor) -> tuple[int, int] | None:
-    """
-    How many cells of a grid, down and across, an image is cut into, whose pixels are removed together.
-
-    Args:
-        grid (`str` or `tuple[int, int]`): `"pixel"`: none, every pixel by itself. `"patch"`: the patches that
-            `predict` reads, as its `patch_size` says, which a [`FrozenClassifier`] has. Or `(height, width)` in cells.
-        predict (`Callable`): `pixel_values` to logits.
-        pixel_values (`torch.Tensor` of shape `(batch_size, channels, height, width)`): Images.
-
-    Returns:
-        `tuple[int, int]`, or `None` for `"pixel"`.
-
-    Raises:
-        ValueError: If `grid` is none of these, the classifier reads no patches, or the cells would not be equal.
-    """
-    if isinstance(grid, str):
-        check_choice(grid, "grid", ("pixel", "patch"))
-        if grid == "pixel":
-            return None
-    height, width = pixel_values.shape[-2:]
-    if isinstance(grid, str):
-        patch = getattr(predict, "patch_size", None)  # of a FrozenClassifier
-        if patch is None:
-            name = type(getattr(predict, "model", predict)).__name__
-            raise ValueError(
-                f"`grid`='patch' needs a classifier that reads its images in patches, as ViT and Swin do, which "
-                f"{name} does not; use grid='pixel', or (height, width) in cells."
-            )
-        if height % patch[0] or width % patch[1]:
-            raise ValueError(
-                f"`grid`='patch' needs images that are whole patches of {patch[0]} × {patch[1]} pixels, got "
-                f"{height} × {width}."
-            )
-        return height // patch[0], width // patch[1]
-    sides = check_numbers(grid, "grid")
-    cells = tuple(map(int, sides))
-    if len(sides) != 2 or cells != sides or min(cells) < 1 or height % cells[0] or width % cells[1]:
-        raise ValueError(
-            "`grid` must be 'pixel', 'patch' or (height, width) in cells, two whole numbers that divide the "
-            f"{height} × {width} pixels of the images, got {grid}."
-        )
-    return cells[0], cells[1]
-
-
-def grid_protocol(grid: Grid, cells: tuple[int, int] | None) -> dict[str, Any]:
-    """What is removed together, as a protocol writes it down."""
-    stated = {"grid": grid if isinstance(grid, str) else list(map(int, grid))}
-    return stated if cells is None else {**stated, "cells": list(cells)}
 
 
 @shared

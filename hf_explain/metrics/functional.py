@@ -19,14 +19,11 @@ from hf_explain.metrics.engine import (
     EVERY_FILL,
     MAX_BATCH,
     Filler,
-    Grid,
     Predict,
     Removal,
     base_logits,
     batch_limit,
     fill_name,
-    grid_cells,
-    grid_protocol,
     read_score,
     reference_classes,
     removal_scores,
@@ -49,12 +46,12 @@ from hf_explain.metrics.statistics import (
     win_rate,
 )
 from hf_explain.tensors.checks import check_pixel_values
+from hf_explain.tensors.grids import Grid, grid_cells, grid_protocol, spread_cells
 from hf_explain.tensors.perturbation import (
     full_size_saliency,
     keep_top,
     mask_space_fill,
     pixel_counts,
-    spread_cells,
     tied_ranks,
 )
 from hf_explain.tensors.scalars import check_choice, check_numbers, check_percent
@@ -274,7 +271,7 @@ def perturbation_curves(
     orders = (orders,) if isinstance(orders, str) else tuple(orders)
     if not orders or any(order not in ORDERS for order in orders):
         raise ValueError(f"`orders` must be some of {', '.join(ORDERS)}, got {orders}.")
-    cells = grid_cells(grid, predict, pixel_values)
+    cells = grid_cells(grid, predict, pixel_values.shape[-2:])
     ranks = saliency_ranks(_to_grid(saliency, grid_size), pixel_values, image_ids, seed, cells)
     counts = pixel_counts(fractions, ranks[0].numel(), rounding)
     logits = base_logits(predict, pixel_values, logits, limit, score)
@@ -538,7 +535,7 @@ def insertion_deletion(
     """
     step_fractions(steps)  # the check alone: steps here are whole pixels
     pixel_values = check_pixel_values(pixel_values)
-    cells = grid_cells(grid, predict, pixel_values)
+    cells = grid_cells(grid, predict, pixel_values.shape[-2:])
     limit = batch_limit(pixel_values, max_batch, max_bytes)
     ranks = saliency_ranks(saliency, pixel_values, image_ids, seed, cells)
     num_units, num_pixels = ranks[0].numel(), pixel_values.shape[-2] * pixel_values.shape[-1]
@@ -687,7 +684,7 @@ def average_drop(
         raise ValueError("`percents` must name at least one percentage of pixels kept, in (0, 100].")
     limit = batch_limit(pixel_values, max_batch, max_bytes)
     filled = shared_fill(pixel_values, mask_space_fill(mask_space), image_mean, image_std)
-    cells = grid_cells(grid, predict, pixel_values)
+    cells = grid_cells(grid, predict, pixel_values.shape[-2:])
     ranks = saliency_ranks(saliency, pixel_values, image_ids, seed, cells) if rule == "ceil" else None
     # The values kept, and the quantiles, are those of the resize every head and method uses
     values = full_size_saliency(saliency, pixel_values, at_most_one=True, exact_ties=False, cells=cells)

@@ -11,12 +11,9 @@ import torch
 from hf_explain.metrics import multigrid
 from hf_explain.metrics.engine import (
     MAX_BATCH,
-    Grid,
     Predict,
     base_logits,
     batch_limit,
-    grid_cells,
-    grid_protocol,
     read_score,
     reference_classes,
     run_jobs,
@@ -25,7 +22,8 @@ from hf_explain.metrics.engine import (
 )
 from hf_explain.metrics.presets import PRESETS
 from hf_explain.tensors.checks import check_pixel_values
-from hf_explain.tensors.perturbation import pixel_counts, spread_cells
+from hf_explain.tensors.grids import Grid, grid_cells, grid_protocol, spread_cells
+from hf_explain.tensors.perturbation import pixel_counts
 from hf_explain.tensors.randomness import image_keys, random_normal
 from hf_explain.tensors.scalars import check_number, check_numbers
 
@@ -137,7 +135,7 @@ def road(
         raise ValueError(f"`percents` of pixels removed must lie in (0, 100), at least one, got {percents}.")
     check_number(noise, "noise", "[0, inf)")
     limit = batch_limit(pixel_values, max_batch, max_bytes)
-    cells = grid_cells(grid, predict, pixel_values)
+    cells = grid_cells(grid, predict, pixel_values.shape[-2:])
     ranks = saliency_ranks(saliency, pixel_values, image_ids, seed, cells)
     num_units = ranks[0].numel()
     ranks = spread_cells(ranks, pixel_values.shape[-2:])

@@ -15,6 +15,7 @@ import torch
 import torch.nn.functional as F
 
 from hf_explain.tensors.checks import check_saliency
+from hf_explain.tensors.grids import cell_means
 from hf_explain.tensors.maps import resize_maps
 from hf_explain.tensors.randomness import random_bits, random_uniform
 from hf_explain.tensors.scalars import check_choice, check_number, check_numbers, check_percent
@@ -331,8 +332,8 @@ def full_size_saliency(
         exact_ties (`bool`, *optional*, defaults to `True`): Resize in float64. In float32 the interpolation of equal
             numbers comes out unequal in the last digit, and a constant map would be ranked by its rounding errors,
             the same way in every image, instead of by the seed. `False` is what published code does.
-        cells (`tuple[int, int]`, *optional*): `(height, width)` of a grid of equal cells over the image. A map of so
-            many values, or of a multiple of them, is averaged as it is; any other one at the resolution of the image.
+        cells (`tuple[int, int]`, *optional*): `(height, width)` of a grid of equal cells over the image, as for
+            [`~hf_explain.tensors.grids.cell_means`].
 
     Returns:
         `torch.FloatTensor` of shape `(batch_size, height, width)`, or `(batch_size, *cells)`.
@@ -341,25 +342,6 @@ def full_size_saliency(
     if exact_ties:
         # Apple's GPUs have no float64: there by way of the CPU
         saliency = (saliency.cpu() if saliency.device.type == "mps" else saliency).double()
-    if cells is None or any(side % count for side, count in zip(saliency.shape[-2:], cells)):
-        saliency = resize_maps(saliency, pixel_values.shape[-2:])
-    if cells is not None and tuple(saliency.shape[-2:]) != cells:
-        saliency = saliency.unflatten(2, (cells[1], -1)).unflatten(1, (cells[0], -1)).mean((2, 4))
+    size = pixel_values.shape[-2:]
+    saliency = resize_maps(saliency, size) if cells is None else cell_means(saliency, cells, size)
     return saliency.float().to(pixel_values.device)
-
-
-def spread_cells(cells: torch.Tensor, size: Sequence[int]) -> torch.Tensor:
-    """
-    Every cell's value at each of its pixels.
-
-    Args:
-        cells (`torch.Tensor` of shape `(..., height, width)`): One value per cell.
-        size (sequence of two `int`): `(height, width)` in pixels, multiples of those in cells.
-
-    Returns:
-        `torch.Tensor` of shape `(..., *size)`.
-    """
-    for dim, side in zip((-2, -1), size):
-        if cells.shape[dim] != side:
-            cells = cells.repeat_interleave(side // cells.shape[dim], dim)
-    return cells

@@ -70,17 +70,24 @@ def _checksum(text: str) -> str:
     return f"of checksum {hashlib.sha256(text.encode()).hexdigest()[:16]}"
 
 
-def check_same_run(checkpoint: Path, saved: Mapping[str, Any] | None, now: Mapping[str, Any]) -> None:
+def check_same_run(
+    checkpoint: Path,
+    saved: Mapping[str, Any] | None,
+    now: Mapping[str, Any],
+    defaults: Mapping[str, Mapping[str, Any]] | None = None,
+) -> None:
     r"""
     Refuse a checkpoint of another classifier, head, image processor or data, and say what could not be compared.
 
-    A field that only one of the two knows, as one of an older version, is not compared.
+    A field that only one of the two knows, as one of an older version, is not compared, unless `defaults` says what it
+    was before there was such a field.
 
     Args:
         checkpoint (`Path`): Named in the error.
         saved (`dict`, *optional*): What [`describe_run`] said when the checkpoint was written; version 0.1 said
             nothing.
         now (`dict`): What it says of this run.
+        defaults (`dict`, *optional*): By group, the values of fields that the checkpoint does not know.
 
     Raises:
         ValueError: Naming the first thing that differs, with both values.
@@ -89,6 +96,8 @@ def check_same_run(checkpoint: Path, saved: Mapping[str, Any] | None, now: Mappi
     unknown = [group for group, values in now.items() if values is None or saved.get(group) is None]
     for group, values in now.items():
         before = saved.get(group) or {}
+        if before and defaults is not None:
+            before = {**defaults.get(group, {}), **before}
         for name, value in (values or {}).items():
             if name in before and before[name] != value:
                 what, same = f"{group} {name}", f"{group} {name} {before[name]!r}"

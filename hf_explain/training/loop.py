@@ -219,7 +219,8 @@ class _Run:
             checkpoint: Path = resume_path
             state, info = load_checkpoint(checkpoint)
             check_same_path(checkpoint, info, self.path, self.total_steps)
-            on_main_process(self.accelerator, lambda: check_same_run(checkpoint, info.get("run"), self.identity))
+            saved, defaults = info.get("run"), getattr(self.model, "training_defaults", dict)()
+            on_main_process(self.accelerator, lambda: check_same_run(checkpoint, saved, self.identity, defaults))
             if self.accelerator.is_main_process:
                 compare_surroundings(checkpoint, info, self.surroundings)
             self.steps_done, self.elapsed, self.last_checkpoint = info["step"], info["elapsed"], checkpoint

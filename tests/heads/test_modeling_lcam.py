@@ -1,5 +1,7 @@
 """L-CAM: the released values, the paper's arithmetic again in plain form, and the common tester."""
 
+import functools
+import json
 import types
 from pathlib import Path
 
@@ -18,6 +20,7 @@ from testing_common import (
     other_size,
     random_pixels,
     randomize,
+    save_classifier,
     tiny_classifier,
     tiny_model,
     train_steps,
@@ -83,6 +86,12 @@ def literal_loss(family, head, pixel_values, target, own_tap):
         grid = (pixel_values.shape[-2] // 8, pixel_values.shape[-1] // 8)
         feature_map = feature_map[:, prefix:].transpose(1, 2).reshape(batch_size, -1, *grid)
     scores = F.conv2d(feature_map, head.attention.weight, head.attention.bias)  # (B, K, h, w)
+    enlarge = functools.partial(F.interpolate, size=pixel_values.shape[-2:], mode="bilinear")
+    if config.mask_grid != "pixel":
+        cells = grid if config.mask_grid == "patch" else config.mask_grid
+        whole = all(side % count == 0 for side, count in zip(scores.shape[-2:], cells))
+        scores = F.adaptive_avg_pool2d(scores if whole else enlarge(scores), cells)
+        enlarge = functools.partial(F.interpolate, size=pixel_values.shape[-2:], mode="nearest")
     all_maps = torch.sigmoid(scores)
     if config.contrast:
         flat = [(one - one.mean()) / one.std(correction=0) for one in scores.flatten(0, 1)]
@@ -93,7 +102,7 @@ def literal_loss(family, head, pixel_values, target, own_tap):
 
     def ask(attention):
         if config.variant == "img":
-            upsampled = F.interpolate(attention[:, None], pixel_values.shape[-2:], mode="bilinear")
+            upsampled = enlarge(attention[:, None])
             if config.mask_fills:
                 # in eval mode the images of a batch take the fills in turn
                 masked = pixel_values.clone()
@@ -165,6 +174,9 @@ CASES = {
     "img-fills": {"mask_fills": ["blur", "black"], "mask_space": "normalized", "removal_weight": 0.7},
     "ranking-fills": {"mask_fills": ["mean", "black", "blur"], "ranking_weight": 0.8},
     "one-fill": {"mask_fills": ["blur"]},
+    "cells": {"mask_grid": (2, 2), "removal_weight": 0.7},
+    "cells-ranking": {"mask_grid": [8, 4], "ranking_weight": 0.8, "contrast": 2.0, "mask_fills": ["mean", "blur"]},
+    "patch-ranking": {"mask_grid": "patch", "ranking_weight": 0.8, "regularize": "own"},
     "fm-ranking": {"variant": "fm", "ranking_weight": 0.8, "ranking_temperature": 0.7},
     "contrast-batch": {"contrast": 2.0},
     "ranking-contrast": {"contrast": 0.7, "ranking_weight": 0.8, "regularize": "own", "mask_space": "normalized"},
@@ -187,7 +199,13 @@ CASES = {
 
 @pytest.mark.parametrize(
     ("family", "case"),
-    [(f, case) for f in FAMILIES for case in CASES if f in ("vit", "resnet") or case in ("img-batch", "fm-batch")],
+    [
+        (family, case)
+        for family in FAMILIES
+        for case in CASES
+        if (family in ("vit", "resnet") or case in ("img-batch", "fm-batch", "cells"))
+        and (family != "resnet" or case != "patch-ranking")
+    ],
 )
 def test_loss_and_gradient_against_the_literal_form(family, case):
     torch.manual_seed(0)
@@ -216,7 +234,7 @@ def test_loss_and_gradient_against_the_literal_form(family, case):
     names = {"cross_entropy", "area", "variation"}
     if case.endswith("star"):
         names = {"cross_entropy"}
-    elif "removal" in case or case == "img-fills":
+    elif "removal" in case or case in ("img-fills", "cells"):
         names |= {"removal"}
     elif case == "ranking-alone":
         names = {"ranking"}
@@ -332,9 +350,44 @@ def test_training_draws_the_fill_per_image_and_step():
     assert steps(0) == steps(1) == [[i % 3 for i in range(40)]] * 2
 
 
+def test_masks_of_whole_cells_mix_no_pixels():
+    """Half of the patches hidden: each pixel is the image's or the fill's, and the map has a value per patch."""
+    head = LCamForSaliency.from_classifier(tiny_classifier("deit"), mask_grid="patch", mask_fills=["mean"])
+    pixel_values = random_pixels("deit", 2, other_size("deit"))
+    assert head(pixel_values).saliency.shape == (2, 6, 4)
+    seen = []
+    head.backbone.register_forward_pre_hook(lambda module, inputs: seen.append(inputs[0]))
+    kept = (torch.arange(24).view(1, 6, 4) % 2).float().expand(2, 6, 4)
+    head.masked_logits(pixel_values, None, kept)
+    cells = kept.bool().repeat_interleave(8, 1).repeat_interleave(8, 2)[:, None]
+    assert torch.equal(seen[0], torch.where(cells, pixel_values, 0.0))
+
+
+def test_a_head_without_the_field_masks_pixel_by_pixel(tmp_path):
+    """Configurations of earlier versions do not have it."""
+    save_classifier("vit", tmp_path / "classifier")
+    head = LCamForSaliency.from_classifier(tmp_path / "classifier")
+    head.save_pretrained(tmp_path / "head")
+    path = tmp_path / "head" / "config.json"
+    values = json.loads(path.read_text())
+    assert values.pop("mask_grid") == "pixel"
+    path.write_text(json.dumps(values))
+    assert LCamForSaliency.from_pretrained(tmp_path / "head").config.mask_grid == "pixel"
+
+
+def test_patches_need_a_classifier_that_has_them():
+    with pytest.raises(ValueError, match="`mask_grid`='patch' needs a classifier .* which ResNetFor.* does not"):
+        LCamForSaliency.from_classifier(tiny_classifier("resnet"), mask_grid="patch")
+    head = LCamForSaliency.from_classifier(tiny_classifier("resnet"), mask_grid=(5, 5))
+    with pytest.raises(ValueError, match="`mask_grid` must be .* that divide the 64 × 64 pixels of the images"):
+        head(random_pixels("resnet"))
+
+
 def test_fills_belong_to_pixels():
     with pytest.raises(ValueError, match="`mask_fills` fills pixels, but variant='fm' masks features"):
         LCamConfig(variant="fm", mask_fills=["blur"])
+    with pytest.raises(ValueError, match="`mask_grid` 'patch' is a grid of pixels, but variant='fm' masks features"):
+        LCamConfig(variant="fm", mask_grid="patch")
 
 
 @pytest.mark.parametrize(
@@ -343,6 +396,8 @@ def test_fills_belong_to_pixels():
         ("variant", "both", "`variant` must be 'img' .* or 'fm' .*got 'both'"),
         ("regularize", "none", "`regularize` must be one of own, batch, got 'none'"),
         ("mask_space", "lab", "`mask_space` must be one of pixel, normalized, or None, got 'lab'"),
+        ("mask_grid", "cell", "`mask_grid` must be one of pixel, patch, got 'cell'"),
+        ("mask_grid", (8, 2.5), "`mask_grid` must be 'pixel', 'patch' or .* got \\(8, 2.5\\)"),
         ("mask_fills", [], r"`mask_fills` must be one or several of black, mean, blur, each once, got \[\]"),
         ("mask_fills", ["black", "noise"], r"`mask_fills` must be one or .*got \['black', 'noise'\]"),
         ("mask_fills", ["blur", "blur"], r"`mask_fills` .*each once, got \['blur', 'blur'\]"),

@@ -48,7 +48,12 @@ class TestTTame(ExplainerTesterMixin):
         "own-removal": VARIANTS["hidden"],
         "preset-ranking": {"preset": "ranking"},
         "context": VARIANTS["context"],
+        "cells": {"mask_grid": (2, 2), "ranking_weight": 1.0, "regularize": "own"},
     }
+
+    def expected_size(self, head, pixel_values):
+        cells = head.config.mask_grid
+        return tuple(cells) if not isinstance(cells, str) else super().expected_size(head, pixel_values)
 
 
 def literal_maps(head, features, training=False):

@@ -68,6 +68,16 @@ def test_another_head(copied, fields, message):
         resume(copied, head=head(**fields))
 
 
+def test_a_field_that_the_checkpoint_does_not_know_had_its_default(copied):
+    for file in copied.glob(f"*/{INFO_FILE}"):
+        info = json.loads(file.read_text())
+        assert info["run"]["head"].pop("mask_grid") == "pixel"
+        file.write_text(json.dumps(info))
+    with pytest.raises(ValueError, match=r"was written with head mask_grid 'pixel', this run has \[2, 2\]: resume"):
+        resume(copied, head=head(mask_grid=(2, 2)))
+    resume(copied)
+
+
 def test_another_layer_or_activation(copied):
     with pytest.raises(ValueError, match="written with head feature_layers"):
         resume(copied, head=head(feature_layers=["stage1"]))

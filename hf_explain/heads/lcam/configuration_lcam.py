@@ -33,3 +33,8 @@ class LCamConfig(MaskTrainedConfig):
             raise ValueError(f"L-CAM taps one layer; `feature_layers` has {len(self.feature_layers)}.")
         if self.variant == "fm" and self.mask_fills is not None:
             raise ValueError("`mask_fills` fills pixels, but variant='fm' masks features; use variant='img'.")
+        if self.variant == "fm" and self.mask_grid != "pixel":
+            raise ValueError(
+                f"`mask_grid` {self.mask_grid!r} is a grid of pixels, but variant='fm' masks features; use "
+                "variant='img'."
+            )

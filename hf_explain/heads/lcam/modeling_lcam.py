@@ -61,4 +61,5 @@ class LCamForSaliency(MaskTrainedExplainer):
 
     def _maps(self, features: ClassifierFeatures, target: torch.Tensor, pairwise: bool) -> torch.Tensor:
         feature_map = self._tapped(features).feature_map.to(self.attention.weight.dtype)
-        return class_maps(self.attention, [feature_map], target, feature_map.shape[-2:], pairwise)
+        maps = class_maps(self.attention, [feature_map], target, feature_map.shape[-2:], pairwise)
+        return self.on_grid(maps, features)

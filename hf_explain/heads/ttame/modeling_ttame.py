@@ -115,7 +115,7 @@ class TTameForSaliency(MaskTrainedExplainer):
         taps = list(self.config.taps)
         size = [min(side, self.config.max_map_size) for side in features[taps[0]].feature_map.shape[-2:]]
         branches = (self._branch(index, self._tap(features[layer])) for index, layer in enumerate(taps))
-        return class_maps(self.fuser, branches, target, size, pairwise)
+        return self.on_grid(class_maps(self.fuser, branches, target, size, pairwise), features)
 
     def _tap(self, features: LayerFeatures) -> torch.Tensor:
         """One layer's features as its branch reads them."""
