@@ -12,10 +12,13 @@ class TestLCam(ExplainerTesterMixin):
 import copy
 import errno
 import functools
+import importlib.util
 import json
 import os
 import pickle
 import shutil
+from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -171,6 +174,15 @@ def save_classifier(family: str, directory, num_labels: int = len(LABELS), seed:
     tiny_model(family, num_labels, seed).save_pretrained(directory)
     tiny_processor(family, directory)
     return str(directory)
+
+
+def load_script(name: str) -> Any:
+    """A program of `scripts/` as a module."""
+    spec = importlib.util.spec_from_file_location(name, Path(__file__).parents[1] / "scripts" / f"{name}.py")
+    assert spec is not None and spec.loader is not None
+    script = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(script)
+    return script
 
 
 def image_size(family: str) -> tuple[int, int]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -10,6 +11,7 @@ from typing import Any
 import numpy as np
 from PIL import Image as PILImage
 
+from hf_explain.io.labels import synonyms
 from hf_explain.io.paths import is_hub_id
 
 
@@ -248,9 +250,10 @@ class LabelReader:
     r"""
     Cells of a label column to the classifier's class indices.
 
-    Integers are class indices. Names (strings, or a `ClassLabel` whose names are the classifier's in another order)
-    are looked up in the classifier's `label2id`, so a data set that numbers the same classes differently trains the
-    right ones.
+    Integers are class indices. Names (strings, or those of a `ClassLabel` where every one is that of one of the
+    classifier's classes) are looked up in the classifier's `label2id`, so a data set that numbers the classes
+    differently, or has some of them only, means the right ones. Of a label such as "tench, Tinca tinca" each name
+    counts.
 
     Args:
         feature: The column's `datasets` feature, if there is one.
@@ -264,15 +267,25 @@ class LabelReader:
     def __init__(self, feature: Any = None, config: Any = None, mapping: Mapping[str, Any] | None = None) -> None:
         self.num_labels = getattr(config, "num_labels", None)
         self.label2id = {str(name): int(index) for name, index in (getattr(config, "label2id", None) or {}).items()}
+        self.order: list[int] | None = None
         names = getattr(feature, "names", None)
-        self.order = None
-        if names and set(names) == set(self.label2id) and len(names) == len(self.label2id):
-            self.order = [self.label2id[name] for name in names]
+        if names and self.label2id:
+            named = {**self._synonyms(), **self.label2id}
+            found = [named.get(name) for name in names]
+            indices = [index for index in found if index is not None]
+            if len(set(indices)) == len(names):
+                self.order = indices
         self.mapped: dict[Any, int] = {}
         for name, cell in (mapping or {}).items():
             if name not in self.label2id:
                 raise ValueError(f"`label_mapping` names {name!r}, which is not one of the classifier's labels.")
             self.mapped[cell] = self.label2id[name]
+
+    def _synonyms(self) -> dict[str, int]:
+        """Class index of every name within a label that is no other class's."""
+        pairs = [(name, index) for label, index in self.label2id.items() for name in set(synonyms(label))]
+        times = Counter(name for name, _ in pairs)
+        return {name: index for name, index in pairs if times[name] == 1}
 
     def __call__(self, value: Any) -> int:
         if self.mapped:

@@ -1,6 +1,5 @@
 """The reproduction scripts run as they stand, on data they make themselves."""
 
-import importlib.util
 import json
 import os
 import subprocess
@@ -10,7 +9,7 @@ from types import SimpleNamespace
 
 import pytest
 import torch
-from testing_common import save_classifier
+from testing_common import load_script, save_classifier
 from testing_training import picture_dataset
 
 from hf_explain import SaliencyEvaluator
@@ -69,14 +68,6 @@ def test_every_setting_of_every_paper_is_a_complete_command():
         text = (ROOT / "scripts" / f"reproduce_{script}.sh").read_text()
         for classifier in ("$resnet", "$vit", "$deit", "$convnext"):
             assert f'"{classifier}" "$imagenet" {head}' in text
-
-
-def load_script(name):
-    """A program of `scripts/` as a module."""
-    spec = importlib.util.spec_from_file_location(name, ROOT / "scripts" / f"{name}.py")
-    script = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(script)
-    return script
 
 
 @pytest.fixture

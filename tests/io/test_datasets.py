@@ -178,12 +178,27 @@ def test_labels():
 
     reader = LabelReader(datasets.ClassLabel(names=["a", "b", "c"]), Config)
     assert [reader(value) for value in (0, 1, 2, "c")] == [1, 0, 2, 2]
+    some = LabelReader(datasets.ClassLabel(names=["c", "a"]), Config)
+    assert [some(value) for value in (0, 1)] == [2, 1]
     plain = LabelReader(datasets.ClassLabel(names=["x", "y", "z"]), Config)
     assert [plain(value) for value in (0, 1, np.int64(2))] == [0, 1, 2]
     for value, message in ((3, "label 3 is outside the classifier's 0..2"), (-1, "label -1 is outside"),
                            ("d", "label 'd' is not one of"), (None, "label None is neither")):  # fmt: skip
         with pytest.raises(ValueError, match=message):
             plain(value)
+
+
+def test_labels_with_several_names():
+    class Config:
+        num_labels = 5
+        label2id = {"tench, Tinca tinca": 0, "crane": 1, "hoist, crane, lift": 2, "lift": 3, "lorry, truck": 4}
+
+    def order(*names):
+        return LabelReader(datasets.ClassLabel(names=list(names)), Config).order
+
+    assert order("truck", "tench", "crane", "lift") == [4, 0, 1, 3]  # a whole label is meant before a part of another
+    assert order("Tinca tinca", "hoist") == [0, 2]
+    assert order("tench", "Tinca tinca") is None and order("tench", "perch") is None
 
 
 def test_a_corrupt_image_is_named():
