@@ -6,13 +6,13 @@ import base64
 import io
 import os
 import warnings
-from collections.abc import Sequence
-from typing import Any
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
 from huggingface_hub.constants import ENDPOINT
-from PIL import ExifTags, Image, ImageOps, UnidentifiedImageError
+from PIL import ExifTags, Image, ImageOps, JpegImagePlugin, UnidentifiedImageError
 
 from hf_explain.io.urls import download
 
@@ -20,6 +20,7 @@ from hf_explain.io.urls import download
 # 2**27 pixels is a photograph of 13k by 10k, and under what Pillow itself refuses; a small file that unpacks to more
 # is an attack or a mistake
 MAX_PIXELS = 2**27
+_ORIENTATION = ExifTags.Base.Orientation
 
 
 def load_rgb(source: Any, timeout: float | None = None) -> Image.Image:
@@ -55,7 +56,54 @@ def load_rgb(source: Any, timeout: float | None = None) -> Image.Image:
             ([`~hf_explain.io.urls.download`]); the message names it.
         TypeError: If `source` is none of the above.
     """
-    image = open_image(source, timeout)
+    return _rgb(source, open_image(source, timeout))
+
+
+class ReducedImage(NamedTuple):
+    """
+    A picture that may have been decoded at less than its size.
+
+    Args:
+        image (`PIL.Image.Image`): In mode RGB.
+        size (`tuple[int, int]`): `(width, height)` of the whole picture in pixels.
+        box (`tuple[float, float, float, float]`): Where in `image` the whole picture is, as Pillow has it: the pixels
+            of a smaller one do not always end where it does.
+    """
+
+    image: Image.Image
+    size: tuple[int, int]
+    box: tuple[float, float, float, float]
+
+
+def load_reduced_rgb(source: Any, shorter_side: int) -> ReducedImage:
+    """
+    As [`load_rgb`], for a picture that will be made smaller: a JPEG is decoded at half, a quarter or an eighth of its
+    size where its shorter side is no shorter then than `shorter_side`. That is faster, and the pixels are others.
+
+    One that its EXIF orientation turns is decoded in full: which of its sides ends between two pixels would be
+    another one.
+
+    Args:
+        source: As of [`load_rgb`].
+        shorter_side (`int`): In pixels.
+
+    Returns:
+        [`ReducedImage`].
+    """
+    size, box = (0, 0), None
+
+    def reduce(image: Image.Image) -> None:
+        nonlocal size, box
+        size = image.size
+        mine = image is not source and isinstance(image, JpegImagePlugin.JpegImageFile)
+        if mine and image.getexif().get(_ORIENTATION, 1) == 1:
+            _, box = image.draft(None, (shorter_side, shorter_side)) or (None, None)
+
+    image = _rgb(source, open_image(source, reduce=reduce))
+    return ReducedImage(image, size, box) if box else ReducedImage(image, image.size, (0, 0, *image.size))
+
+
+def _rgb(source: Any, image: Image.Image) -> Image.Image:
     if image.mode == "RGB":
         return image
     try:
@@ -64,12 +112,15 @@ def load_rgb(source: Any, timeout: float | None = None) -> Image.Image:
         raise _unreadable(source, error) from error
 
 
-def open_image(source: Any, timeout: float | None = None) -> Image.Image:
+def open_image(
+    source: Any, timeout: float | None = None, reduce: Callable[[Image.Image], None] | None = None
+) -> Image.Image:
     """
     Open an image upright, in the mode it has: for masks, whose values are not colours.
 
     Args:
         source, timeout: As of [`load_rgb`].
+        reduce (`Callable`, *optional*): Called with the picture before it is decoded.
 
     Returns:
         `PIL.Image.Image`: Arrays become 8-bit pictures; `source` itself where it is an upright picture already.
@@ -98,8 +149,10 @@ def open_image(source: Any, timeout: float | None = None) -> Image.Image:
                     f"The image {_name(source)} has {image.width}x{image.height} pixels, more than the limit of "
                     f"{MAX_PIXELS}; make it smaller."
                 )
+            if reduce is not None:
+                reduce(image)
             image.load()
-            if image.getexif().get(ExifTags.Base.Orientation, 1) != 1:
+            if image.getexif().get(_ORIENTATION, 1) != 1:
                 image = ImageOps.exif_transpose(image)
     except _TooLarge:
         raise

@@ -81,6 +81,10 @@ class ExplainerTrainingArguments:
     seed: int = option(0, "seed of everything random, a new head's weights included", minimum=0)
     deterministic: bool = option(False, "deterministic GPU kernels: resuming is then bit-identical there too")
     dataloader_num_workers: int = option(2, "processes that decode images", minimum=0)
+    decode_draft: bool = option(
+        False,
+        "augmentation crop: decode large JPEGs at half, a quarter or an eighth of their size; faster, other pixels",
+    )
     shuffle_buffer_size: int = option(1024, "streams: encoded images shuffled together", minimum=1)
     num_examples: int | None = option(
         None, "streams: images in one pass, where the data set does not say it", minimum=1
@@ -111,6 +115,11 @@ class ExplainerTrainingArguments:
         self.save_steps, self.save_total_limit = self.save_steps or 0, self.save_total_limit or 0
         check_options(self)
         self.save_steps, self.save_total_limit = self.save_steps or None, self.save_total_limit or None
+        if self.decode_draft and self.augmentation != "crop":
+            raise ValueError(
+                f"decode_draft needs augmentation 'crop', got {self.augmentation!r}: with another one the image "
+                "processor resizes, which has to see images as they are."
+            )
         if self.report_to:
             _check_trackers(self.report_to)
 
@@ -145,7 +154,10 @@ _PATH_FIELDS = (
     "resize_size",
     "seed",
     "shuffle_buffer_size",
+    "decode_draft",
 )
+# Of those, what all runs did before there was a choice; their checkpoints say nothing of it.
+_PATH_BEFORE = {"decode_draft": False}
 
 
 def plan_steps(
@@ -217,7 +229,7 @@ def check_same_path(checkpoint: Path, info: dict[str, Any], now: dict[str, Any],
             "max_steps or num_train_epochs."
         )
     for name, value in now.items():
-        saved = info["path"].get(name)
+        saved = info["path"].get(name, _PATH_BEFORE.get(name))
         if saved != value and not (name == "total_steps" and lengthened(info, now)):
             same = f"{saved!r} or more (max_steps, num_train_epochs)" if name == "total_steps" else f"{saved!r}"
             raise ValueError(

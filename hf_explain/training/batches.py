@@ -22,7 +22,6 @@ import numpy as np
 import torch
 
 from hf_explain.io.datasets import LabelReader, gives_rows_as_stored, is_stream, leave_encoded
-from hf_explain.io.images import load_rgb
 from hf_explain.training.transforms import TrainingTransform
 
 
@@ -133,7 +132,7 @@ class ImageBatches(torch.utils.data.Dataset):
         images, labels = [], []
         for key, row in zip(keys, rows, strict=True):
             try:
-                images.append(load_rgb(row[self.image_column]))
+                images.append(self.transform.load(row[self.image_column]))
                 if self.label_column is not None:
                     labels.append(self.label_reader(row[self.label_column]))
             except (OSError, ValueError, TypeError) as error:

@@ -144,7 +144,9 @@ class _Run:
         self._sum_count = 0
 
         # What can be wrong with the input comes first: a run that cannot start leaves no directory behind.
-        transform = TrainingTransform(image_processor, args.augmentation, args.resize_size, args.seed)
+        transform = TrainingTransform(
+            image_processor, args.augmentation, args.resize_size, args.seed, args.decode_draft
+        )
         images = self._images(train_dataset, transform)
         self.eval = None
         if eval_dataset is not None:

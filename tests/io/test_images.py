@@ -25,7 +25,7 @@ from hf_explain.apps.export_inputs import ExportArguments, ExportRows, ExportSou
 from hf_explain.apps.quickstart.classifier import load_pixels
 from hf_explain.evaluation.inputs import ExampleReader
 from hf_explain.io.image_processor import normalisation, to_picture, to_pixel_values
-from hf_explain.io.images import load_rgb, open_image
+from hf_explain.io.images import load_reduced_rgb, load_rgb, open_image
 from hf_explain.io.pictures import overlay
 from hf_explain.training.batches import ImageBatches, prepare_columns, prepare_stream
 from hf_explain.training.transforms import TrainingTransform
@@ -394,6 +394,44 @@ def test_a_bad_image_of_a_data_set_is_named(pipe):
         assert second == [{"error": "The image of 8 bytes cannot be read: cannot identify image file: it is in no "
                            "known image format."}]  # fmt: skip
         assert "saliency" in first[0] and "saliency" in third[0]
+
+
+SLOPE = Image.fromarray(grey(np.linspace(0, 255, 203)[None] * np.ones((155, 1))))  # no multiple of 8 wide or high
+
+
+def test_a_jpeg_is_decoded_smaller_and_nothing_moves():
+    """The columns of a smooth slope are where they are in the whole picture, up to its right edge."""
+    content = encoded(SLOPE, "JPEG", quality=100)
+    whole = load_rgb(content)
+    for shorter_side, factor in ((80, 1), (77, 2), (38, 4), (19, 8), (5, 8)):
+        found = load_reduced_rgb(content, shorter_side)
+        assert found.size == (203, 155) and found.box == (0, 0, 203 / factor, 155 / factor)
+        assert found.image.size == (-(-203 // factor), -(-155 // factor))
+        resized = (picture.resize((26, 20), 2, box) for picture, box in ((whole, None), (found.image, found.box)))
+        one, other = (np.asarray(picture).astype(int) for picture in resized)
+        assert np.abs(one - other).max() <= 3, factor  # without the box it is more
+
+
+def test_what_is_not_decoded_smaller():
+    turned = SLOPE.getexif()
+    turned[0x0112] = 3
+    lazy = Image.open(io.BytesIO(encoded(SLOPE, "JPEG")))
+    for source in (encoded(SLOPE), encoded(SLOPE, "JPEG", exif=turned), lazy, {"bytes": encoded(SLOPE), "path": None}):
+        found = load_reduced_rgb(source, 10)
+        assert found.image.size == found.size == (203, 155) and found.box == (0, 0, 203, 155)
+    with pytest.raises(ValueError, match="of 4 bytes cannot be read"):
+        load_reduced_rgb(b"JPEG", 10)
+
+
+def test_training_crops_the_same_of_a_picture_decoded_smaller():
+    rows = [{"image": {"bytes": encoded(SLOPE, "JPEG", quality=100), "path": None}}] * 8
+    samples = [((0, index), row) for index, row in enumerate(rows)]
+    whole, reduced = (
+        ImageBatches(None, "image", TrainingTransform(PROCESSOR, decode_draft=draft)).__getitems__(samples)
+        for draft in (False, True)
+    )
+    difference = (whole["pixel_values"] - reduced["pixel_values"]).abs() * 0.5 * 255
+    assert 0 < difference.max() <= 4
 
 
 def test_a_mask_keeps_its_values():

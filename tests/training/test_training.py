@@ -375,11 +375,16 @@ PATH = {
     "resize_size": 40,
     "seed": 1,
     "shuffle_buffer_size": 7,
+    "decode_draft": True,
     "num_examples": 31,
     "total_steps": 3,
     "num_processes": 2,
     "mixed_precision": "bf16",
 }
+
+
+# what checkpoints of earlier versions say nothing of
+CHOSEN_LATER = ("decode_draft",)
 
 
 @pytest.mark.parametrize("name", PATH)
@@ -390,6 +395,8 @@ def test_every_setting_of_the_path_counts(name):
     assert now.keys() == PATH.keys()
     info = {"path": now, "step": 4}
     check_same_path(Path("checkpoint-4"), info, now, 4)
+    of_before = {key: value for key, value in now.items() if key not in CHOSEN_LATER}
+    check_same_path(Path("checkpoint-4"), {"path": of_before, "step": 4}, now, 4)
     if name in run:
         run[name] = PATH[name]
     else:
@@ -451,6 +458,7 @@ def test_micro_batches_draw_numbers_of_their_own(tmp_path):
         ({"report_to": "no_such_tracker"}, "report_to 'no_such_tracker' is not installed or unknown"),
         ({"per_device_batch_size": 31}, "the dataset has 30 images but one step takes 31"),
         ({"resize_size": 8}, "resize_size 8 is smaller than the crop"),
+        ({"decode_draft": True, "augmentation": "flip"}, "decode_draft needs augmentation 'crop', got 'flip'"),
     ],
 )
 def test_bad_settings(tmp_path, options, message):
