@@ -28,7 +28,7 @@ from hf_explain.methods.attention import (
     transformer_attribution,
 )
 from hf_explain.methods.cam import ablationcam, eigencam, gradcam, gradcam_plus_plus, hirescam, layercam, xgradcam
-from hf_explain.methods.controls import centre, random
+from hf_explain.methods.controls import centre, oracle, random
 from hf_explain.methods.fgvis import fgvis
 from hf_explain.methods.gradients import input_x_gradient, integrated_gradients, smoothgrad
 from hf_explain.methods.sampling import kernel_shap, lime, occlusion, rise, scorecam
@@ -52,8 +52,8 @@ class Method:
             method's own settings; `tail` is the part of the classifier behind the explained layer once more. Backward
             passes are not counted.
         slow (`bool`, *optional*, defaults to `False`): Whether it takes many passes per image.
-        control (`bool`, *optional*, defaults to `False`): Whether its maps say nothing of the classifier: what every
-            comparison shows beside the others.
+        control (`bool`, *optional*, defaults to `False`): Whether it explains nothing and is there for comparison: one
+            that is not slow is in every comparison.
         attention (`bool`, *optional*, defaults to `False`): Whether it reads a transformer's attention.
         propagation (`bool`, *optional*, defaults to `False`): Whether it knows the modules of ViT and DeiT alone.
         min_labels (`int`, *optional*, defaults to 1): Classes the classifier must have.
@@ -130,6 +130,7 @@ METHOD_ENTRIES = {
     "kernel_shap": Method(kernel_shap, "1001", slow=True, signed=True),
     "random": Method(random, control=True),
     "centre": Method(centre, control=True),
+    "oracle": Method(oracle, "4159", slow=True, control=True, min_labels=2),
 }
 METHODS = {name: method.function for name, method in METHOD_ENTRIES.items()}
 # What explains a classifier where nobody names a method, with options that differ from the method's own: by the
@@ -139,7 +140,8 @@ DEFAULT_METHODS: dict[str, tuple[str, Mapping[str, Any]]] = {
 }
 DEFAULT_ATTENTION_METHOD = "transformer_attribution"
 DEFAULT_METHOD = "gradcam"
-CONTROLS = tuple(name for name, method in METHOD_ENTRIES.items() if method.control)
+# What every comparison shows beside the others
+CONTROLS = tuple(name for name, method in METHOD_ENTRIES.items() if method.control and not method.slow)
 # What needs many passes per image, unless the caller says otherwise
 SLOW_METHODS = tuple(name for name, method in METHOD_ENTRIES.items() if method.slow)
 

@@ -162,9 +162,11 @@ class EvaluateCommand(ComparisonArguments, DatasetArguments, ClassesArguments):
     classifier: str = option(help="Hub id or directory of the image classifier")
     classifier_revision: str | None = option(None, "branch, tag or commit of the classifier")
     explainers: list[str] = option(
-        help="trained heads as NAME=DIRECTORY and training-free methods by name; random and centre are always added",
+        help="trained heads as NAME=DIRECTORY and training-free methods by name; random and centre are always added. "
+        "NAME@8x8 is the maps of one of them averaged over so many cells, NAME@cells without the smooth resize, "
+        "NAME@inverse turned round",
         commas=True,
-        metavar="NAME[=DIR],...",
+        metavar="NAME[=DIR][@FORM],...",
     )
     output_dir: Path = option(help="folder of the results; a killed run continues there", short="-o")
 

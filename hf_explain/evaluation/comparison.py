@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -17,7 +17,8 @@ from hf_explain.evaluation.arguments import ComparisonArguments
 from hf_explain.evaluation.comparison_report import MeasuredComparison, write_comparison
 from hf_explain.evaluation.evaluator import check_metric, load_metrics
 from hf_explain.evaluation.explainer import Explainer, resolve_explainer
-from hf_explain.evaluation.ranking import metric_agreement, paired_differences
+from hf_explain.evaluation.forms import resolve_form, split_form
+from hf_explain.evaluation.ranking import is_control, metric_agreement, paired_differences
 from hf_explain.evaluation.results import (
     Comparison,
     EvaluationResult,
@@ -26,7 +27,7 @@ from hf_explain.evaluation.results import (
     SanityResult,
 )
 from hf_explain.evaluation.sanity import SEEDS, THRESHOLDS, check_explainer
-from hf_explain.evaluation.sweep import evaluate_all
+from hf_explain.evaluation.sweep import LoadedMetric, evaluate_all
 from hf_explain.io.files import check_writable, lock_directory, read_json_file, remove_leftovers, write_json_file
 from hf_explain.io.processes import choose_device, launched_processes, on_first_process
 from hf_explain.metrics import load as load_metric
@@ -41,27 +42,37 @@ SANITY_FILE = "sanity.json"
 
 def parse_explainers(text: str | Sequence[str]) -> dict[str, str | None]:
     """
-    `"lcam=DIR,gradcam"` as `{"lcam": "DIR", "gradcam": None}`.
+    `"lcam=DIR,gradcam,lcam@cells"` as `{"lcam": "DIR", "gradcam": None, "lcam@cells": None}`.
 
     Args:
-        text (`str` or a list of `str`): Training-free methods by name, and heads as `NAME=DIRECTORY_OR_HUB_ID`.
+        text (`str` or a list of `str`): Training-free methods by name, and heads as `NAME=DIRECTORY_OR_HUB_ID`; and
+            `NAME@FORM`: the maps of one of these in another form, see [`~hf_explain.evaluation.forms.resolve_form`].
 
     Raises:
-        ValueError: If a name is not a method and no head is given for it, or a name occurs twice.
+        ValueError: If a name is not a method and no head is given for it, a name occurs twice, or there is no such
+            form.
     """
     entries = text.split(",") if isinstance(text, str) else list(text)
+    entries = [entry.strip() for entry in entries if entry.strip()]
+    heads = {name for name, equals, _ in (entry.partition("=") for entry in entries) if equals}
     found: dict[str, str | None] = {}
-    for entry in filter(None, (entry.strip() for entry in entries)):
+    for entry in entries:
         name, equals, source = entry.partition("=")
+        base, form = split_form(name, {*heads, *METHODS})
         if equals and (not source or not name or "/" in name or name in (".", "..")):
             raise ValueError(f"explainer {entry!r} is not NAME=DIRECTORY; write for example lcam=heads/lcam.")
         if equals and name in METHODS:
             raise ValueError(f"explainer {entry!r} has the name of a training-free method; rename the head.")
-        if not equals and name not in METHODS:
+        if not equals and base not in METHODS and (form is None or base not in heads):
             raise ValueError(
-                f"explainer {name!r} is not a training-free method ({', '.join(METHODS)}); a trained head is given as "
-                f"NAME=DIRECTORY.{did_you_mean(name, METHODS)}"
+                f"explainer {base!r} is not a training-free method ({', '.join(METHODS)}); a trained head is given as "
+                f"NAME=DIRECTORY.{did_you_mean(base, METHODS)}"
             )
+        if form is not None:
+            try:
+                resolve_form(form)
+            except ValueError as error:
+                raise ValueError(f"explainer {name!r} cannot be measured: {error}") from None
         if name in found:
             raise ValueError(f"explainer {name!r} is given twice.")
         found[name] = source or None
@@ -105,7 +116,8 @@ def compare(
         classifier (`str`, `os.PathLike` or [`FrozenClassifier`]): The classifier explained.
         data: As for [`SaliencyEvaluator.compute`].
         explainers (`dict`, `str` or a list of `str`): Name to head (or its directory), or to `None` for the
-            training-free method of that name; or as for [`parse_explainers`].
+            training-free method of that name, or for a form of the maps of another one (`"gradcam@8x8"`); or as for
+            [`parse_explainers`].
         metrics (`str` or a list, *optional*): Metrics by name, or modules returned by `evaluate.load`.
             `win_rate` compares each explainer with `gradcam` (or `random`, if that is missing), on the average drop
             (or the first metric).
@@ -200,8 +212,9 @@ def run_comparison(
     numbers = _describe_metrics(arguments.metrics)
     if not numbers.keys() - {"win_rate"}:
         raise ValueError("`metrics` needs at least one that measures maps, such as auc_d.")
+    known = {*explainers, *(split_form(name, _without_form(explainers))[0] for name in explainers)}
     for argument in ("slow", "method_options"):
-        if unknown := [name for name in getattr(arguments, argument) or () if name not in explainers]:
+        if unknown := [name for name in getattr(arguments, argument) or () if name not in known]:
             raise ValueError(f"`{argument}` names {unknown[0]!r}, which is not an explainer: {', '.join(explainers)}.")
     folder = arguments.folder
     rank, world, own_device = launched_processes()
@@ -266,13 +279,20 @@ def _measure(
         failed[name] = FailedExplainer(reason)
         report(f"{name} failed: {reason}")
 
-    tasks = {}
+    tasks: dict[str, tuple[Explainer, Mapping[str, LoadedMetric], ComparisonArguments]] = {}
+    made: dict[str, Explainer] = {}  # without a form
+
+    def resolve(name: str) -> Explainer:
+        base, form = split_form(name, _without_form(explainers))
+        if base not in made:
+            made[base] = _resolve(base, explainers.get(base), classifier, arguments, known, trust_remote_code)
+        return made[base] if form is None else made[base].with_form(form)
+
     # the controls first: where they cannot be measured, no explainer can
     for name in sorted(explainers, key=lambda name: name not in CONTROLS):
         try:
-            own = _own_arguments(name, arguments)
-            explainer = _resolve(name, explainers[name], classifier, arguments, known, trust_remote_code)
-            tasks[name] = explainer, load_metrics(own), own
+            own = _own_arguments(name, arguments, _without_form(explainers))
+            tasks[name] = resolve(name), load_metrics(own), own
         except Exception as error:
             if name in CONTROLS:
                 raise
@@ -286,7 +306,7 @@ def _measure(
             continue
         explainer, _, own = tasks[name]
         try:
-            if arguments.sanity and name not in CONTROLS:
+            if arguments.sanity and not is_control(name, outcome[0].found):
                 outcome[0].found.sanity = _check_sanity(explainer, data, own, outcome[0])
         except Exception as error:
             fail(name, error)
@@ -333,10 +353,16 @@ def _resolve(
     return resolve_explainer(source, None, options, arguments.seed, classifier_fingerprint=known if own else None)
 
 
-def _own_arguments(name: str, arguments: ComparisonArguments) -> ComparisonArguments:
+def _without_form(explainers: Mapping[str, Any]) -> set[str]:
+    """The names of which an `@` is a part."""
+    return {*METHODS, *(name for name, source in explainers.items() if source is not None)}
+
+
+def _own_arguments(name: str, arguments: ComparisonArguments, without_form: Collection[str]) -> ComparisonArguments:
     """The settings of one explainer: its folder and, where it is slow, fewer images."""
     count = arguments.max_examples
-    if name in (SLOW_METHODS if arguments.slow is None else arguments.slow) and arguments.slow_examples is not None:
+    slow = SLOW_METHODS if arguments.slow is None else arguments.slow
+    if arguments.slow_examples is not None and {name, split_form(name, without_form)[0]}.intersection(slow):
         count = min(arguments.slow_examples, count or arguments.slow_examples)
     return replace(
         arguments,

@@ -17,7 +17,7 @@ import torch
 from hf_explain.evaluation.arguments import ComparisonArguments
 from hf_explain.evaluation.explainer import Explainer
 from hf_explain.evaluation.inputs import ExampleReader
-from hf_explain.evaluation.ranking import standings
+from hf_explain.evaluation.ranking import is_control, standings
 from hf_explain.evaluation.results import COST, Comparison, FailedExplainer
 from hf_explain.io.charts import bar_chart, plot_curves
 from hf_explain.io.files import write_atomically, write_json_file
@@ -25,7 +25,6 @@ from hf_explain.io.image_processor import to_picture
 from hf_explain.io.labels import short_label
 from hf_explain.io.pictures import overlay, saliency_grid, save_image
 from hf_explain.metrics.number import Number
-from hf_explain.registry import CONTROLS
 from hf_explain.tensors.maps import resize_maps
 
 
@@ -218,7 +217,7 @@ def _write_bars(folder: Path, comparison: Comparison, metric: str, number: Numbe
         errors,
         title=f"{heading}, 95 % intervals",
         x_label=f"{heading} ({number.unit})" if number.unit else heading,
-        highlight=[name for name in CONTROLS if name in bars],
+        highlight=[name for name in bars if is_control(name, comparison.measured[name])],
     )
     save_image(chart, folder / f"{metric}.png")
 
@@ -245,7 +244,8 @@ def _write_pictures(folder: Path, data, measured: MeasuredComparison, count: int
     columns, built = measured.columns, measured.explainers
     metric, (judged, *_) = next(iter(measured.comparison.numbers.items()))
     key, sign = f"{metric}/{judged.key}", 1 if judged.higher_is_better else -1
-    shown = [name for name in built if name not in CONTROLS] or list(built)
+    results = measured.comparison.measured
+    shown = [name for name in built if not is_control(name, results[name])] or list(built)
     shared = min(len(columns[name][key]) for name in shown)
     scores = sign * np.mean([columns[name][key][:shared] for name in shown], axis=0)
     order = np.argsort(-scores, kind="stable").tolist()

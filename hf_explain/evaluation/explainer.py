@@ -18,6 +18,7 @@ from transformers import Pipeline, pipeline
 from hf_explain.classifiers.fingerprint import fingerprint
 from hf_explain.classifiers.frozen_classifier import ClassifierFeatures, FrozenClassifier
 from hf_explain.classifiers.passes import Stopwatch, watch_passes
+from hf_explain.evaluation.forms import Form, resolve_form
 from hf_explain.heads.modeling_explainer import ExplainerPreTrainedModel
 from hf_explain.io.downloads import whole_downloads
 from hf_explain.io.paths import public_name
@@ -38,6 +39,8 @@ class Explainer:
         method (`Callable`, *optional*): The training-free method, if it is one.
         options (`dict`, *optional*): Options of the method.
         allows_bfloat16 (`bool`, *optional*, defaults to `False`): Whether its passes may run in bfloat16.
+        original ([`Explainer`], *optional*): Whose maps these are, in another `form`.
+        form (`Callable`, *optional*): See [`~hf_explain.evaluation.forms.resolve_form`].
     """
 
     classifier: FrozenClassifier
@@ -47,6 +50,8 @@ class Explainer:
     method: Callable[..., SaliencyOutput] | None = None
     options: Mapping[str, Any] = field(default_factory=dict)
     allows_bfloat16: bool = False
+    original: Explainer | None = None
+    form: Form | None = None
 
     def explain(
         self, pixel_values: torch.Tensor, target: torch.Tensor | None, image_ids: torch.Tensor
@@ -64,6 +69,8 @@ class Explainer:
         Returns:
             [`SaliencyOutput`].
         """
+        if self.original is not None:
+            return self.in_form(self.original.explain(pixel_values, target, image_ids), pixel_values)
         if self.method is not None:
             ids = {"image_ids": image_ids} if "image_ids" in inspect.signature(self.method).parameters else {}
             return self.method(self.classifier, pixel_values, target, **ids, **self.options)
@@ -71,8 +78,31 @@ class Explainer:
         with evaluating(self.head), torch.no_grad():
             return self.head(pixel_values, target)
 
+    def with_form(self, text: str) -> Explainer:
+        """
+        An explainer with these maps in another form.
+
+        Args:
+            text (`str`): As for [`~hf_explain.evaluation.forms.resolve_form`].
+
+        Raises:
+            ValueError: If there is no such form.
+        """
+        return replace(self, identity={**self.identity, "form": text}, original=self, form=resolve_form(text))
+
+    def in_form(self, output: SaliencyOutput, pixel_values: torch.Tensor) -> SaliencyOutput:
+        """What the original explainer found for `pixel_values`, in this one's form, if it has one."""
+        if self.form is None:
+            return output
+        height, width = pixel_values.shape[-2:]
+        saliency = self.form(output.saliency.float(), (height, width))
+        return SaliencyOutput(saliency=saliency, logits=output.logits, target=output.target)
+
     def copy(self) -> Explainer:
         """The same explainer on a copy of its classifier, weights and all."""
+        if self.original is not None:
+            original = self.original.copy()
+            return replace(original, identity=self.identity, original=original, form=self.form)
         head, classifier = copy.deepcopy((self.head, self.classifier))  # together: the one is a part of the other
         return replace(self, classifier=classifier, head=head)
 

@@ -8,9 +8,9 @@ from itertools import combinations
 
 import torch
 
-from hf_explain.evaluation.results import Agreement, Column, Comparison, Difference
+from hf_explain.evaluation.results import Agreement, Column, Comparison, Difference, ExplainerResult
 from hf_explain.metrics.statistics import paired_difference, rank_agreement
-from hf_explain.registry import CONTROLS
+from hf_explain.registry import METHOD_ENTRIES
 
 
 def paired_differences(comparison: Comparison, columns: Mapping[str, Mapping[str, Sequence]]) -> list[Difference]:
@@ -49,6 +49,12 @@ def paired_differences(comparison: Comparison, columns: Mapping[str, Mapping[str
     return found
 
 
+def is_control(name: str, result: ExplainerResult) -> bool:
+    """Whether an explainer is there for comparison alone: a control, or the maps of another one in another form."""
+    method = METHOD_ENTRIES.get(result.explainer.get("explainer", name))
+    return "form" in result.explainer or method is not None and method.control
+
+
 def metric_agreement(comparison: Comparison) -> list[Agreement]:
     """
     How far every two metrics put the explainers in the same order, by Kendall's τ-b between their main numbers.
@@ -68,7 +74,7 @@ def metric_agreement(comparison: Comparison) -> list[Agreement]:
         values = {
             name: (result.value(one.metric, one.key), result.value(other.metric, other.key))
             for name, result in comparison.measured.items()
-            if name not in CONTROLS
+            if not is_control(name, result)
         }
         names = [name for name, pair in values.items() if None not in pair]
         if len(names) < 2:

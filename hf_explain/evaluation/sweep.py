@@ -215,8 +215,14 @@ def _measure_batch(batch: _Batch, task: _Task, cost: dict[str, _Cost]) -> dict[s
     classifier = task.explainer.classifier
     pixel_values, ids, labels = batch.pixel_values, batch.ids, batch.labels
     passes = functools.partial(task.precision.passes, classifier)
-    with _cost(cost["explain"], classifier):
-        output = _explain(task, pixel_values, labels if task.arguments.target == "label" else None, ids)
+    original = task.explainer.original or task.explainer
+    if id(original) not in batch.explained:  # once for all forms of its maps
+        own, asked = _Cost(), labels if task.arguments.target == "label" else None
+        with _cost(own, classifier):
+            batch.explained[id(original)] = _explain(task, original, pixel_values, asked, ids), own
+    output, own = batch.explained[id(original)]
+    output = task.explainer.in_form(output, pixel_values)
+    cost["explain"].add(own)
     found = {
         "image_ids": ids.tolist(),
         "target": output.target.tolist(),
@@ -229,7 +235,7 @@ def _measure_batch(batch: _Batch, task: _Task, cost: dict[str, _Cost]) -> dict[s
         confidence = metric.photos
         further: dict[str, Any] = {} if confidence is None else {"photos": _photographs(task, confidence)}
         if "explain" in getattr(metric.module, "inputs", ()):
-            further["explain"] = functools.partial(_explain, task)
+            further["explain"] = functools.partial(_explain, task, task.explainer)
         with passes(metric.allows_bfloat16), _cost(cost[name], classifier):
             logits = output.logits
             if task.dtype_of(metric) != task.dtype_of(task.explainer):
@@ -253,11 +259,11 @@ def _measure_batch(batch: _Batch, task: _Task, cost: dict[str, _Cost]) -> dict[s
 
 
 def _explain(
-    task: _Task, pixel_values: torch.Tensor, target: torch.Tensor | None, ids: torch.Tensor
+    task: _Task, explainer: Explainer, pixel_values: torch.Tensor, target: torch.Tensor | None, ids: torch.Tensor
 ) -> SaliencyOutput:
     """Maps, in the precision in which this explainer is measured."""
-    with task.precision.passes(task.explainer.classifier, task.explainer.allows_bfloat16):
-        return task.explainer.explain(pixel_values, target, ids)
+    with task.precision.passes(explainer.classifier, explainer.allows_bfloat16):
+        return explainer.explain(pixel_values, target, ids)
 
 
 # --------------------------------------------------------------------------------------------- one explainer's part
@@ -385,6 +391,8 @@ class _Batch:
     ids: torch.Tensor
     labels: torch.Tensor | None
     masks: torch.Tensor | None
+    # what explainers found, and what that cost, by their id: for those that change the form of the maps alone
+    explained: dict[int, tuple[SaliencyOutput, _Cost]] = field(default_factory=dict)
 
 
 def _read_batches(task: _Task, rows: list[tuple[int, Any]]) -> list[_Batch]:
@@ -588,6 +596,11 @@ class _Cost:
     watches: list[Stopwatch] = field(default_factory=list)
     full: int = 0
     tail: int = 0
+
+    def add(self, other: _Cost) -> None:
+        self.watches += other.watches
+        self.full += other.full
+        self.tail += other.tail
 
     @property
     def seconds(self) -> float:

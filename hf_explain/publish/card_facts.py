@@ -173,7 +173,8 @@ def find_own_result(
     references = {key: one for key, one in measured.items() if key in REFERENCES and not recorded[key]}
     prints = _fingerprints(weights) if any(recorded.values()) else set()
     if name is None:
-        own = [key for key in measured if recorded[key] in prints]
+        # its own maps, not another form of them
+        own = [key for key, one in measured.items() if recorded[key] in prints and "form" not in one.explainer]
         if not own and prints:
             raise ValueError(
                 f"`evaluation` measured no head with these weights; it has {listed}: evaluate this one, or "
