@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -45,7 +46,8 @@ class ClassifierFeatures(dict[str, LayerFeatures]):
         logits (`torch.FloatTensor` of shape `(batch_size, num_labels)`): The classifier's logits.
         layers (`dict[str, LayerFeatures]`): Layer name to features.
         layer_names (`tuple[str, ...]`): All layers of the classifier, kept or not, for access by index.
-        image_size (`tuple[int, int]`, *optional*): `(height, width)` of the images, in pixels.
+        image_size (sequence of two `int`, *optional*): `(height, width)` of the images, in pixels; every pass of a
+            classifier says it.
     """
 
     def __init__(
@@ -53,7 +55,7 @@ class ClassifierFeatures(dict[str, LayerFeatures]):
         logits: torch.Tensor,
         layers: dict[str, LayerFeatures],
         layer_names: tuple[str, ...],
-        image_size: tuple[int, int] | None = None,
+        image_size: Sequence[int] = (),
     ):
         super().__init__(layers)
         self.logits = logits

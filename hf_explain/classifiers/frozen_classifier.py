@@ -518,8 +518,7 @@ class FrozenClassifier(nn.Module):
                 state = self._run_block(index - 1, state)
             if name in wanted:
                 kept[name] = self._to_features(name, state, pixel_values)
-        height, width = pixel_values.shape[-2:]
-        return ClassifierFeatures(self._tail(state), kept, names, (height, width))
+        return ClassifierFeatures(self._tail(state), kept, names, pixel_values.shape[-2:])
 
     def run_once(self, pixel_values: torch.Tensor) -> torch.Tensor:
         """

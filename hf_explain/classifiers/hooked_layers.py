@@ -169,9 +169,8 @@ class HookedLayers:
 
         with self._hooks({name: keep(name) for name in names}):
             logits = logits_of(self.model(pixel_values))
-        height, width = pixel_values.shape[-2:]
         layers = {name: kept[name] for name in names}
-        return ClassifierFeatures(logits, layers, tuple(self.layers), (height, width))
+        return ClassifierFeatures(logits, layers, tuple(self.layers), pixel_values.shape[-2:])
 
     def logits_from(self, features: LayerFeatures) -> torch.Tensor:
         """The logits with one module's output replaced; autograd records only what comes after it."""

@@ -105,6 +105,10 @@ class ExplainerPreTrainedModel(PreTrainedModel):
         """The raw maps of `target` from the tapped features, `(batch_size, height, width)`, unbounded."""
         raise TypeError(f"{type(self).__name__} does not define `saliency_logits`.")
 
+    def training_target(self, logits: torch.Tensor) -> torch.Tensor:
+        """The class that each image is explained for in a training pass that names none, `(batch_size,)`."""
+        return logits.argmax(-1)
+
     def scale_maps(self, maps: torch.Tensor) -> torch.Tensor:
         """Raw maps, `(batch_size, height, width)`, as they are given out: float32, from 0 to 1 each."""
         return min_max(maps.float())
@@ -212,6 +216,8 @@ class ExplainerPreTrainedModel(PreTrainedModel):
         features = self.forward_features(pixel_values)
         if not return_loss:
             return check_output(self.forward_head(features, target))
+        if target is None:
+            target = self.training_target(features.logits)
         classes = self.attached.resolve_target(target, features.logits.shape[0], features.logits)
         output = self.compute_loss(pixel_values, features, classes)
         maps = output.saliency

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import math
+from collections.abc import Sequence
 from typing import Any, ClassVar
 
 import torch
+import torch.nn.functional as F
 
 from hf_explain.classifiers.features import ClassifierFeatures
 from hf_explain.classifiers.frozen_classifier import FrozenClassifier
@@ -15,8 +18,18 @@ from hf_explain.heads.modeling_explainer import ExplainerPreTrainedModel
 from hf_explain.tensors.grids import cell_means, check_grid, grid_cells, spread_cells
 from hf_explain.tensors.maps import resize_maps, standardize
 from hf_explain.tensors.outputs import SaliencyOutput
-from hf_explain.tensors.perturbation import FILLS, MASK_SPACES, blend, fill_values, mask_space_fill
-from hf_explain.tensors.scalars import check_choice, check_number
+from hf_explain.tensors.perturbation import (
+    MASK_SPACES,
+    RANDOM_FILLS,
+    TRAINING_FILLS,
+    blend,
+    fill_values,
+    mask_space_fill,
+    random_fill_values,
+    strong_blur,
+)
+from hf_explain.tensors.randomness import image_keys, random_uniform
+from hf_explain.tensors.scalars import check_choice, check_count, check_number
 
 
 class MaskTrainedConfig(ExplainerConfig):
@@ -41,6 +54,10 @@ class MaskTrainedConfig(ExplainerConfig):
             the pixels, drawn per image and step, the most salient must keep the class, and removing them must lose it;
             what perturbation curves ask of a map. The drawn area is the prior, so it goes with `area_weight=0`,
             `regularize="own"`, and either `contrast` or `ce_weight=0`. 0 is the loss as published.
+        ranking_parts (`int`, *optional*, defaults to 1): Parts per image and step, evenly apart from the one drawn;
+            each costs two masked images.
+        ranking_area_power (`float`, *optional*, defaults to 1.0): Power that the size of a part is raised to, which is
+            uniform in [0, 1] before: above 1 small parts come more often; at 2 half of them are below a quarter.
         ranking_temperature (`float`, *optional*, defaults to 0.3): Softness of the threshold at the drawn area, in
             standard deviations of the map.
         contrast (`float`, *optional*): Give every map the same contrast (ours): in the loss and as it is given out, a
@@ -50,14 +67,22 @@ class MaskTrainedConfig(ExplainerConfig):
         mask_space (`str`, *optional*): `"pixel"` multiplies the [0, 1] image (masked pixels go black),
             `"normalized"` multiplies `pixel_values` (masked pixels go to the mean colour). `"pixel"` when not given.
         mask_fills (`list[str]`, *optional*): What masked pixels become instead (ours): every image of every step draws
-            one of these [`~hf_explain.tensors.perturbation.fill_values`], so that a map has to hold whatever its
-            pixels are replaced by. With one fill the head learns what that fill does to the classifier, too. By
-            default the one fill of `mask_space`, as published.
+            one of these, so that a map has to hold whatever its pixels are replaced by. With one fill the head learns
+            what that fill does to the classifier, too. `"black"`, `"white"`, `"mean"` and `"blur"` are those of
+            [`~hf_explain.tensors.perturbation.fill_values`]; `"strong_blur"` leaves 4 × 4 mean colours; `"noise"` and
+            `"color"` are drawn anew ([`~hf_explain.tensors.perturbation.random_fill_values`]); `"photo"` is the image
+            before this one in the batch of its process. By default the one fill of `mask_space`, as published.
+        mix_fills (`bool`, *optional*, defaults to `False`): Draw a fill for every position of the map, or cell of
+            `mask_grid`, instead of one for the whole image.
         mask_grid (`str` or `tuple[int, int]`, *optional*, defaults to `"pixel"`): What is kept or removed together.
             `"pixel"`, as published: every pixel by itself, by the map enlarged bilinearly. `"patch"` (ours): each
             patch that a vision transformer reads, whole, by the one value that the map has there; what is half removed
             still tells such a classifier what it was. `(height, width)` (ours): each cell of a grid of so many. Maps
             are given out on that grid.
+        target_top_k (`int`, *optional*, defaults to 1): Where training is given no target (the command's
+            `target="prediction"`), every image of every step is explained for one of so many of the classifier's first
+            classes, each as likely (ours), so that the map of a second class is trained, too. 1 is the first class, as
+            published; validation is always of that.
     """
 
     additions: ClassVar[dict[str, str]] = {
@@ -66,6 +91,7 @@ class MaskTrainedConfig(ExplainerConfig):
         "mask_fills": "drawn fills",
         "contrast": "contrast of its own",
         "mask_grid": "masks of whole cells",
+        "target_top_k": "drawn targets",
     }
 
     ce_weight: float = 1.5
@@ -77,11 +103,15 @@ class MaskTrainedConfig(ExplainerConfig):
     regularize: str = "batch"
     removal_weight: float = 0.0
     ranking_weight: float = 0.0
+    ranking_parts: int = 1
+    ranking_area_power: float = 1.0
     ranking_temperature: float = 0.3
     contrast: float | None = None
     mask_space: str | None = "pixel"
     mask_fills: list[str] | tuple[str, ...] | None = None
+    mix_fills: bool = False
     mask_grid: tuple[int, int] | list[int] | str = "pixel"
+    target_top_k: int = 1
 
     @property
     def seen_fills(self) -> list[str]:
@@ -96,6 +126,9 @@ class MaskTrainedConfig(ExplainerConfig):
         check_number(self.area_power, "area_power", "(0, 1]")
         check_number(self.area_epsilon, "area_epsilon", "(0, inf]")
         check_number(self.ranking_temperature, "ranking_temperature", "(0, inf)")
+        check_number(self.ranking_area_power, "ranking_area_power", "(0, inf)")
+        check_count(self.ranking_parts, "ranking_parts")
+        check_count(self.target_top_k, "target_top_k")
         check_number(self.contrast, "contrast", "(0, inf)", optional=True)
         if not (self.ce_weight or self.removal_weight or self.ranking_weight):
             raise ValueError(
@@ -107,8 +140,11 @@ class MaskTrainedConfig(ExplainerConfig):
         check_choice(self.mask_space, "mask_space", MASK_SPACES, optional=True)
         check_grid(self.mask_grid, "mask_grid")
         fills = self.mask_fills
-        if fills is not None and (not fills or any(fill not in FILLS or fills.count(fill) > 1 for fill in fills)):
-            raise ValueError(f"`mask_fills` must be one or several of {', '.join(FILLS)}, each once, got {fills!r}.")
+        known = TRAINING_FILLS
+        if fills is not None and (not fills or any(fill not in known or fills.count(fill) > 1 for fill in fills)):
+            raise ValueError(f"`mask_fills` must be one or several of {', '.join(known)}, each once, got {fills!r}.")
+        if self.mix_fills and len(self.mask_fills or ()) < 2:
+            raise ValueError(f"`mix_fills` needs several `mask_fills` to draw from, got mask_fills={fills!r}.")
 
 
 class MaskTrainedExplainer(ExplainerPreTrainedModel):
@@ -126,6 +162,13 @@ class MaskTrainedExplainer(ExplainerPreTrainedModel):
             )
         if config.mask_grid == "patch":
             grid_cells("patch", classifier, classifier.image_size, "mask_grid")  # says so where it has no patches
+
+    def training_target(self, logits: torch.Tensor) -> torch.Tensor:
+        count = min(self.config.target_top_k, logits.shape[1])
+        if count == 1 or not self.training:
+            return super().training_target(logits)
+        drawn = (batch_uniform(len(logits), logits.device) * count).long()
+        return logits.topk(count).indices.gather(1, drawn[:, None])[:, 0]
 
     def pairwise_saliency_logits(self, features: ClassifierFeatures, target: torch.Tensor) -> torch.Tensor:
         """
@@ -151,7 +194,6 @@ class MaskTrainedExplainer(ExplainerPreTrainedModel):
         """
         if self.config.mask_grid == "pixel":
             return maps
-        assert features.image_size is not None  # every pass of a classifier says it
         cells = grid_cells(self.config.mask_grid, self.attached, features.image_size, "mask_grid")
         assert cells is not None
         return cell_means(maps, cells, features.image_size)
@@ -174,26 +216,52 @@ class MaskTrainedExplainer(ExplainerPreTrainedModel):
         enlarge = resize_maps if self.config.mask_grid == "pixel" else spread_cells
         kept = enlarge(attention, pixel_values.shape[-2:])
         copies = len(kept) // len(pixel_values)
-        filled = self._filled(pixel_values)
+        filled = self._filled(pixel_values, attention.shape[-2:])
         if len(filled) > 1:
             filled = filled.repeat(copies, 1, 1, 1)
         return self.attached(blend(pixel_values.repeat(copies, 1, 1, 1), kept, filled))
 
-    def _filled(self, pixel_values: torch.Tensor) -> torch.Tensor:
-        """What masked pixels become: one colour for all images, or every image's own drawn fill."""
-        config = self.config
-        values = [fill_values(pixel_values, fill, config.image_mean, config.image_std) for fill in config.seen_fills]
+    def _filled(self, pixel_values: torch.Tensor, grid: Sequence[int]) -> torch.Tensor:
+        """What masked pixels become: one colour for all images, or every image's own drawn fill, or fills by cell."""
+        config, names = self.config, self.config.seen_fills
+        size, device = len(pixel_values), pixel_values.device
+        if "photo" in names and size == 1:
+            if self.training or len(names) == 1:
+                raise ValueError(
+                    "`mask_fills` with 'photo' fills an image with another one of its batch, which is a single image; "
+                    "train with larger batches or leave 'photo' out."
+                )
+            names.remove("photo")  # the last batch of a validation
+        # as for the ranking term: training draws; validation takes the fills in turn, so that it is always the same
+        keys = torch.arange(size, device=device)
+        if config.mix_fills or any(name in RANDOM_FILLS for name in names):
+            numbers = (batch_uniform(size, device) * 2**53).long() if self.training else keys
+            keys = image_keys(pixel_values, numbers)
+        values = [self._fill(name, pixel_values, keys) for name in names]
         if len(values) == 1:
             return values[0]
-        size, device = len(pixel_values), pixel_values.device
-        # as for the ranking term: training draws; validation takes the fills in turn, so that it is always the same
-        drawn = batch_uniform(size, device) * len(values) if self.training else torch.arange(size, device=device)
-        choice = (drawn.long() % len(values))[:, None, None, None]
+        if config.mix_fills:
+            drawn = random_uniform(image_keys(pixel_values, keys, seed=1), math.prod(grid)).view(size, 1, *grid)
+            drawn = F.interpolate(drawn, pixel_values.shape[-2:], mode="nearest") * len(values)
+        else:
+            drawn = batch_uniform(size, device) * len(values) if self.training else torch.arange(size, device=device)
+            drawn = drawn[:, None, None, None]
+        choice = drawn.long() % len(values)
         # all fills of every image, then a choice: a blur costs next to nothing, and indexing would wait for the GPU
         filled = values[0].expand_as(pixel_values)
         for place, value in enumerate(values[1:], 1):
             filled = torch.where(choice == place, value, filled)
         return filled
+
+    def _fill(self, name: str, pixel_values: torch.Tensor, keys: torch.Tensor) -> torch.Tensor:
+        mean, std = self.config.image_mean, self.config.image_std
+        if name == "photo":
+            return pixel_values.roll(1, 0)
+        if name == "strong_blur":
+            return strong_blur(pixel_values)
+        if name in RANDOM_FILLS:
+            return random_fill_values(pixel_values, name, keys, mean, std)
+        return fill_values(pixel_values, name, mean, std)
 
     def masks(self, maps: torch.Tensor) -> torch.Tensor:
         """What of each pixel raw maps, `(..., height, width)`, keep: as many masks, in [0, 1]."""
@@ -226,10 +294,13 @@ class MaskTrainedExplainer(ExplainerPreTrainedModel):
             # each image has its own part: training draws it, validation covers the range evenly, always the same way
             size, device = len(target), maps.device
             drawn = batch_uniform(size, device) if self.training else (torch.arange(size, device=device) + 0.5) / size
-            asked["ranking_kept"] = ranked_masks(maps.float(), drawn, config.ranking_temperature)
+            parts = config.ranking_parts
+            areas = ((drawn + torch.arange(parts, device=device)[:, None] / parts) % 1) ** config.ranking_area_power
+            kept = [ranked_masks(maps.float(), area, config.ranking_temperature) for area in areas]
+            asked["ranking_kept"] = torch.cat(kept)
             asked["ranking_removed"] = 1 - asked["ranking_kept"]
         answers = self.masked_logits(pixel_values, features, torch.cat(list(asked.values())))
-        logits = dict(zip(asked, answers.float().split(len(target)), strict=True))
+        logits = dict(zip(asked, answers.float().split([len(masks) for masks in asked.values()]), strict=True))
 
         terms = {}
         if config.ce_weight:
@@ -243,8 +314,9 @@ class MaskTrainedExplainer(ExplainerPreTrainedModel):
         if config.removal_weight:
             terms["removal"] = config.removal_weight * removal_loss(logits["removal"], target)
         if config.ranking_weight:
-            kept = cross_entropy(logits["ranking_kept"], target)
-            terms["ranking"] = config.ranking_weight * (kept + removal_loss(logits["ranking_removed"], target))
+            targets = target.repeat(config.ranking_parts)
+            loss = cross_entropy(logits["ranking_kept"], targets) + removal_loss(logits["ranking_removed"], targets)
+            terms["ranking"] = config.ranking_weight * loss
         return SaliencyOutput(
             loss=sum(terms.values(), start=torch.zeros((), device=maps.device)),
             saliency_logits=maps,

@@ -21,8 +21,10 @@ from hf_explain.tensors.randomness import random_bits, random_uniform
 from hf_explain.tensors.scalars import check_choice, check_number, check_numbers, check_percent
 
 
-FILLS = ("black", "mean", "blur")  # those a head may be trained with
+FILLS = ("black", "mean", "blur")
 RANDOM_FILLS = ("noise", "color")
+# those a head may be trained with
+TRAINING_FILLS = (*FILLS, "strong_blur", "white", *RANDOM_FILLS, "photo")
 MASK_SPACES = ("pixel", "normalized")
 KEEP_RULES = ("ceil", "quantile")
 ROUNDINGS = ("nearest", "floor")
@@ -64,6 +66,20 @@ def gaussian_blur(pixel_values: torch.Tensor, kernel_size: int = 11, sigma: floa
     half = kernel_size // 2
     rows = F.conv2d(pixel_values, kernel[..., None], padding=(half, 0), groups=channels)
     return F.conv2d(rows, kernel[:, :, None], padding=(0, half), groups=channels)
+
+
+def strong_blur(pixel_values: torch.Tensor, cells: int = 4) -> torch.Tensor:
+    """
+    What is left of an image in `cells` × `cells` mean colours, enlarged again: its light, and nothing of its things.
+
+    Args:
+        pixel_values (`torch.Tensor` of shape `(batch_size, channels, height, width)`): Images, any range.
+        cells (`int`, *optional*, defaults to 4): Mean colours down and across.
+
+    Returns:
+        `torch.Tensor` of the same shape and dtype.
+    """
+    return resize_maps(F.adaptive_avg_pool2d(pixel_values, cells), pixel_values.shape[-2:])
 
 
 def fill_values(

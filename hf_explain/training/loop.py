@@ -221,7 +221,8 @@ class _Run:
             checkpoint: Path = resume_path
             state, info = load_checkpoint(checkpoint)
             check_same_path(checkpoint, info, self.path, self.total_steps)
-            saved, defaults = info.get("run"), getattr(self.model, "training_defaults", dict)()
+            saved, tell_defaults = info.get("run"), getattr(self.model, "training_defaults", None)
+            defaults = None if tell_defaults is None else tell_defaults()
             on_main_process(self.accelerator, lambda: check_same_run(checkpoint, saved, self.identity, defaults))
             if self.accelerator.is_main_process:
                 compare_surroundings(checkpoint, info, self.surroundings)

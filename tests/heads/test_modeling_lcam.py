@@ -143,11 +143,13 @@ def literal_loss(family, head, pixel_values, target, own_tap):
         loss = loss - config.removal_weight * (1 - p).log().mean()
     if config.ranking_weight:
         # in eval mode the parts kept of the images of a batch are evenly spread
-        masks = [ranked_mask(scores[i, target[i]], (i + 0.5) / batch_size, config) for i in range(batch_size)]
-        kept = torch.stack(masks)
-        p = ask(kept).softmax(1)[torch.arange(batch_size), target]
-        q = ask(1 - kept).softmax(1)[torch.arange(batch_size), target]
-        loss = loss - config.ranking_weight * (p.log().mean() + (1 - q).log().mean())
+        for part in range(config.ranking_parts):
+            areas = [((i + 0.5) / batch_size + part / config.ranking_parts) % 1 for i in range(batch_size)]
+            areas = [area**config.ranking_area_power for area in areas]
+            kept = torch.stack([ranked_mask(scores[i, target[i]], areas[i], config) for i in range(batch_size)])
+            p = ask(kept).softmax(1)[torch.arange(batch_size), target]
+            q = ask(1 - kept).softmax(1)[torch.arange(batch_size), target]
+            loss = loss - config.ranking_weight * (p.log().mean() + (1 - q).log().mean()) / config.ranking_parts
     return loss, own
 
 
@@ -174,6 +176,7 @@ CASES = {
     "img-fills": {"mask_fills": ["blur", "black"], "mask_space": "normalized", "removal_weight": 0.7},
     "ranking-fills": {"mask_fills": ["mean", "black", "blur"], "ranking_weight": 0.8},
     "one-fill": {"mask_fills": ["blur"]},
+    "parts": {"ranking_weight": 0.8, "ranking_parts": 3, "ranking_area_power": 2.0, "regularize": "own"},
     "cells": {"mask_grid": (2, 2), "removal_weight": 0.7},
     "cells-ranking": {"mask_grid": [8, 4], "ranking_weight": 0.8, "contrast": 2.0, "mask_fills": ["mean", "blur"]},
     "patch-ranking": {"mask_grid": "patch", "ranking_weight": 0.8, "regularize": "own"},
@@ -238,7 +241,7 @@ def test_loss_and_gradient_against_the_literal_form(family, case):
         names |= {"removal"}
     elif case == "ranking-alone":
         names = {"ranking"}
-    elif "ranking" in case:
+    elif "ranking" in case or case == "parts":
         names |= {"ranking"}
     assert output.loss_terms.keys() == names
 
@@ -350,6 +353,71 @@ def test_training_draws_the_fill_per_image_and_step():
     assert steps(0) == steps(1) == [[i % 3 for i in range(40)]] * 2
 
 
+def hidden(head, pixel_values):
+    """What the classifier is shown where everything is hidden, twice."""
+    seen = []
+    handle = head.backbone.register_forward_pre_hook(lambda module, inputs: seen.append(inputs[0]))
+    for _ in range(2):
+        head.masked_logits(pixel_values, None, torch.zeros(2 * len(pixel_values), 4, 4))
+    handle.remove()
+    for images in seen:
+        assert torch.equal(*images.chunk(2))  # the same for all copies of an image in one pass
+    return [images[: len(pixel_values)] for images in seen]
+
+
+def test_drawn_fills():
+    """Noise and colours of the picture's range, a photograph of the batch, what is left of a strong blur."""
+    pixel_values = random_pixels("resnet", 6)
+    mean, std = (torch.tensor(values).view(1, 3, 1, 1) for values in (IMAGENET_MEAN, IMAGENET_STD))
+    for fill in ("noise", "color"):
+        head = LCamForSaliency.from_classifier(tiny_classifier("resnet"), mask_fills=[fill]).train()
+        torch.manual_seed(0)
+        first, second = (images * std + mean for images in hidden(head, pixel_values))
+        torch.manual_seed(0)
+        assert torch.equal(hidden(head, pixel_values)[0] * std + mean, first) and not torch.equal(first, second)
+        assert -1e-5 < first.min() < 0.2 and 0.8 < first.max() < 1 + 1e-5
+        assert (first.std((2, 3)).amax() < 1e-6) == (fill == "color")
+        assert len(first.flatten(1).unique(dim=0)) == 6
+        first, second = hidden(head.eval(), pixel_values)
+        assert torch.equal(first, second)
+    head = LCamForSaliency.from_classifier(tiny_classifier("resnet"), mask_fills=["photo"]).train()
+    torch.testing.assert_close(hidden(head, pixel_values)[0], pixel_values[[5, 0, 1, 2, 3, 4]])
+    with pytest.raises(ValueError, match="`mask_fills` with 'photo' .* a single image; train with larger batches"):
+        head(pixel_values[:1], return_loss=True)
+    head = LCamForSaliency.from_classifier(tiny_classifier("resnet"), mask_fills=["photo", "white"])
+    white = ((1 - mean) / std).expand(1, 3, *image_size("resnet"))
+    torch.testing.assert_close(hidden(head, pixel_values[:1])[0].expand_as(white), white)
+    head = LCamForSaliency.from_classifier(tiny_classifier("resnet"), mask_fills=["strong_blur"])
+    left = hidden(head, pixel_values)[0]
+    torch.testing.assert_close(left[:, :, ::63, ::63], F.adaptive_avg_pool2d(pixel_values, 4)[:, :, ::3, ::3])
+
+
+def test_fills_mixed_within_an_image():
+    """A fill for each position of the map, in training and, always the same, in validation."""
+    head = LCamForSaliency.from_classifier(tiny_classifier("resnet"), mask_fills=["black", "white"], mix_fills=True)
+    pixel_values, mean = random_pixels("resnet", 6), torch.tensor(IMAGENET_MEAN).view(1, 3, 1, 1)
+    std = torch.tensor(IMAGENET_STD).view(1, 3, 1, 1)
+    for mode in (True, False):
+        head.train(mode)
+        first, second = ((images * std + mean).round() for images in hidden(head, pixel_values))
+        assert torch.equal(first, second) != mode
+        cells = F.avg_pool2d(first[:, 0], 16)
+        assert {*cells.flatten().tolist()} == {0.0, 1.0}  # whole cells
+        assert 0.3 < cells.mean() < 0.7 and all(0 < share < 1 for share in cells.mean((1, 2)))
+
+
+def test_training_draws_the_target_among_the_first_classes():
+    head = LCamForSaliency.from_classifier(tiny_classifier("resnet"), target_top_k=2)
+    pixel_values = random_pixels("resnet", 12)
+    first, second = head(pixel_values).logits.topk(2).indices.unbind(1)
+    drawn = head.train()(pixel_values, return_loss=True).target
+    assert ((drawn == first) | (drawn == second)).all() and (drawn == first).any() and (drawn == second).any()
+    assert (head(pixel_values, target=4, return_loss=True).target == 4).all()
+    assert torch.equal(head.eval()(pixel_values, return_loss=True).target, first)
+    head.config.target_top_k = 50  # more than there are
+    assert head.train()(pixel_values, return_loss=True).target.max() <= 4
+
+
 def test_masks_of_whole_cells_mix_no_pixels():
     """Half of the patches hidden: each pixel is the image's or the fill's, and the map has a value per patch."""
     head = LCamForSaliency.from_classifier(tiny_classifier("deit"), mask_grid="patch", mask_fills=["mean"])
@@ -398,8 +466,12 @@ def test_fills_belong_to_pixels():
         ("mask_space", "lab", "`mask_space` must be one of pixel, normalized, or None, got 'lab'"),
         ("mask_grid", "cell", "`mask_grid` must be one of pixel, patch, got 'cell'"),
         ("mask_grid", (8, 2.5), "`mask_grid` must be 'pixel', 'patch' or .* got \\(8, 2.5\\)"),
-        ("mask_fills", [], r"`mask_fills` must be one or several of black, mean, blur, each once, got \[\]"),
-        ("mask_fills", ["black", "noise"], r"`mask_fills` must be one or .*got \['black', 'noise'\]"),
+        ("mask_fills", [], r"`mask_fills` must be one or several of black, .*photo, each once, got \[\]"),
+        ("mask_fills", ["black", "grey"], r"`mask_fills` must be one or .*got \['black', 'grey'\]"),
+        ("mix_fills", True, "`mix_fills` needs several `mask_fills` to draw from, got mask_fills=None"),
+        ("ranking_parts", 0, "`ranking_parts` must be a whole number of at least 1, got 0"),
+        ("ranking_area_power", 0.0, "`ranking_area_power` must be above 0"),
+        ("target_top_k", 0, "`target_top_k` must be a whole number of at least 1, got 0"),
         ("mask_fills", ["blur", "blur"], r"`mask_fills` .*each once, got \['blur', 'blur'\]"),
         ("ce_weight", -1.0, "`ce_weight` must be at least 0 and finite, got -1.0"),
         ("removal_weight", -0.5, "`removal_weight` must be at least 0"),

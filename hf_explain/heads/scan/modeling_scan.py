@@ -42,8 +42,8 @@ class ScanFeatures(ClassifierFeatures):
         layer_names: tuple[str, ...],
         image_size: Sequence[int],
     ):
-        super().__init__(scores.detach(), {tap.layer: tap}, layer_names)
-        self.scores, self.tap, self.read, self.image_size = scores, tap, read, image_size
+        super().__init__(scores.detach(), {tap.layer: tap}, layer_names, image_size)
+        self.scores, self.tap, self.read = scores, tap, read
 
 
 class ScanForSaliency(ExplainerPreTrainedModel):
