@@ -25,6 +25,7 @@ from hf_explain.methods.common import (
     target_logits,
 )
 from hf_explain.tensors.batch_size import batches
+from hf_explain.tensors.grids import Grid, grid_cells, spread_cells
 from hf_explain.tensors.maps import min_max, resize_maps
 from hf_explain.tensors.outputs import SaliencyOutput
 from hf_explain.tensors.perturbation import mask_space_fill
@@ -45,6 +46,7 @@ def rise(
     layer: str | int | None = None,
     num_masks: int = 1000,
     grid_size: int = 7,
+    grid: Grid = "pixel",
     probability: float = 0.5,
     mask_space: str = "pixel",
     seed: int = 0,
@@ -72,6 +74,9 @@ def rise(
         layer (`str` or `int`, *optional*): Not used; RISE looks at inputs and outputs alone.
         num_masks (`int`, *optional*, defaults to 1000): Masks per image, each one forward pass.
         grid_size (`int`, *optional*, defaults to 7): Cells per side of the mask before it is enlarged.
+        grid (`str` or `tuple[int, int]`, *optional*, defaults to `"pixel"`): `"pixel"`, as published: masks of
+            `grid_size`. `"patch"`: the cells are the patches that a vision transformer reads, whole: a mask is neither
+            enlarged nor shifted. `(height, width)`: so many cells, likewise.
         probability (`float`, *optional*, defaults to 0.5): Chance of a cell to be open, in (0, 1).
         mask_space (`str`, *optional*, defaults to `"pixel"`): `"pixel"`: closed pixels are black; `"normalized"`: they
             are the mean colour, as in the released code.
@@ -79,8 +84,8 @@ def rise(
         batch_size (`int`, *optional*, defaults to 64): Masked images per forward pass, at most.
 
     Returns:
-        [`SaliencyOutput`]: `saliency` in [0, 1] at the image's resolution; `saliency_logits` is the paper's map, an
-        estimate of the expected softmax given that the pixel is seen.
+        [`SaliencyOutput`]: `saliency` in [0, 1] at the image's resolution, or with one value per cell of a `grid`;
+        `saliency_logits` is the paper's map, an estimate of the expected softmax given that the pixel is seen.
 
     Raises:
         ValueError: If an option is out of range or the classifier has no such class.
@@ -109,22 +114,28 @@ def rise(
     pixel_values, logits, classes = logits_and_target(classifier, pixel_values, target, layer)
     height, width = pixel_values.shape[-2:]
     filled = mask_fill(classifier, pixel_values, fill)
+    cells = grid_cells(grid, classifier, (height, width))
+    down, across = cells or (grid_size, grid_size)
     # Enlarging is linear and separable: a mask is rows @ grid @ columns, and a shift chooses rows of these matrices
     axes = [_enlarging_matrix(grid_size, side, pixel_values.device) for side in (height, width)]
-    total = torch.zeros(len(pixel_values), height * width, device=pixel_values.device)
+    shape = cells or (height, width)
+    total = torch.zeros(len(pixel_values), shape[0] * shape[1], device=pixel_values.device)
     with torch.no_grad():
         for span in batches(classifier, pixel_values, num_masks, batch_size, each=len(pixel_values)):
             numbers = torch.arange(span.start, span.stop, device=pixel_values.device)
-            uniform = random_uniform(image_keys(numbers, numbers, seed), grid_size**2 + 2)
-            grids = (uniform[:, 2:] < probability).float().unflatten(1, (grid_size, grid_size))
-            rows, columns = (
-                matrix[(uniform[:, axis] * cell).long()[:, None] + torch.arange(side, device=matrix.device)]
-                for axis, ((matrix, cell), side) in enumerate(zip(axes, (height, width)))
-            )
-            masks = rows @ grids @ columns.mT
+            uniform = random_uniform(image_keys(numbers, numbers, seed), down * across + 2)
+            opened = (uniform[:, 2:] < probability).float().unflatten(1, (down, across))
+            if cells is None:
+                rows, columns = (
+                    matrix[(uniform[:, axis] * cell).long()[:, None] + torch.arange(side, device=matrix.device)]
+                    for axis, ((matrix, cell), side) in enumerate(zip(axes, (height, width)))
+                )
+                masks = opened = rows @ opened @ columns.mT
+            else:
+                masks = spread_cells(opened, (height, width))
             scores = score_masked(classifier, pixel_values, masks[None], filled, classes, batch_size, True)
-            total.addmm_(scores, masks.flatten(1))
-    maps = (total / (num_masks * probability)).view(-1, height, width)
+            total.addmm_(scores, opened.flatten(1))
+    maps = (total / (num_masks * probability)).view(-1, *shape)
     return saliency_output(maps, logits, classes)
 
 
@@ -295,6 +306,7 @@ def lime(
     layer: str | int | None = None,
     num_samples: int = 1000,
     grid_size: int = 7,
+    grid: Grid = "pixel",
     mask_space: str = "pixel",
     seed: int = 0,
     batch_size: int = FORWARD_BATCH_SIZE,
@@ -302,7 +314,7 @@ def lime(
     r"""
     LIME: a linear model of the target's softmax on images with some squares hidden, through captum; then ReLU.
 
-    The squares of a regular grid are the interpretable features. The fit is a ridge regression of strength 1, as in
+    The cells of a regular grid are the interpretable features. The fit is a ridge regression of strength 1, as in
     the authors' released code for images (captum's own default, a lasso, sets whole maps to 0), with captum's
     exponential kernel of the cosine distance. It fits one model per image and is slow by nature.
 
@@ -321,13 +333,17 @@ def lime(
         layer (`str` or `int`, *optional*): Not used; LIME looks at inputs and outputs alone.
         num_samples (`int`, *optional*, defaults to 1000): Masked images per image.
         grid_size (`int`, *optional*, defaults to 7): Squares per side of the image.
+        grid (`str` or `tuple[int, int]`, *optional*, defaults to `"pixel"`): `"pixel"`: squares of `grid_size`,
+            wherever their borders fall. `"patch"`: the patches that a vision transformer reads. `(height, width)`: so
+            many cells.
         mask_space (`str`, *optional*, defaults to `"pixel"`): `"pixel"`: hidden squares are black; `"normalized"`:
             they are the mean colour.
         seed (`int`, *optional*, defaults to 0): Changes the samples; torch's own random state is left alone.
         batch_size (`int`, *optional*, defaults to 64): Masked images per forward pass.
 
     Returns:
-        [`SaliencyOutput`]: `saliency` with one value per square, `(batch_size, grid_size, grid_size)`.
+        [`SaliencyOutput`]: `saliency` with one value per square, `(batch_size, grid_size, grid_size)`, or per cell
+        of a `grid`.
 
     Raises:
         ImportError: If captum or scikit-learn is missing.
@@ -350,7 +366,7 @@ def lime(
     ```
     """
     return _captum(
-        "Lime", classifier, pixel_values, target, layer, num_samples, grid_size, mask_space, seed, batch_size
+        "Lime", classifier, pixel_values, target, layer, num_samples, grid_size, grid, mask_space, seed, batch_size
     )
 
 
@@ -363,6 +379,7 @@ def kernel_shap(
     layer: str | int | None = None,
     num_samples: int = 1000,
     grid_size: int = 7,
+    grid: Grid = "pixel",
     mask_space: str = "pixel",
     seed: int = 0,
     batch_size: int = FORWARD_BATCH_SIZE,
@@ -398,7 +415,17 @@ def kernel_shap(
     ```
     """
     return _captum(
-        "KernelShap", classifier, pixel_values, target, layer, num_samples, grid_size, mask_space, seed, batch_size
+        "KernelShap",
+        classifier,
+        pixel_values,
+        target,
+        layer,
+        num_samples,
+        grid_size,
+        grid,
+        mask_space,
+        seed,
+        batch_size,
     )
 
 
@@ -410,6 +437,7 @@ def _captum(
     layer: str | int | None,
     num_samples: int,
     grid_size: int,
+    grid: Grid,
     mask_space: str,
     seed: int,
     batch_size: int,
@@ -435,10 +463,14 @@ def _captum(
             f"{tuple(pixel_values.shape[-2:])}."
         )
     pixel_values, logits, classes = logits_and_target(classifier, pixel_values, target, layer)
+    size = pixel_values.shape[-2:]
+    cells = grid_cells(grid, classifier, size) or (grid_size, grid_size)
+    if cells == (1, 1):
+        raise ValueError(f"`grid` {grid} makes the whole image one cell; {name} needs at least two.")
     rows, columns = (
-        torch.arange(side, device=pixel_values.device) * grid_size // side for side in pixel_values.shape[-2:]
+        torch.arange(side, device=pixel_values.device) * count // side for side, count in zip(size, cells)
     )
-    squares = (rows[:, None] * grid_size + columns)[None, None]
+    squares = (rows[:, None] * cells[1] + columns)[None, None]
     baselines = mask_fill(classifier, pixel_values, fill).expand_as(pixel_values)
 
     def probabilities(pixels: torch.Tensor) -> torch.Tensor:
@@ -464,7 +496,7 @@ def _captum(
                     return_input_shape=False,
                 )
             )
-    maps = torch.cat(coefficients).view(-1, grid_size, grid_size).to(pixel_values.device)
+    maps = torch.cat(coefficients).view(-1, *cells).to(pixel_values.device)
     return signed_output(maps, logits, classes)
 
 

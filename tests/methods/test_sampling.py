@@ -62,6 +62,24 @@ class TestRise(SamplingTester):
                 expected = total / 9 / 0.3
                 torch.testing.assert_close(output.saliency_logits[image], expected, atol=1e-5, rtol=1e-4)
 
+    def test_cells_are_seen_or_hidden_whole(self):
+        for family, grid, cells in (("deit", "patch", (4, 4)), ("resnet", (2, 4), (2, 4))):
+            classifier, pixel_values = tiny_classifier(family), random_pixels(family)
+            output = self.call(classifier, pixel_values, [0, 3], grid=grid, probability=0.3, seed=4)
+            sides = [side // count for side, count in zip(pixel_values.shape[-2:], cells)]
+            for image, label in enumerate((0, 3)):
+                total = torch.zeros(cells)
+                for number in range(9):
+                    key = torch.tensor([number])
+                    values = random_uniform(image_keys(key, key, 4), cells[0] * cells[1] + 2)[0, 2:]
+                    opened = (values < 0.3).float().view(cells)
+                    mask = torch.kron(opened, torch.ones(sides))
+                    seen = black(classifier) + mask * (pixel_values[image] - black(classifier))
+                    total += softmax_of(classifier, seen, label) * opened
+                torch.testing.assert_close(output.saliency_logits[image], total / 9 / 0.3, atol=1e-5, rtol=1e-4)
+        with pytest.raises(ValueError, match="`grid`='patch' needs a classifier that reads its images in patches"):
+            self.call(classifier, pixel_values, grid="patch")
+
     def test_seed_and_mask_space(self):
         classifier, pixel_values = tiny_classifier("vit"), random_pixels("vit")
         reference = self.call(classifier, pixel_values).saliency
@@ -257,6 +275,18 @@ class _OneSquare(torch.nn.Module):
     def forward(self, pixel_values):
         seen = pixel_values[:, :, 3:6, 6:9].mean((1, 2, 3)) + 0 * self.features(pixel_values).mean((1, 2, 3))
         return torch.stack([torch.zeros_like(seen), seen], 1)
+
+    def test_cells_of_a_grid(self):
+        """The patches of an image of 4 × 4 of them are the squares of such a grid."""
+        classifier, pixel_values = tiny_classifier("vit"), random_pixels("vit")
+        by_size, by_patch = (
+            self.call(classifier, pixel_values, 2, **options).saliency
+            for options in ({"grid_size": 4}, {"grid": "patch"})
+        )
+        assert torch.equal(by_patch, by_size)
+        assert self.call(classifier, pixel_values, 2, grid=(2, 4)).saliency.shape == (2, 2, 4)
+        with pytest.raises(ValueError, match=r"`grid` \(1, 1\) makes the whole image one cell"):
+            self.call(classifier, pixel_values, 2, grid=(1, 1))
 
 
 class TestLime(CaptumTester):
