@@ -23,6 +23,7 @@ from hf_explain.classifiers.zero_shot import DEFAULT_TEMPLATE, check_labels, che
 from hf_explain.heads.modeling_explainer import ExplainerPreTrainedModel, check_output
 from hf_explain.io.datasets import leave_encoded
 from hf_explain.io.downloads import whole_downloads
+from hf_explain.io.explanations import Explanation, Explanations
 from hf_explain.io.image_processor import (
     check_image_processor,
     load_image_processor,
@@ -197,14 +198,15 @@ class SaliencyPipeline(Pipeline):
             `float32`, shape `(height, width)` of the original image, in [0, 1] or, if `signed`, in [-1, 1], 0 where
             the classifier's crop did not reach), `method` (`str`, the method, or the head's `model_type`) and its
             `method_options` (`dict`). A list of such lists for several images, an iterator over them for generators
-            and datasets.
+            and datasets. In a notebook the dictionaries of one image show themselves as a picture
+            ([`~hf_explain.io.explanations.Explanations`], whose `picture()` makes it).
 
         Raises:
             ValueError: If a target, method or option does not exist, or an image cannot be read.
             FileNotFoundError: If a path does not exist.
         """
         if isinstance(inputs, (str, os.PathLike)) and os.path.isdir(inputs):
-            inputs = _pictures_below(inputs)
+            inputs = pictures_below(inputs)
         if isinstance(inputs, (str, bytes, bytearray, dict, Image.Image, os.PathLike)):
             return super().__call__(inputs, target=target, **kwargs)
         if isinstance(inputs, (np.ndarray, torch.Tensor)):
@@ -261,9 +263,11 @@ class SaliencyPipeline(Pipeline):
                 raise ValueError(f"An input dictionary needs the key 'image', got the keys {sorted(inputs)}.")
             target = inputs.get("target", target)
             inputs = inputs["image"]
-        error = ""
+        error, source = "", inputs
         try:
             image = load_rgb(inputs, timeout=timeout)
+            if isinstance(inputs, str) and "://" in inputs:
+                source = image  # not to be fetched again when it is shown
         except (ValueError, TypeError, OSError) as problem:
             if on_error == "raise":
                 raise
@@ -283,6 +287,7 @@ class SaliencyPipeline(Pipeline):
             "target": classes,
             "original_size": torch.tensor([[image.height, image.width]]),
             "error": error,
+            "source": _Source(source),
         }
 
     def _resolve_targets(
@@ -356,7 +361,7 @@ class SaliencyPipeline(Pipeline):
                 places = result.setdefault(field, [None] * len(texts))
                 for row, value in zip(rows, values, strict=True):
                     places[row] = value
-        return {**result, "original_size": model_inputs["original_size"], "error": model_inputs["error"]}
+        return {**result, **{name: model_inputs[name] for name in ("original_size", "error", "source")}}
 
     def stated_precision(self, method: str | None = None) -> dict[str, Any]:
         """`precision` of the last call's maps, made by the head or a method, as a protocol states it."""
@@ -463,9 +468,12 @@ class SaliencyPipeline(Pipeline):
         method, options, signed = used[0] if isinstance(used, list) else used
         maps = uncrop(model_outputs["saliency"][0].float(), geometry).clamp_(-1 if signed else 0, 1)
         pictures = ((maps + 1 if signed else 2 * maps) * 127.5).round().to(torch.uint8).numpy()
-        results = []
+        seen: tuple[int, int, int, int] | None = geometry.seen
+        if seen == (0, 0, geometry.original_size[1], geometry.original_size[0]):
+            seen = None
+        results = Explanations()
         for place, index in enumerate(targets):
-            result = {
+            result: dict[str, Any] = {
                 "label": labels[place],
                 "score": float(scores[index]),
                 "saliency": Image.fromarray(pictures[place]),
@@ -481,7 +489,7 @@ class SaliencyPipeline(Pipeline):
                 mean, std = self.classifier.image_mean, self.classifier.image_std
                 result["explanation"] = to_picture(model_outputs["explanation"][0][place], mean, std)
                 result["explanation_score"] = float(model_outputs["explanation_score"][0][place])
-            results.append(result)
+            results.append(Explanation(result, model_outputs["source"].value, seen, signed))
         return results
 
     def scores(self, logits: torch.Tensor) -> torch.Tensor:
@@ -555,6 +563,13 @@ class _NotLoaded:
     device: torch.device = torch.device("cpu")  # `pipeline()` asks
 
 
+@dataclass(frozen=True)
+class _Source:
+    """What an image was given as, which batching leaves alone."""
+
+    value: Any
+
+
 class _Items(Dataset):
     """Images with their own targets, fetched one by one, so that a column of 50,000 is never in memory at once."""
 
@@ -572,7 +587,8 @@ class _Items(Dataset):
         return {"image": image, "target": self.targets[index]}
 
 
-def _pictures_below(directory: str | os.PathLike[str]) -> list[str]:
+def pictures_below(directory: str | os.PathLike[str]) -> list[str]:
+    """The paths of all pictures in a directory and in those below it, sorted; a ValueError where there is none."""
     known = Image.registered_extensions()
     found = sorted(
         os.path.join(folder, name)

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from hf_explain.evaluation.arguments import ComparisonArguments, ErrorStudyArguments, EvaluationArguments
+from hf_explain.io.colors import COLORMAPS, OPACITY
 from hf_explain.io.labels import TARGETS
 from hf_explain.io.paths import public_name
 from hf_explain.tensors.options import DTYPE_HELP, DTYPES, check_options, option
@@ -124,15 +125,47 @@ class TrainCommand(ClassesArguments, DatasetArguments, ExplainerTrainingArgument
 class ExplainCommand(ClassesArguments):
     """`hf-explain explain`."""
 
-    images: list[str] = option(help="path or http(s) URL", positional=True, metavar="IMAGE")
-    model: str = option(help=_MODEL)
-    output: str = option(help="picture to write; a folder for several images", short="-o")
+    images: list[str] = option(
+        help="path, http(s) URL, folder, or pattern such as 'photos/*.jpg'", positional=True, metavar="IMAGE"
+    )
+    model: str | None = option(None, f"{_MODEL}; that of the first NAME=DIR of --method unless given")
+    output: str | None = option(
+        None,
+        "picture to write, a folder for several images; IMAGE-explained.png or the folder explained unless given",
+        short="-o",
+    )
     revision: str | None = option(None, "branch, tag or commit of the model")
-    method: str | None = option(None, _METHOD)
+    method: list[str] = option(
+        [],
+        "training-free method, or a trained head of the same classifier as NAME=DIR; repeat to see several side by "
+        "side; unless given, the head itself, or the default of a plain classifier's architecture",
+        metavar="NAME[=DIR]",
+    )
+    layer: str | None = option(None, "layer that the training-free methods explain, by name or index")
+    method_options: Mapping[str, Mapping[str, Any]] = option(
+        {},
+        "an option of one of them, e.g. rise.num_masks=1000; may be repeated",
+        flag="method_option",
+        form="METHOD.OPTION=VALUE",
+        example="rise.num_masks=1000",
+    )
     target: list[str] = option([], "class index or label name; repeat for several")
     top_k: int = option(1, "classes to explain", minimum=1)
     signed: bool = option(False, "show what speaks against the class, too")
     against: str | None = option(None, "second class: what speaks for the one rather than for this one")
+    colormap: str = option(COLORMAPS[0], "colours of the map", choices=COLORMAPS)
+    opacity: float = option(OPACITY, "of the colours where the map is highest", interval="[0, 1]")
+    legend: bool | None = option(None, "colour scale under every map; where the map is signed unless given")
+    grayscale: bool = option(False, "show the image in grey, so that every colour is the map's")
+    frame: bool = option(True, "frame around what the classifier saw, where that is not the whole image")
+    width: int = option(1200, "least width of a picture in pixels", minimum=1)
+    save_map: list[str] = option(
+        [],
+        "also write every map beside its picture: npy, float32; png, 16 bits, 65535 where the map is 1",
+        choices=("npy", "png"),
+        several=True,
+    )
+    json: bool = option(False, "print what was found as JSON")
     batch_size: int = option(1, "images per pass", minimum=1)
     on_error: str = option("raise", "what to do about an image that cannot be read", choices=ON_ERROR)
     device: str | None = option(None, _DEVICE)
@@ -141,6 +174,7 @@ class ExplainCommand(ClassesArguments):
 
     def __post_init__(self) -> None:
         check_options(self)
+        self.legend = self.signed if self.legend is None else self.legend
 
 
 @dataclass(kw_only=True)

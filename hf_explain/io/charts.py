@@ -14,9 +14,9 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from PIL import Image
 
+from hf_explain.io.colors import INK, PALETTE
 
-# Okabe and Ito's palette without its yellow, which is too faint for a line on white, and with black last
-PALETTE = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
+
 _DASHES = ("-", "--", ":", "-.")
 _DPI = 160  # a chart is 720 px wide: 10 pt type is still 11 px tall when a phone shows it 360 px wide
 
@@ -139,7 +139,7 @@ def bar_chart(
     drawn = [index for index, name in enumerate(names) if name in (errors or {})]
     if drawn:
         reach = np.stack([lengths - low, high - lengths])[:, drawn]
-        axes.errorbar(lengths[drawn], rows[drawn], xerr=reach, fmt="none", ecolor="#202124", elinewidth=1, capsize=2.5)
+        axes.errorbar(lengths[drawn], rows[drawn], xerr=reach, fmt="none", ecolor=INK, elinewidth=1, capsize=2.5)
     for row, length in enumerate(lengths):
         end, side = (low[row], -1) if length < 0 else (high[row], 1)
         axes.annotate(
@@ -153,7 +153,7 @@ def bar_chart(
         )
     axes.set_yticks(rows, names)
     axes.set_ylim(len(names) - 0.4, -0.6)  # the first on top; margins of the bars' own would grow with their number
-    axes.axvline(0, color="#202124", linewidth=0.8)
+    axes.axvline(0, color=INK, linewidth=0.8)
     axes.margins(x=0.16)  # room for the numbers
     _dress(axes, title, x_label, "")
     axes.spines["left"].set_visible(False)

@@ -13,14 +13,13 @@ import numpy as np
 import torch
 from PIL import Image, ImageDraw, ImageFont
 
+from hf_explain.io.colors import COLORMAPS, DIVERGING, INK, OPACITY, PAPER
 from hf_explain.io.files import TEMPORARY
 from hf_explain.io.images import load_rgb
 
 
-COLORMAPS = ("viridis", "cividis", "inferno", "magma", "plasma")  # the first is the default
-_DIVERGING = "RdBu_r"  # of maps with a sign: blue below 0, red above
-OPACITY = 0.8  # of an overlay where the map is 1
-_INK, _PAPER = (32, 33, 36), (255, 255, 255)
+LEAST_ROOM = 0.6  # of a grid's cell, in sides of the square that its pictures fit: for the text
+_LEAST_TEXT, _MOST_TEXT = 14, 28  # pixels of the text of a sheet
 
 
 def overlay(
@@ -71,13 +70,8 @@ def overlay(
     image = _as_image(image)
     saliency = _as_map(saliency_map, "saliency_map", signed)
     if signed:
-        colormap = _DIVERGING
-    if saliency.shape != (image.height, image.width):
-        raise ValueError(
-            f"`saliency_map` is {saliency.shape[0]}x{saliency.shape[1]} (height x width) and `image` is "
-            f"{image.height}x{image.width}; bring the map to the image's size first, with "
-            "`hf_explain.tensors.maps.resize_maps` or by using `pipeline('saliency')`, which does."
-        )
+        colormap = DIVERGING
+    _check_size(saliency, image)
     if grayscale:
         image = image.convert("L").convert("RGB")
     highest = _highest_drawn(np.abs(saliency)) if stretch else 1.0
@@ -114,7 +108,8 @@ def saliency_grid(
         captions (`Sequence[Sequence[str]]`, *optional*): A line under each picture, nested as `rows` is.
         row_labels (`Sequence[str]`, *optional*): A line above each row.
         cell_size (`int`, *optional*, defaults to 160): Side of the square every picture is fitted into, in pixels.
-            Pictures keep their proportions; enlarged ones show their pixels.
+            Pictures keep their proportions; enlarged ones show their pixels. Where all are wider than tall, or
+            narrower, so are the cells.
         text_size (`int`, *optional*): Height of the text in pixels; in proportion to the cells when not given. Larger
             text survives when a wide grid is shown on a phone.
 
@@ -144,25 +139,95 @@ def saliency_grid(
     gap, text_size = max(4, cell_size // 24), max(8, text_size or max(11, cell_size // 11))
     line = round(text_size * 1.5)
     heading, above = line * (columns is not None), line * (row_labels is not None)
-    row_height = above + cell_size + line * (captions is not None) + gap
-    sheet = Image.new("RGB", (gap + width * (cell_size + gap), gap + heading + len(rows) * row_height), _PAPER)
+    fitted = [[None if one is None else _fit(_as_image(one), cell_size) for one in row] for row in rows]
+    # as tall as the tallest picture of the row: wide ones leave no bands
+    widest = max((one.width for row in fitted for one in row if one is not None), default=0)
+    room = max(widest, round(LEAST_ROOM * cell_size))
+    tallest = [max((one.height for one in row if one is not None), default=0) for row in fitted]
+    below = line * (captions is not None)
+    height = gap + heading + sum(above + tall + below + gap for tall in tallest)
+    sheet = Image.new("RGB", (gap + width * (room + gap), height), PAPER)
     pen = ImageDraw.Draw(sheet)
     for column, text in enumerate(columns or ()):
-        _write(pen, gap + column * (cell_size + gap), gap, text, cell_size, text_size, bold=True)
-    for index, row in enumerate(rows):
-        top = gap + heading + index * row_height
+        _write(pen, gap + column * (room + gap), gap, text, room, text_size, bold=True)
+    top = gap + heading
+    for index, (row, tall) in enumerate(zip(fitted, tallest)):
         if row_labels is not None:
             _write(pen, gap, top, row_labels[index], sheet.width - 2 * gap, text_size, bold=True)
         for column, picture in enumerate(row):
-            left = gap + column * (cell_size + gap)
+            left = gap + column * (room + gap)
             if picture is not None:
-                fitted = _fit(_as_image(picture), cell_size)
-                offset = (cell_size - fitted.width) // 2, (cell_size - fitted.height) // 2
-                sheet.paste(fitted, (left + offset[0], top + above + offset[1]))
+                offset = (room - picture.width) // 2, (tall - picture.height) // 2
+                sheet.paste(picture, (left + offset[0], top + above + offset[1]))
             caption = None if captions is None else captions[index][column]
             if caption:
-                _write(pen, left, top + above + cell_size, caption, cell_size, text_size)
+                _write(pen, left, top + above + tall, caption, room, text_size)
+        top += above + tall + below + gap
     return sheet
+
+
+def explanation_sheet(
+    image,
+    saliency_maps: Sequence[Sequence],
+    columns: Sequence[str],
+    captions: Sequence[Sequence[str]],
+    *,
+    crop: tuple[int, int, int, int] | None = None,
+    cell_size: int = 320,
+    legend: bool = False,
+    **options,
+) -> Image.Image:
+    """
+    An image beside maps laid over it, with what each is above it and below.
+
+    Args:
+        image (`PIL.Image.Image`, `np.ndarray` or `torch.Tensor`): As for [`overlay`]; `None` draws the maps alone.
+        saliency_maps (`Sequence[Sequence]`): Rows of maps, as for [`overlay`], all at the image's size.
+        columns (`Sequence[str]`): A heading of every column of maps, such as its method.
+        captions (`Sequence[Sequence[str]]`): A line under every map, such as its class and score.
+        crop (`tuple[int, int, int, int]`, *optional*): `(left, top, right, bottom)` in pixels of the image, drawn as a
+            frame on every panel: what the classifier saw.
+        cell_size (`int`, *optional*, defaults to 320): Longer side of every panel, in pixels. Image and maps are
+            brought to it before they are drawn, so that text and frame are sharp.
+        legend (`bool`, *optional*, defaults to `False`): A colour scale under every map.
+        options: `colormap`, `alpha`, `grayscale`, `stretch` and `signed` of [`overlay`].
+
+    Returns:
+        `PIL.Image.Image`: RGB.
+
+    Raises:
+        ValueError: As [`overlay`] and [`saliency_grid`].
+    """
+    signed = options.get("signed", False)
+    rows = [[_as_map(one, "saliency_map", signed) for one in row] for row in saliency_maps]
+    height, width = rows[0][0].shape
+    picture = Image.new("RGB", (width, height), "#808080") if image is None else _as_image(image)
+    for one in (one for row in rows for one in row):
+        _check_size(one, picture)
+    scale = cell_size / max(picture.size)
+    size = max(1, round(picture.width * scale)), max(1, round(picture.height * scale))
+    frame = None if crop is None else [round(edge * scale) for edge in crop]
+    shown = picture.resize(size, Image.Resampling.LANCZOS)
+    panels: list[list[Image.Image]] = []
+    for row in rows:
+        drawn = []
+        for one in row:
+            resized = np.asarray(Image.fromarray(one).resize(size, Image.Resampling.BILINEAR))
+            drawn.append(overlay(shown, resized.clip(-1 if signed else 0, 1), legend=legend, **options))
+        if image is not None:
+            first = Image.new("RGB", drawn[0].size, PAPER)  # as tall as one with a legend
+            first.paste(shown)
+            drawn.insert(0, first)
+        panels.append(drawn)
+    if frame is not None:
+        panels = [[_framed(one, frame) for one in row] for row in panels]
+    lines = [list(row) for row in captions]
+    if image is not None:
+        said = "" if frame is None else "frame: part seen"
+        columns, lines = ["image", *columns], [[said, *row] for row in lines]
+    room = max(size[0], round(LEAST_ROOM * cell_size))
+    text_size = min(_MOST_TEXT, max(_LEAST_TEXT, room // 15))
+    return saliency_grid(panels, columns, lines, None, max(panels[0][-1].size), text_size)
 
 
 def save_image(image: Image.Image, path: str | os.PathLike) -> Path:
@@ -195,6 +260,26 @@ def save_image(image: Image.Image, path: str | os.PathLike) -> Path:
         temporary.unlink(missing_ok=True)
         raise
     return path
+
+
+def _check_size(saliency: np.ndarray, image: Image.Image) -> None:
+    if saliency.shape != (image.height, image.width):
+        raise ValueError(
+            f"`saliency_map` is {saliency.shape[0]}x{saliency.shape[1]} (height x width) and `image` is "
+            f"{image.height}x{image.width}; bring the map to the image's size first, with "
+            "`hf_explain.tensors.maps.resize_maps` or by using `pipeline('saliency')`, which does."
+        )
+
+
+def _framed(image: Image.Image, box: Sequence[int]) -> Image.Image:
+    """The picture with a frame just inside a box, light between dark lines, so that it is seen on anything."""
+    framed = image.copy()
+    pen = ImageDraw.Draw(framed)
+    left, top, right, bottom = box
+    for inset, color in enumerate((INK, PAPER, PAPER, INK)):
+        if right - left > 2 * inset + 1 and bottom - top > 2 * inset + 1:
+            pen.rectangle((left + inset, top + inset, right - 1 - inset, bottom - 1 - inset), outline=color)
+    return framed
 
 
 def _as_image(image) -> Image.Image:
@@ -248,7 +333,7 @@ def _check_range(array: np.ndarray, name: str, remedy: str, least: int = 0) -> N
 
 
 def _paint(saliency: np.ndarray, colormap: str) -> np.ndarray:
-    if colormap == _DIVERGING:
+    if colormap == DIVERGING:
         saliency = (saliency + 1) / 2
     elif colormap not in COLORMAPS:
         raise ValueError(f"`colormap` is {colormap!r}; choose one that is safe for the colour-blind: {COLORMAPS}.")
@@ -268,16 +353,16 @@ def _highest_drawn(saliency: np.ndarray) -> float:
 def _with_legend(image: Image.Image, colormap: str, alpha: float, highest: float) -> Image.Image:
     text_size = min(28, max(10, image.width // 20))
     strip, pad = round(text_size * 1.8), text_size // 2
-    sheet = Image.new("RGB", (image.width, image.height + strip), _PAPER)
+    sheet = Image.new("RGB", (image.width, image.height + strip), PAPER)
     sheet.paste(image, (0, 0))
     pen, font = ImageDraw.Draw(sheet), _font(text_size, False)
     middle = image.height + strip // 2
     end = "1" if highest == 1 else f"{highest:.2f} to 1"
-    least, start = (-1, "-1" if highest == 1 else f"-1 to -{highest:.2f}") if colormap == _DIVERGING else (0, "0")
+    least, start = (-1, "-1" if highest == 1 else f"-1 to -{highest:.2f}") if colormap == DIVERGING else (0, "0")
     left = pad + round(font.getlength(start)) + pad
     right = image.width - pad - round(font.getlength(end)) - pad
-    pen.text((pad, middle), start, fill=_INK, font=font, anchor="lm")
-    pen.text((image.width - pad, middle), end, fill=_INK, font=font, anchor="rm")
+    pen.text((pad, middle), start, fill=INK, font=font, anchor="lm")
+    pen.text((image.width - pad, middle), end, fill=INK, font=font, anchor="rm")
     if right > left:
         height = max(4, strip // 2)
         ramp = np.broadcast_to(np.linspace(least, 1, right - left, dtype=np.float32), (height, right - left))
@@ -308,4 +393,4 @@ def _write(
         while text and font.getlength(text + "…") > width:
             text = text[:-1]
         text = text.rstrip() + "…"
-    pen.text((left, top + size // 6), text, fill=_INK, font=font)
+    pen.text((left, top + size // 6), text, fill=INK, font=font)

@@ -5,6 +5,7 @@ Everything here is pure: tensors in, tensors out, on the device they came on.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -187,6 +188,18 @@ class CropGeometry:
         """`(top, left)` of the crop on the resized image; negative where the processor padded."""
         (resized_height, resized_width), (cut_height, cut_width) = self.resized_size, self.cut_size or self.crop_size
         return (resized_height - cut_height) // 2, (resized_width - cut_width) // 2
+
+    @property
+    def seen(self) -> tuple[int, int, int, int]:
+        """`(left, top, right, bottom)` of the original image's pixels whose centres the classifier saw."""
+        ends = []
+        for original, resized, crop, cut, offset in zip(
+            self.original_size, self.resized_size, self.crop_size, self.cut_size or self.crop_size, self.offset
+        ):
+            first, last = (place * original / resized for place in (offset, offset + min(cut, crop)))
+            ends.append((max(0, math.ceil(first - 0.5)), min(original, math.floor(last - 0.5) + 1)))
+        (top, bottom), (left, right) = ends
+        return left, top, right, bottom
 
     @classmethod
     def from_processor(cls, image_processor: Any, original_size: Sequence[int]) -> CropGeometry:

@@ -71,7 +71,8 @@ def check_options(settings: Any) -> None:
     for entry in dataclasses.fields(settings):
         value, optional = getattr(settings, entry.name), entry.default is None
         if (choices := entry.metadata.get("choices")) is not None:
-            check_choice(value, entry.name, choices, optional)
+            for one in value if isinstance(value, list) else [value]:
+                check_choice(one, entry.name, choices, optional)
         if (minimum := entry.metadata.get("minimum")) is not None:
             setattr(settings, entry.name, check_count(value, entry.name, minimum, optional))
         if (interval := entry.metadata.get("interval")) is not None:

@@ -4,16 +4,20 @@ import json
 import re
 import subprocess
 import sys
+from pathlib import Path
 
 import datasets
+import numpy as np
 import pytest
 from accelerate.commands import launch
 from accelerate.utils.launch import prepare_simple_launcher_cmd_env
 from PIL import Image
 from testing_common import save_classifier
 from testing_zero_shot import save_zero_shot
+from transformers import pipeline
 
 from hf_explain.cli import main
+from hf_explain.heads.lcam import LCamForSaliency
 from hf_explain.registry import HEADS, METHODS
 
 
@@ -72,6 +76,69 @@ def test_texts_as_classes(images, tmp_path, capsys):
     assert "`candidate_labels` are missing" in capsys.readouterr().err
 
 
+def test_explain_by_several_methods(classifier_dir, images, tmp_path, capsys):
+    head, output = tmp_path / "head", tmp_path / "out.png"
+    LCamForSaliency.from_classifier(classifier_dir).save_pretrained(head)
+    words = ["explain", images[0], "-o", str(output), "--target", "tench", "--target", "church", "--json"]
+    words += ["--method", f"mine={head}", "--method", "gradcam", "--method", "rise", "--layer", "stage1"]
+    words += ["--method_option", "rise.num_masks=3", "--save_map", "npy", "png", "--legend", "--colormap", "inferno"]
+    assert main(words) == 0
+    (found,) = json.loads(capsys.readouterr().out)
+    assert found["image"] == images[0] and found["picture"] == str(output)
+    explained = found["explanations"]
+    assert [(one["name"], one["label"].split(",")[0]) for one in explained] == [
+        (name, label) for name in ("mine", "gradcam", "rise") for label in ("tench", "church")
+    ]
+    assert explained[2]["method_options"] == {"layer": "stage1"}
+    assert explained[4]["method_options"] == {"layer": "stage1", "num_masks": 3}
+    pipe = pipeline("saliency", model=classifier_dir)
+    (expected,) = pipe(images[0], target="church", method="gradcam", layer="stage1")
+    array = np.load(explained[3]["maps"]["npy"])
+    assert np.array_equal(array, expected["saliency_map"]) and array.dtype == np.float32
+    with Image.open(explained[3]["maps"]["png"]) as picture:
+        assert picture.mode.startswith("I;16")
+        assert np.abs(np.asarray(picture) / 65535 - array).max() < 1e-5
+    assert len({file for one in explained for file in one["maps"].values()}) == 12
+    with Image.open(output) as picture:
+        assert picture.width >= 1200
+
+
+def test_explain_folders_patterns_and_names_that_meet(classifier_dir, images, tmp_path, capsys, monkeypatch):
+    (tmp_path / "more/deep").mkdir(parents=True)
+    for name in ("more/image0.png", "more/deep/image1.jpg", "more/notes.txt"):
+        Image.open(images[0]).save(tmp_path / name, format="PNG")
+    words = ["--model", classifier_dir, "--width", "300", "-o", str(tmp_path / "out")]
+    assert main(["explain", str(tmp_path / "more"), str(tmp_path / "image*.png"), images[0], *words]) == 0
+    names = ["image0-2.png", "image0.png", "image1-2.png", "image1.png"]
+    assert sorted(path.name for path in (tmp_path / "out").iterdir()) == names
+    monkeypatch.chdir(tmp_path)
+    assert main(["explain", images[1], "--model", classifier_dir]) == 0
+    assert (tmp_path / "image1-explained.png").is_file()
+    capsys.readouterr()
+    (tmp_path / "broken.png").write_bytes(b"x")
+    skipping = ["--model", classifier_dir, "--on_error", "skip", "--json", "-o", str(tmp_path / "out")]
+    assert main(["explain", "broken.png", images[0], *skipping]) == 0
+    captured = capsys.readouterr()
+    assert [("error" in one) for one in json.loads(captured.out)] == [True, False]
+    assert "broken.png: skipped: " in captured.err
+
+
+def test_an_image_from_the_net_is_fetched_once(classifier_dir, images, tmp_path, monkeypatch):
+    asked = []
+
+    def download(url, timeout=None):
+        asked.append(url)
+        return Path(images[0]).read_bytes()
+
+    monkeypatch.setattr("hf_explain.io.images.download", download)
+    words = ["--model", classifier_dir, "--method", "gradcam", "--method", "centre", "-o", str(tmp_path)]
+    assert main(["explain", "https://example.org/a%20dog.jpeg?size=large", *words]) == 0
+    assert len(asked) == 1 and (tmp_path / "a dog.png").is_file()
+    result = pipeline("saliency", model=classifier_dir)("https://example.org/dog.png")
+    result._repr_png_()
+    assert len(asked) == 2
+
+
 def test_explain_several_into_a_folder(classifier_dir, images, tmp_path):
     folder = tmp_path / "maps"
     argv = ["explain", *images, "--model", classifier_dir, "-o", str(folder), "--target", "tench", "--target", "3"]
@@ -103,11 +170,22 @@ def test_methods(classifier_dir, capsys):
         (["--target", "tensh"], "`target` 'tensh' is not a label of this classifier"),
         (["--method", "nothing"], "`method` 'nothing' does not exist"),
         (["--top_k", "0"], "`top_k` must be a whole number"),
+        (["--method", "Grad-CAM"], "`method` 'Grad-CAM' does not exist"),
+        (["--method", "mine="], "`method` 'mine=' is not NAME=DIR"),
+        (["--method", "rise=head"], "`method` 'rise=head' has the name of a training-free method: rename the head"),
+        (["--method", "rise", "--method", "rise"], "`method` names 'rise' twice"),
+        (["--method_option", "rise.num_masks=3"], "`method_option` names 'rise', which is not shown: gradcam"),
+        (["--layer", "stage9"], "`layer` 'stage9' does not exist"),
+        (["--opacity", "2"], "`opacity` must lie in [0, 1]"),
+        (["-o", "x.what"], "`output` 'x.what' names no image format"),
+        (["-o", "nowhere/x.png"], "`output` 'nowhere/x.png' lies in 'nowhere', which does not exist"),
+        (["no*.png"], "`images` 'no*.png' is a pattern that no picture matches"),
     ],
 )
 def test_errors_are_one_sentence_and_leave_nothing(classifier_dir, images, tmp_path, capsys, options, message):
     output = tmp_path / "out.png"
-    assert main(["explain", images[0], "--model", classifier_dir, "-o", str(output), *options]) == 1
+    images = [] if options[0].startswith("no") else images[:1]
+    assert main(["explain", "--model", classifier_dir, "-o", str(output), *images, *options]) == 1
     error = capsys.readouterr().err
     assert f"hf-explain explain: {message}" in error and "Traceback" not in error
     assert not output.exists()

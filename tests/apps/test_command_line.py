@@ -65,7 +65,7 @@ def test_every_option_in_both_spellings(name):
             elif field.metadata.get("form"):
                 parts = field.metadata["form"].count(".")
                 words, expected = [["a=7"], ["a.b=7"]][parts], [{"a": 7}, {"a": {"b": 7}}][parts]
-            elif action.choices:
+            elif action.choices:  # of a list, too
                 words, expected = [action.choices[-1]], action.choices[-1]
             elif action.type in (int, float):
                 words, expected = (
@@ -168,6 +168,7 @@ def test_words_that_are_no_options_stay():
         ("train", ["--report_to", "--head_option", "variant=img", "--no_cycle_momentum", "--learning_rate", "0.5"]),
         ("card", ["--evaluation", "a.json", "b.json"]),
         ("explain", ["--target", "tench", "--target", "3", "--on_error", "skip"]),
+        ("explain", ["--method", "a=b", "--method", "rise", "--save_map", "npy", "--method_option", "rise.seed=1"]),
     ],
 )
 def test_words_of_settings_are_read_as_the_same(name, more):

@@ -1,0 +1,12 @@
+"""The colours of every picture, safe for the colour-blind. Nothing here needs more than Python."""
+
+from __future__ import annotations
+
+
+COLORMAPS = ("viridis", "cividis", "inferno", "magma", "plasma")  # of maps; the first is the default
+DIVERGING = "RdBu_r"  # of maps with a sign: blue below 0, red above
+OPACITY = 0.8  # of an overlay where the map is 1
+
+# Okabe and Ito's palette without its yellow, which is too faint for a line on white, and with black last
+PALETTE = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
+INK, PAPER = "#202124", "#ffffff"
