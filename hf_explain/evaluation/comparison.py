@@ -18,7 +18,14 @@ from hf_explain.evaluation.comparison_report import MeasuredComparison, write_co
 from hf_explain.evaluation.evaluator import check_metric, load_metrics
 from hf_explain.evaluation.explainer import Explainer, resolve_explainer
 from hf_explain.evaluation.forms import resolve_form, split_form
-from hf_explain.evaluation.ranking import is_control, metric_agreement, paired_differences
+from hf_explain.evaluation.ranking import (
+    is_control,
+    metric_agreement,
+    paired_differences,
+    reached,
+    seed_groups,
+    seed_spreads,
+)
 from hf_explain.evaluation.results import (
     Comparison,
     EvaluationResult,
@@ -28,6 +35,7 @@ from hf_explain.evaluation.results import (
 )
 from hf_explain.evaluation.sanity import SEEDS, THRESHOLDS, check_explainer
 from hf_explain.evaluation.sweep import LoadedMetric, evaluate_all
+from hf_explain.heads.modeling_explainer import ExplainerPreTrainedModel
 from hf_explain.io.files import check_writable, lock_directory, read_json_file, remove_leftovers, write_json_file
 from hf_explain.io.processes import choose_device, launched_processes, on_first_process
 from hf_explain.metrics import load as load_metric
@@ -326,9 +334,20 @@ def _measure(
         first.device,
         numbers,
     )
-    comparison.differences = paired_differences(comparison, columns)
+    heads = {name: one.head for name, one in built.items() if one.head is not None and one.form is None}
+    groups = seed_groups({name: _settings_of(head) for name, head in heads.items()})
+    comparison.seeds, pooled = seed_spreads(comparison, columns, groups)
+    comparison.differences = paired_differences(comparison, pooled)
     comparison.agreement = metric_agreement(comparison)
+    comparison.reach = reached(comparison, pooled)
     return MeasuredComparison(comparison, columns, built)
+
+
+def _settings_of(head: ExplainerPreTrainedModel) -> dict[str, Any]:
+    """What a head's configuration says of how it was made; not where it lies, and not in what it was saved."""
+    others = ("transformers_version", "self_contained", "dtype", "auto_map")
+    values = head.config.to_dict().items()
+    return {name: value for name, value in values if not name.startswith(("_", "backbone")) and name not in others}
 
 
 def _resolve(

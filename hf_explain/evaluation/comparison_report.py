@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import inspect
 import io
 import json
 import shlex
@@ -17,7 +18,7 @@ import torch
 from hf_explain.evaluation.arguments import ComparisonArguments
 from hf_explain.evaluation.explainer import Explainer
 from hf_explain.evaluation.inputs import ExampleReader
-from hf_explain.evaluation.ranking import is_control, standings
+from hf_explain.evaluation.ranking import ORACLE, is_control, standings
 from hf_explain.evaluation.results import COST, Comparison, FailedExplainer
 from hf_explain.io.charts import bar_chart, plot_curves
 from hf_explain.io.files import write_atomically, write_json_file
@@ -25,6 +26,7 @@ from hf_explain.io.image_processor import to_picture
 from hf_explain.io.labels import short_label
 from hf_explain.io.pictures import overlay, saliency_grid, save_image
 from hf_explain.metrics.number import Number
+from hf_explain.registry import METHODS
 from hf_explain.tensors.maps import resize_maps
 
 
@@ -96,6 +98,53 @@ def markdown_table(comparison: Comparison) -> str:
         row += ["" if count is None else f"{count:g}" for count in passes]
         lines.append(row + [(result.sanity and result.sanity.verdict) or ""] * checked)
     return "".join(f"| {' | '.join(line)} |\n" for line in lines)
+
+
+def seeds_table(comparison: Comparison) -> str:
+    """Heads that differ in their seed alone: mean, spread over the seeds and interval over images, apart."""
+    known = {(one.metric, one.key) for one in comparison.seeds}
+    columns = [one for one in comparison.distinct_columns() if one.number.in_tables and one[:2] in known]
+    if not columns:
+        return ""
+    spreads = {(one.name, one.metric, one.key): one for one in comparison.seeds}
+    headings = [column.number.heading_of(column.key) for column in columns]
+    lines = [["head", "images", *headings], ["---"] + ["---:"] * (len(headings) + 1)]
+    for name, count in {one.name: one.num_images for one in comparison.seeds}.items():
+        cells = []
+        for column in columns:
+            one = spreads.get((name, column.metric, column.key))
+            cell = "" if one is None else f"{one.mean:.2f} ± {one.deviation:.2f}"
+            interval = one and one.interval
+            cells.append(cell + (" [{:.2f}, {:.2f}]".format(*interval) if interval else ""))
+        lines.append([name, str(count), *cells])
+    about = (
+        "Heads that differ in their seed alone: the mean of the seeds ± the standard deviation over seeds [95 % "
+        "bootstrap interval over images of that mean, image by image]. Below they are one.\n\n"
+    )
+    return "\n## Several seeds\n\n" + about + "".join(f"| {' | '.join(line)} |\n" for line in lines)
+
+
+def reach_table(comparison: Comparison) -> str:
+    """How much of what is possible every explainer reaches by every metric; nothing without the oracle."""
+    if not comparison.reach:
+        return ""
+    own = comparison.measured[ORACLE]
+    parameters = inspect.signature(METHODS[ORACLE]).parameters
+    chosen = own.explainer.get("method_options", {})
+    fill, grid = (chosen.get(name, parameters[name].default) for name in ("fill", "grid"))
+    cells = grid if isinstance(grid, str) else " × ".join(map(str, grid))
+    about = (
+        f"0 % is what random maps get, 100 % the best order that a search found (`{ORACLE}`: cells {cells}, fill "
+        f"{fill}, {own.forward_passes_per_image:g} passes an image), on the first {comparison.reach[0].num_images} "
+        "images. It was searched for AUC-D with these cells and this fill; by anything else a map may reach more.\n\n"
+    )
+    metrics = {one.metric: comparison.number(one.metric, one.key).heading_of(one.key) for one in comparison.reach}
+    lines = [["explainer", *metrics.values()], ["---"] + ["---:"] * len(metrics)]
+    percents = {(one.explainer, one.metric): one.percent for one in comparison.reach}
+    for name in dict.fromkeys(one.explainer for one in comparison.reach):
+        found = [percents.get((name, metric)) for metric in metrics]
+        lines.append([name, *("" if percent is None else f"{percent:.0f} %" for percent in found)])
+    return "\n## How much of what is possible\n\n" + about + "".join(f"| {' | '.join(line)} |\n" for line in lines)
 
 
 def standings_tables(comparison: Comparison) -> str:
@@ -170,6 +219,8 @@ def _write_tables(folder: Path, comparison: Comparison, command: Sequence[str] |
     )
     lines.append(_agreement_lines(comparison))
     lines.append(markdown_table(comparison))
+    lines.append(seeds_table(comparison))
+    lines.append(reach_table(comparison))
     lines.append(standings_tables(comparison))
     protocols: dict[str, Any] = {}
     for result in comparison.measured.values():

@@ -273,6 +273,69 @@ class Agreement:
 
 
 @dataclass
+class SeedSpread:
+    """
+    One number of heads that differ in their seed alone: two sources of spread, which are not to be mixed.
+
+    Args:
+        metric, key (`str`): The number.
+        name (`str`): What the heads are called together.
+        explainers (`list[str]`): Their own names.
+        mean (`float`): Mean of the heads' numbers.
+        deviation (`float`): Standard deviation of the heads' numbers: what another seed may change.
+        interval (`list[float]`, *optional*): 95 % bootstrap interval over images of the mean of the heads, image by
+            image: what other images may change. `None` where the number has no value per image.
+        num_images (`int`): Images that all of them were measured on.
+    """
+
+    metric: str
+    key: str
+    name: str
+    explainers: list[str]
+    mean: float
+    deviation: float
+    interval: list[float] | None
+    num_images: int
+
+    def to_json(self) -> dict[str, Any]:
+        """A dictionary with a key for every field."""
+        return {one.name: getattr(self, one.name) for one in fields(self)}
+
+    @classmethod
+    def from_json(cls, value: Mapping[str, Any]) -> SeedSpread:
+        """What `to_json` wrote."""
+        return _from_recorded(cls, value)
+
+
+@dataclass
+class Reach:
+    """
+    How much of what is possible an explainer reaches by one number.
+
+    Args:
+        metric, key (`str`): The number.
+        explainer (`str`): The explainer.
+        percent (`float`): 0 is what random maps get and 100 what the oracle gets, both on the same images.
+        num_images (`int`): Those images: the ones that the oracle was measured on.
+    """
+
+    metric: str
+    key: str
+    explainer: str
+    percent: float
+    num_images: int
+
+    def to_json(self) -> dict[str, Any]:
+        """A dictionary with a key for every field."""
+        return _recorded(self, *(one.name for one in fields(self)))
+
+    @classmethod
+    def from_json(cls, value: Mapping[str, Any]) -> Reach:
+        """What `to_json` wrote."""
+        return _from_recorded(cls, value)
+
+
+@dataclass
 class Comparison:
     """
     Several explainers of one classifier on the same images: `results.json`.
@@ -284,7 +347,10 @@ class Comparison:
         num_images (`int`, *optional*): Images that most of them were measured on.
         numbers (`dict[str, tuple[Number, ...]]`): What the metrics say of their numbers, by metric.
         differences (`list[Difference]`): Every two explainers by every number; empty in results of earlier versions.
+            Heads that differ in their seed alone are one explainer here.
         agreement (`list[Agreement]`): Every two metrics, those that agree least first; likewise.
+        seeds (`list[SeedSpread]`): Every number of such heads; empty where there are none.
+        reach (`list[Reach]`): Every explainer by the main number of every metric; empty without the oracle.
     """
 
     explainers: dict[str, ExplainerResult | FailedExplainer]
@@ -297,11 +363,24 @@ class Comparison:
     numbers: dict[str, tuple[Number, ...]] = field(default_factory=dict)
     differences: list[Difference] = field(default_factory=list)
     agreement: list[Agreement] = field(default_factory=list)
+    seeds: list[SeedSpread] = field(default_factory=list)
+    reach: list[Reach] = field(default_factory=list)
 
     @property
     def measured(self) -> dict[str, ExplainerResult]:
         """The explainers that did not fail."""
         return {name: one for name, one in self.explainers.items() if isinstance(one, ExplainerResult)}
+
+    def means(self, metric: str, key: str) -> dict[str, float]:
+        """A number of every explainer that has it; heads that differ in their seed alone are one, by their mean."""
+        spreads = [one for one in self.seeds if (one.metric, one.key) == (metric, key)]
+        one_of = {name: one for one in spreads for name in one.explainers}
+        found: dict[str, float] = {}
+        for name, result in self.measured.items():
+            value = one_of[name].mean if name in one_of else result.value(metric, key)
+            if value is not None:
+                found[one_of[name].name if name in one_of else name] = value
+        return found
 
     def number(self, metric: str, key: str) -> Number:
         """What `key` of a metric's result is."""
@@ -330,7 +409,7 @@ class Comparison:
         numbers = {metric: [number.to_json() for number in own] for metric, own in self.numbers.items()}
         explainers = {name: one.to_json() for name, one in self.explainers.items()}
         found = {"format": FORMAT, "explainers": explainers, **found, "numbers": numbers}
-        for name in ("differences", "agreement"):
+        for name in ("differences", "agreement", "seeds", "reach"):
             if entries := getattr(self, name):
                 found[name] = [one.to_json() for one in entries]
         return found
@@ -356,6 +435,8 @@ class Comparison:
         differences = [Difference.from_json(one) for one in value.get("differences", ())]
         agreement = [Agreement.from_json(one) for one in value.get("agreement", ())]
         made = {"explainers": explainers, "numbers": numbers, "differences": differences, "agreement": agreement}
+        made["seeds"] = [SeedSpread.from_json(one) for one in value.get("seeds", ())]
+        made["reach"] = [Reach.from_json(one) for one in value.get("reach", ())]
         return _from_recorded(cls, value, **made)
 
 

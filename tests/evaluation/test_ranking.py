@@ -4,8 +4,15 @@ import json
 
 import pytest
 
-from hf_explain.evaluation.comparison_report import _agreement_lines, standings_tables
-from hf_explain.evaluation.ranking import metric_agreement, paired_differences
+from hf_explain.evaluation.comparison_report import _agreement_lines, reach_table, seeds_table, standings_tables
+from hf_explain.evaluation.ranking import (
+    is_control,
+    metric_agreement,
+    paired_differences,
+    reached,
+    seed_groups,
+    seed_spreads,
+)
 from hf_explain.evaluation.results import Comparison, ExplainerResult, MetricResult
 from hf_explain.metrics.number import Number
 
@@ -80,3 +87,56 @@ def test_json_and_results_of_earlier_versions():
     del value["differences"], value["agreement"]
     old = Comparison.from_json(value)
     assert old.differences == [] and standings_tables(old) == "" and _agreement_lines(old) == ""
+
+
+def test_seeds_by_hand():
+    settings = {"a": {"x": 1}, "a-seed1": {"x": 1}, "b-seed0": {"x": 1}, "b-seed1": {"x": 2}, "c": {}, "d-seedy": {}}
+    groups = seed_groups(settings)
+    assert groups == {"a (2 seeds)": ["a", "a-seed1"]}  # those of b differ in more than the seed
+    values = {"a": [0.0, 10.0], "a-seed1": [4.0, 14.0], "b": [1.0, 13.0]}
+    columns = {name: {"area/area": own, "area/curve": [[1.0, 0.0]] * 2} for name, own in values.items()}
+    results = {
+        name: ExplainerResult({"area": MetricResult({"area": sum(own) / 2, "other": own[0]})}, num_images=2)
+        for name, own in values.items()
+    }
+    comparison = Comparison(results, numbers={"area": NUMBERS["area"]})
+    comparison.seeds, pooled = seed_spreads(comparison, columns, groups)
+    spread, other = comparison.seeds
+    assert (spread.key, spread.mean, spread.deviation, spread.num_images) == ("area", 7.0, pytest.approx(8**0.5), 2)
+    assert spread.interval == [2.0, 12.0]  # of 2 and 12: the images alone, however far the seeds are apart
+    assert (other.key, other.mean, other.interval) == ("other", 2.0, None)  # it has no value per image
+    assert pooled == {"a (2 seeds)": {"area/area": [2.0, 12.0]}, "b": columns["b"]}
+    (difference,) = comparison.differences = paired_differences(comparison, pooled)
+    assert difference.pair == ("a (2 seeds)", "b") and (difference.difference, difference.is_level) == (0.0, True)
+    assert comparison.means("area", "area") == {"a (2 seeds)": 7.0, "b": 7.0}
+    assert "| a (2 seeds) | 2 | 7.00 ± 2.83 [2.00, 12.00] |" in seeds_table(comparison)
+    assert "| a (2 seeds) | 7.00 |  | b |" in standings_tables(comparison)
+    value = json.loads(json.dumps(comparison.to_json()))
+    assert Comparison.from_json(value).seeds == comparison.seeds
+    assert {"seeds", "reach"}.isdisjoint(Comparison(results).to_json()) and seeds_table(Comparison(results)) == ""
+
+
+def test_reach_by_hand():
+    columns = {
+        "cam": {"area/area": [5.0, 25.0, 99.0], "drop/drop": [4.0, 4.0, 4.0]},
+        "random": {"area/area": [0.0, 10.0, 99.0], "drop/drop": [5.0, 5.0, 5.0]},
+        "oracle": {"area/area": [10.0, 30.0], "drop/drop": [9.0, 9.0]},
+        "few": {"area/area": [1.0], "drop/drop": [1.0]},
+    }
+    results = {
+        name: ExplainerResult(
+            {metric: MetricResult({metric: 1.0}) for metric in NUMBERS},
+            {"explainer": name, "method_options": {"fill": "mean"}},
+            forward_passes_per_image=271.0,
+        )
+        for name in columns
+    }
+    comparison = Comparison(results, numbers=NUMBERS)
+    (found,) = comparison.reach = reached(comparison, columns)  # by the drop the oracle is worse than random maps
+    assert (found.metric, found.explainer, found.percent, found.num_images) == ("area", "cam", 100 * 10 / 15, 2)
+    text = reach_table(comparison)
+    assert "cells 8 × 8, fill mean, 271 passes" in text and "| cam | 67 % |" in text
+    assert Comparison.from_json(json.loads(json.dumps(comparison.to_json()))).reach == comparison.reach
+    assert reached(comparison, {name: own for name, own in columns.items() if name != "oracle"}) == []
+    assert is_control("oracle", results["oracle"]) and not is_control("cam", results["cam"])
+    assert is_control("cam@8x8", ExplainerResult({}, {"explainer": "gradcam", "form": "8x8"}))
