@@ -6,8 +6,9 @@ removed values solve `(D - W) u = 0` given the kept ones: a graph Laplacian, sym
 one pixel is kept. Conjugate gradients with a multigrid V-cycle in front need a handful of steps whatever the size of
 the holes; without it their number grows with the widest hole.
 
-A field holds the values of all channels and masks, `(1, channels * masks, height, width)`. On a CPU it lies in memory
-pixel by pixel (`channels_last`): a stencil is then one depthwise convolution, which reads and writes the field once.
+A field holds the values of all channels and masks, `(channels, masks, height, width)`; what is the same for all
+channels has one of them. On a CPU it lies in memory pixel by pixel (`channels_last`): a stencil is then one depthwise
+convolution, which reads and writes the field once.
 """
 
 from __future__ import annotations
@@ -15,7 +16,6 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
-from functools import partial
 
 import torch
 import torch.nn.functional as F
@@ -30,7 +30,7 @@ _LINEAR = (0.25, 0.75, 0.75, 0.25)  # linear interpolation to twice the size, an
 
 @dataclass
 class _Level:
-    """One grid: 12 times the operator is `diagonal x - neighbours(x)` on `active` cells. Fields, but for `inverse`."""
+    """One grid: 12 times the operator is `diagonal x - neighbours(x)` on `active` cells, of every mask."""
 
     active: torch.Tensor  # 1.0 at unknowns, 0.0 elsewhere
     diagonal: torch.Tensor  # 0.0 where not active
@@ -68,8 +68,7 @@ def solve(images: torch.Tensor, removed: torch.Tensor, tolerance: float, max_ite
         # Around their mean, where sums of float32 are most exact
         levels = _build_levels(torch.addcmul(values, mean, known, value=-1), unknown, known, depth)
         solution = _iterate(levels, tolerance, max_iterations)
-    solution = solution.view(*values.shape) + mean
-    return solution.transpose(0, 1)[..., :height, :width]
+    return solution.add_(mean).transpose(0, 1)[..., :height, :width]
 
 
 def _iterate(levels: list[_Level], tolerance: float, max_iterations: int) -> torch.Tensor:
@@ -120,15 +119,13 @@ def _build_levels(values: torch.Tensor, unknown: torch.Tensor, known: torch.Tens
     and is held by most of what holds its pixels. That is close to the exact coarse operator and rarely softer, so
     V-cycles hardly overshoot and stay positive definite, whatever the shape of the holes.
     """
-    channels = len(values)
     active, held = _field(unknown), _neighbours(_field(known)) * _field(unknown)
-    pull = _neighbours(_field(values.flatten(0, 1)[None])).mul_(_each_channel(active, channels))
+    pull = _neighbours(_field(values)).mul_(active)
     levels = []
     while True:
         diagonal = torch.addcmul(held, _neighbours(active), active)
         smoother = active / torch.where(active > 0, diagonal, 1.0)
-        every = partial(_each_channel, channels=channels)
-        levels.append(_Level(every(active), every(diagonal), every(smoother), pull))
+        levels.append(_Level(active, diagonal, smoother, pull))
         if len(levels) > depth:
             break
         held, pull = (F.avg_pool2d(field, 2).mul_(4 * _HELD) for field in (held, pull))
@@ -153,8 +150,8 @@ def _v_cycle(levels: list[_Level], residual: torch.Tensor) -> torch.Tensor:
     """One symmetric V-cycle from zero: Jacobi, coarse correction, Jacobi."""
     level = levels[0]
     if level.inverse is not None:
-        values = residual.reshape(-1, len(level.inverse), 1, residual.shape[-2] * residual.shape[-1])
-        return _field((values @ level.inverse).view(residual.shape))
+        values = residual.flatten(2).transpose(0, 1) @ level.inverse  # all channels of a mask in one product
+        return _field(values.transpose(0, 1).reshape(residual.shape))
     result = residual * level.smoother
     if len(levels) > 1:
         # What is left of the residual: the diagonal's part of `residual - A result` is 0 after a Jacobi step from 0
@@ -170,15 +167,10 @@ def _negative_operator(level: _Level, field: torch.Tensor) -> torch.Tensor:
 
 
 def _field(values: torch.Tensor) -> torch.Tensor:
-    """`(1, fields, height, width)` as the stencils are fastest on this device."""
+    """A field as the stencils are fastest on this device."""
     if values.device.type == "cpu":
         return values.contiguous(memory_format=torch.channels_last)
     return values.contiguous()
-
-
-def _each_channel(values: torch.Tensor, channels: int) -> torch.Tensor:
-    """One value of a mask for each of its channels."""
-    return _field(torch.cat([values] * channels, dim=1))
 
 
 def _stencil(weights: torch.Tensor, count: int) -> torch.Tensor:
@@ -210,12 +202,12 @@ def _dot(first: torch.Tensor, second: torch.Tensor) -> torch.Tensor:
 
 
 def _over_pixels(reduce: Callable[..., torch.Tensor], field: torch.Tensor) -> torch.Tensor:
-    """`(1, fields, 1, 1)`; of a field that lies pixel by pixel, over rows first: at once takes ten times as long."""
+    """`(channels, masks, 1, 1)`; of a field that lies pixel by pixel, over rows first: at once takes ten times."""
     if field.is_contiguous():
         return reduce(field, (-2, -1), keepdim=True)
-    _, count, height, width = field.shape
-    rows = reduce(field.permute(0, 2, 3, 1).view(height, width * count), 0)
-    return reduce(rows.view(width, count), 0).view(1, count, 1, 1)
+    channels, masks, height, width = field.shape
+    rows = reduce(field.permute(0, 2, 3, 1).view(channels, height, width * masks), 1)
+    return reduce(rows.view(channels, width, masks), 1).view(channels, masks, 1, 1)
 
 
 def _ratio(numerator: torch.Tensor, denominator: torch.Tensor) -> torch.Tensor:
