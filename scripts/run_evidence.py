@@ -2,24 +2,46 @@
 """
 Train every head on every classifier, compare them with the training-free methods, and write one table.
 
-    python scripts/run_evidence.py train    --classifiers resnet=DIR vit=DIR --dataset DATA --output_dir evidence
-    python scripts/run_evidence.py sweep    --classifiers resnet=DIR --heads ttame --vary learning_rate=0.02,0.05 ...
-    python scripts/run_evidence.py evaluate --classifiers resnet=DIR vit=DIR --dataset DATA --output_dir evidence
+    python scripts/run_evidence.py tune     --classifiers resnet=DIR vit=DIR --dataset DATA --output_dir evidence
+    python scripts/run_evidence.py layers   --classifiers resnet=DIR vit=DIR --dataset DATA --output_dir evidence
+    python scripts/run_evidence.py train    ... --tuned
+    python scripts/run_evidence.py evaluate ... --tuned --split test
     python scripts/run_evidence.py table    --output_dir evidence
     python scripts/run_evidence.py summary  --output_dir evidence --numbers comparison/auc_d comparison/road
+    python scripts/run_evidence.py keep     --output_dir evidence --keep_dir model_cards/results
+    python scripts/run_evidence.py cost     --output_dir evidence --examples 1000
+    python scripts/run_evidence.py sweep    --classifiers resnet=DIR --heads ttame --vary head.levels=1,2 ...
 
 It only drives `hf-explain train` and `hf-explain evaluate`. Every run has a directory of its own, with the command,
 the log, the record (settings, seed, versions) and the head: `OUT/CLASSIFIER/HEAD-seedN`, sweeps under
-`OUT/CLASSIFIER/sweep`. What is finished is not done again, and what was killed goes on: start the same command again.
+`OUT/CLASSIFIER/sweep`. What is finished is not done again, and what was killed goes on: start the same command again;
+`--minutes` ends it by itself.
+
+Rules that make the rows fair:
+- `train` is for training and `--split validation` for every choice. `tune`, `layers`, `sweep` and `train` refuse
+  photographs of a test split, by its name and by comparing the photographs. Tables of any others say so.
+- Heads "as published" have their papers' optimiser and schedule, bent to the length of the run, which is the same for
+  all heads (`--training max_steps=N` or `num_train_epochs=N`). `tune` trains each with its own rate times every one of
+  `--factors`, for as many steps, and writes the best by the first metric to `OUT/CLASSIFIER/chosen.json`.
+- `layers` measures every method that reads a layer with each layer, and writes the best of each there, too. With
+  `--tuned`, heads are trained with the chosen rate, and methods stand in a second comparison (`NAME-chosen`) with the
+  chosen layer, beside the literature's default.
+- RISE has 2,000 masks, filled with what the metric removes pixels with, where it knows that fill (black or mean).
+
+`keep` copies the results, without what no table is printed from; `table --output_dir model_cards/results` prints the
+same tables from them.
 """
 
 from __future__ import annotations
 
 import argparse
+import hashlib
 import json
+import re
 import shlex
 import subprocess
 import sys
+import time
 from collections.abc import Iterable, Iterator
 from itertools import product
 from pathlib import Path
@@ -27,11 +49,14 @@ from statistics import mean, stdev
 from typing import Any
 
 from hf_explain.classifiers.frozen_classifier import FrozenClassifier
+from hf_explain.evaluation.comparison_report import standings_tables
 from hf_explain.evaluation.results import Column, Comparison, ExplainerResult
-from hf_explain.io.files import RECORD_FILE, write_atomically
+from hf_explain.io.datasets import cell_content, leave_encoded, load_image_dataset, resolve_columns
+from hf_explain.io.files import RECORD_FILE, read_json_file, write_atomically, write_json_file
 from hf_explain.metrics import metric_numbers, names
 from hf_explain.registry import CONTROLS, METHODS, SLOW_METHODS, methods_for
 from hf_explain.tensors.perturbation import FILLS
+from hf_explain.training.arguments import ExplainerTrainingArguments
 
 
 Head = tuple[str, str | None, dict[str, Any]]  # kind, preset, fields of its config
@@ -41,8 +66,9 @@ HEADS: dict[str, Head] = {
     "lcam-fm": ("lcam", None, {"variant": "fm"}),
     "lcam-img": ("lcam", None, {"variant": "img"}),
     "ttame": ("ttame", None, {}),
+    "scan": ("scan", None, {}),
     # two doublings, then a bilinear resize: full resolution costs many times more and the target has no fine detail
-    "scan": ("scan", None, {"levels": 2}),
+    "scan-small": ("scan", None, {"levels": 2}),
     # ours: whole positions, by their contribution
     "scan-contribution": ("scan", "contribution", {}),
     "lcam-img-removal": ("lcam", None, {"variant": "img", "removal_weight": 1.0}),
@@ -60,11 +86,36 @@ HEADS: dict[str, Head] = {
     "ttame-ranking-contrast": ("ttame", "ranking", {"mask_fills": None, "mask_space": "pixel"}),
     "ttame-ranking-contrast-fills": ("ttame", "ranking", {}),
 }
-# What a head's authors train with, where it is not the command's default
+# What a head's authors train with, where it is not the command's default. `lr_decay_in_all`: what is left of the rate
+# at the end of an exponential schedule of any length.
+_LCAM = {
+    "optimizer": "sgd", "learning_rate": 1e-4, "lr_scheduler": "exponential", "lr_decay_in_all": 0.95**25,
+    "weight_decay": 0.0,
+}  # fmt: skip
+_SCAN = {"optimizer": "adam", "learning_rate": 1e-3, "lr_scheduler": "constant", "weight_decay": 0.0}
 TRAINING: dict[str, dict[str, Any]] = {
-    "scan": {"optimizer": "adam", "learning_rate": 1e-3, "lr_scheduler": "constant", "weight_decay": 0.0},
+    "lcam-fm": _LCAM,
+    "lcam-img": _LCAM,
+    "ttame": {"optimizer": "sgd", "learning_rate": 1e-3, "lr_scheduler": "onecycle", "weight_decay": 5e-4},
+    "scan": {**_SCAN, "target": "label"},  # in training, its gradients are of the true class
+    "scan-small": _SCAN,
     # ours: the same, warmed up and annealed
     "scan-contribution": {"optimizer": "adam", "learning_rate": 1e-3, "weight_decay": 0.0},
+}
+# What a method is measured with where nobody asks for something else
+METHOD_OPTIONS: dict[str, dict[str, Any]] = {"rise": {"num_masks": 2000}}
+# What a removed pixel becomes, as RISE's `mask_space` calls it
+RISE_FILLS = {"black": "pixel", "mean": "normalized"}
+# Methods that read one layer, which may be any
+LAYERED = ("gradcam", "gradcam++", "xgradcam", "layercam", "hirescam", "eigencam", "ablationcam", "scorecam")
+# What a row computes where its name does not say it
+NOTES = {
+    "hirescam": "HiResCAM of a layer that is read through a LayerNorm alone (all stages of ConvNeXt but the last, the "
+    "layer before the last block of ViT and DeiT) is gradient times normalised output: before the norm it sums to 0.",
+    "gradcam": "A Grad-CAM without any positive value keeps its negative ones: they are ranked, not set to 0.",
+    "rise": "RISE fills its masks with black where `mask_space` does not say otherwise.",
+    "scan": "SCAN decodes to full resolution, as in the paper; its paper reduces maps to the grid before it measures "
+    "(`--metric_option auc_d.grid_size=7`).",
 }
 # What a row is called where readers choose
 TITLES = {
@@ -78,9 +129,12 @@ TITLES = {
     "lcam-img-removal": "L-CAM-Img, removal term",
     "lcam-fm": "L-CAM-Fm as published",
     "scan": "SCAN as published",
+    "scan-small": "SCAN, two levels",
     "scan-contribution": "SCAN, contribution (ours)",
 }
-COMPARISON = "results.json"
+COMPARISON, CHOSEN = "results.json", "chosen.json"
+MOST_KEPT = 1_000_000  # bytes
+MOST_COMPARED = 50_000  # photographs
 SCRIPT = "run.sh"
 # The numbers in the tables, in this order; what they are called and how exact they are stands with their metrics
 SHOWN = (
@@ -130,14 +184,25 @@ def command(entry_point: str, words: list[str]) -> str:
     return shlex.join(["hf-explain", entry_point, *words]) + "\n"
 
 
-def run(entry_point: str, words: list[str], directory: Path) -> bool:
+class TimeIsUp(Exception):
+    """`--minutes` are over."""
+
+
+def run(entry_point: str, words: list[str], directory: Path, deadline: float | None) -> bool:
     """Start an entry point in `directory`; its command and log stay there."""
+    left = None if deadline is None else deadline - time.monotonic()
+    if left is not None and left <= 0:
+        raise TimeIsUp
     directory.mkdir(parents=True, exist_ok=True)
     write_atomically(directory / SCRIPT, command(entry_point, words).encode())
     print(f"== {directory}: hf-explain {entry_point} ...", flush=True)
     with open(directory / "run.log", "ab") as log:
         code = f"import sys; from hf_explain.cli import main; sys.exit(main({[entry_point, *words]!r}))"
-        status = subprocess.run([sys.executable, "-c", code], stdout=log, stderr=subprocess.STDOUT).returncode
+        try:
+            command_line = [sys.executable, "-c", code]
+            status = subprocess.run(command_line, stdout=log, stderr=subprocess.STDOUT, timeout=left).returncode
+        except subprocess.TimeoutExpired:
+            raise TimeIsUp from None
     if status != 0:
         last = (directory / "run.log").read_text(errors="replace").strip().splitlines()[-1:]
         print(f"   failed ({status}): {last[0] if last else 'no output'}", flush=True)
@@ -149,7 +214,7 @@ def train(directory: Path, head: Head, training: dict[str, Any], classifier: str
         return True
     words = train_command(head, training, classifier, args)
     words += ["--output_dir", str(directory), "--resume_from_checkpoint", "last", "--no_progress"]
-    return run("train", words, directory)
+    return run("train", words, directory, args.deadline)
 
 
 def heads(args) -> Iterator[tuple[str, Head, dict[str, Any]]]:
@@ -158,7 +223,11 @@ def heads(args) -> Iterator[tuple[str, Head, dict[str, Any]]]:
     common = {name: parse(value) for name, value in pairs(args.training, "training").items()}
     for name in args.heads:
         kind, preset, fields = HEADS[name]
-        yield name, (kind, preset, {**fields, **fields_for_all}), {**TRAINING.get(name, {}), **common}
+        training = {**TRAINING.get(name, {}), **common}
+        if "lr_decay_in_all" in training:
+            epochs = training.get("num_train_epochs", ExplainerTrainingArguments.num_train_epochs)
+            training["lr_decay"] = training.pop("lr_decay_in_all") ** (1 / (1 if "max_steps" in training else epochs))
+        yield name, (kind, preset, {**fields, **fields_for_all}), training
 
 
 def train_all(args) -> bool:
@@ -167,7 +236,131 @@ def train_all(args) -> bool:
         for name, head, training in heads(args):
             for family, classifier in args.classifiers.items():
                 directory = args.output_dir / family / f"{name}-seed{seed}"
-                good &= train(directory, head, {**training, "seed": seed}, classifier, args)
+                tuned = {"learning_rate": chosen(args, family)["heads"][name]["best"]} if args.tuned else {}
+                good &= train(directory, head, {**training, **tuned, "seed": seed}, classifier, args)
+    return good
+
+
+# ----------------------------------------------------------------------------------------------------------- choosing
+
+
+def refuse_test(args, split: str) -> None:
+    """Nothing is trained on or chosen by photographs that tables are made of."""
+    base, path = split.partition("[")[0], Path(args.dataset)
+    for name in (base, path.stem if path.suffix else ""):
+        if re.fullmatch("test([-_.].*)?", name.lower()):
+            raise SystemExit(
+                f"error: `{args.stage}` on {name!r}: test photographs are for the tables of `evaluate` alone; "
+                "train on `train` and choose on `validation`."
+            )
+    own = _photographs(args.dataset, split)
+    for name in ("test", f"test{path.suffix}"):
+        # one file is one split, whatever its name says: its test photographs are in the file beside it
+        source = path.with_name(name) if path.suffix else args.dataset
+        if args.test_dataset is None and path.suffix and not Path(source).exists():
+            continue
+        if shared := own & _photographs(args.test_dataset or source, "test"):
+            raise SystemExit(
+                f"error: `{args.stage}` on {split!r} of {args.dataset!r}: {len(shared)} of its photographs are test "
+                "photographs, which are for the tables of `evaluate` alone."
+            )
+
+
+def _photographs(source: str | Path, split: str) -> set[bytes]:
+    """What tells the photographs of a split; nothing where there is no such split, or it is too large to read."""
+    try:
+        data = load_image_dataset(source, split)
+    except (FileNotFoundError, ValueError):
+        if split != "test":
+            raise
+        return set()
+    if len(data) > MOST_COMPARED:
+        print(f"{source}: {len(data)} photographs are not compared with the test photographs one by one", flush=True)
+        return set()
+    image, _ = resolve_columns(data)
+    rows = leave_encoded(data.select_columns([image]), [image])
+    return {hashlib.sha256(cell_content(row[image])).digest() for row in rows}
+
+
+def chosen(args, family: str) -> dict[str, dict[str, Any]]:
+    """What `tune` and `layers` have chosen for a classifier."""
+    file = args.output_dir / family / CHOSEN
+    return {"heads": {}, "layers": {}, **(read_json_file(file) if file.is_file() else {})}
+
+
+def choose(
+    args, family: str, kind: str, name: str, tried: dict[str, tuple[Any, float]], column: Column, **more: Any
+) -> Any:
+    """The best of what was tried; it is kept, with how it was found."""
+    higher = bool(column.number.higher_is_better)
+    best = (max if higher else min)(tried.values(), key=lambda one: one[1])[0]
+    budget = {"dataset": Path(args.dataset).name, "split": args.split, "images": args.examples, "trials": len(tried)}
+    scores = {label: round(score, 4) for label, (_, score) in tried.items()}
+    found = chosen(args, family)
+    found[kind][name] = {"best": best, "by": column.key, "scores": scores, "budget": budget, **more}
+    write_json_file(args.output_dir / family / CHOSEN, found)
+    print(f"{family}, {name}: {best} ({column.key} {scores})", flush=True)
+    return best
+
+
+def main_column(comparison: Comparison) -> Column:
+    return next(column for column in comparison.columns() if column.number.higher_is_better is not None)
+
+
+def tune(args) -> bool:
+    """The learning rate of every head: its own times each of `--factors`, the best on `--split`."""
+    good = True
+    for family, classifier in args.classifiers.items():
+        for name, head, training in heads(args):
+            own = training.get("learning_rate", ExplainerTrainingArguments.learning_rate)
+            rates = [float(f"{own * factor:.3g}") for factor in args.factors]
+            directory, done = sweep_head(family, classifier, name, head, training, {"learning_rate": rates}, args)
+            good &= done
+            if not (directory / COMPARISON).is_file():
+                continue
+            comparison = read_comparison(directory / COMPARISON)
+            column, rows = main_column(comparison), by_explainer(comparison)
+            tried = {}
+            for rate in rates:
+                if (row := f"{name}-learning_rate_{rate}") in rows:
+                    tried[str(rate)] = rate, mean(values(rows[row], column))
+            if not tried:
+                continue
+            best = choose(args, family, "heads", name, tried, column, training={**training, "seeds": args.seeds})
+            if best in (min(rates), max(rates)):
+                print("   the best rate is the smallest or largest one tried: other --factors may find a better one")
+    return good
+
+
+def candidate_layers(classifier: FrozenClassifier) -> list[str]:
+    """By the same rule for all methods: stages and blocks, which are what stands in a list, and the default."""
+    names = [name for name in classifier.layer_names if "." not in name or name.rpartition(".")[2].isdigit()]
+    return list(dict.fromkeys([*names, classifier.default_layer]))
+
+
+def layers(args) -> bool:
+    """The layer of every method that reads one: each layer, the best on `--split`."""
+    good = True
+    for family, name_or_path in args.classifiers.items():
+        classifier = FrozenClassifier.from_pretrained(name_or_path)
+        methods = [name for name in args.methods if name in LAYERED]
+        tried: dict[str, dict[str, tuple[Any, float]]] = {name: {} for name in methods}
+        own = argparse.Namespace(**{**vars(args), "methods": methods, "sanity": False})
+        for layer in candidate_layers(classifier):
+            own.method_option = [*args.method_option, *(f"{name}.layer={layer}" for name in methods)]
+            directory = args.output_dir / family / "layers" / layer
+            compare(name_or_path, {}, directory, own)  # what does not reach the logits from there fails, and is no row
+            if not (directory / COMPARISON).is_file():
+                good = False
+                continue
+            comparison = read_comparison(directory / COMPARISON)
+            column = main_column(comparison)
+            for name in methods:
+                if name in comparison.measured:
+                    tried[name][layer] = layer, values([comparison.measured[name]], column)[0]
+        for name, found in tried.items():
+            if found:
+                choose(args, family, "layers", name, found, column, default=classifier.default_layer)
     return good
 
 
@@ -176,26 +369,52 @@ def sweep(args) -> bool:
     axes = {name: [parse(value) for value in values.split(",")] for name, values in pairs(args.vary, "vary").items()}
     good = True
     for family, classifier in args.classifiers.items():
-        for name, (kind, preset, fields), training in heads(args):
-            root = args.output_dir / family / "sweep"
-            trained = {}
-            for values in product(*axes.values()):
-                chosen = dict(zip(axes, values, strict=True))
-                options, settings = dict(fields), dict(training)
-                for key, value in chosen.items():
-                    owner, _, field = key.rpartition(".")
-                    (options if owner == "head" else settings)[field] = value
-                for seed in args.seeds:
-                    settings["seed"] = seed
-                    label = "-".join([name, *(f"{key.rpartition('.')[2]}_{value}" for key, value in chosen.items())])
-                    directory = root / f"{label}-seed{seed}"
-                    if train(directory, (kind, preset, options), settings, classifier, args):
-                        trained[directory.name] = directory
-                    else:
-                        good = False
-            varied = [key.rpartition(".")[2] for key in axes]
-            good &= compare(classifier, trained, root / "-".join(["comparison", name, *varied]), args)
+        for name, head, training in heads(args):
+            good &= sweep_head(family, classifier, name, head, training, axes, args)[1]
     return good
+
+
+def sweep_head(
+    family: str, classifier: str, name: str, head: Head, training: dict[str, Any], axes: dict[str, list], args
+) -> tuple[Path, bool]:
+    """One head with every combination of values: where they are compared, and whether all went well."""
+    root, good = args.output_dir / family / "sweep", True
+    kind, preset, fields = head
+    trained = {}
+    for values in product(*axes.values()):
+        combined = dict(zip(axes, values, strict=True))
+        options, settings = dict(fields), dict(training)
+        for key, value in combined.items():
+            owner, _, field = key.rpartition(".")
+            (options if owner == "head" else settings)[field] = value
+        label = "-".join([name, *(f"{key.rpartition('.')[2]}_{value}" for key, value in combined.items())])
+        for seed in args.seeds:
+            directory = root / f"{label}-seed{seed}"
+            if train(directory, (kind, preset, options), {**settings, "seed": seed}, classifier, args):
+                trained[directory.name] = directory
+            else:
+                good = False
+    directory = root / "-".join(["comparison", name, *(key.rpartition(".")[2] for key in axes)])
+    return directory, compare(classifier, trained, directory, args) and good
+
+
+# ---------------------------------------------------------------------------------------------------------- measuring
+
+
+def method_options(methods: list[str], args) -> list[str]:
+    """What `--method_option` asks for and, where it does not, what is fair."""
+    given = [option for option in args.method_option if option.partition(".")[0] in methods]
+    own = {name: dict(options) for name, options in METHOD_OPTIONS.items() if name in methods}
+    fills = [option.partition("=")[2] for option in args.metric_option if option.partition("=")[0].endswith(".fill")]
+    if "rise" in own and len(set(fills)) == 1 and fills[0] in RISE_FILLS:
+        own["rise"]["mask_space"] = RISE_FILLS[fills[0]]
+    asked = {option.partition("=")[0] for option in given}
+    return given + [
+        f"{name}.{key}={value}"
+        for name, options in own.items()
+        for key, value in options.items()
+        if f"{name}.{key}" not in asked
+    ]
 
 
 def compare(classifier: str, trained: dict[str, Path], directory: Path, args) -> bool:
@@ -207,9 +426,8 @@ def compare(classifier: str, trained: dict[str, Path], directory: Path, args) ->
     slow = [name for name in methods if name in args.slow_methods]
     if slow:
         words += ["--slow", ",".join(slow), "--slow_examples", str(args.slow_examples)]
-    for option in args.method_option:
-        if option.partition(".")[0] in methods:
-            words += ["--method_option", option]
+    for option in method_options(methods, args):
+        words += ["--method_option", option]
     for option in args.metric_option:
         words += ["--metric_option", option]
     words += ["--sanity"] * args.sanity + ["--batch_size", str(args.batch_size), "--output_dir", str(directory)]
@@ -219,7 +437,8 @@ def compare(classifier: str, trained: dict[str, Path], directory: Path, args) ->
         comparison = read_comparison(directory / COMPARISON)
         if comparison.measured.keys() == comparison.explainers.keys():
             return True
-    return run("evaluate", words, directory)  # what it has measured of this comparison, it does not measure again
+    # what it has measured of this comparison, it does not measure again
+    return run("evaluate", words, directory, args.deadline)
 
 
 def evaluate_all(args) -> bool:
@@ -232,13 +451,23 @@ def evaluate_all(args) -> bool:
                 # the first one stands for the head, on its card too
                 found[f"{name}-seed{seed}" if name in found else name] = directory
         good &= compare(classifier, found, args.output_dir / family / args.comparison, args)
+        layer_of = {name: one["best"] for name, one in chosen(args, family)["layers"].items() if name in args.methods}
+        if args.tuned and layer_of:
+            own = argparse.Namespace(**vars(args))
+            own.methods = list(layer_of)
+            own.method_option = [*args.method_option, *(f"{name}.layer={layer}" for name, layer in layer_of.items())]
+            good &= compare(classifier, {}, args.output_dir / family / f"{args.comparison}-chosen", own)
     return good
+
+
+# ------------------------------------------------------------------------------------------------------------- tables
 
 
 def table(args) -> bool:
     """`table.md`: per comparison, every explainer; several seeds of a head as mean ± standard deviation."""
     lines: list[str] = []
     directions: dict[str, bool | None] = {}
+    notes: dict[str, None] = {}
     for file in sorted(args.output_dir.glob(f"*/{args.comparison}/{COMPARISON}")):
         comparison = read_comparison(file)
         rows = by_explainer(comparison)
@@ -249,15 +478,19 @@ def table(args) -> bool:
             continue
         directions |= {one.number.heading or one.number.name: one.number.higher_is_better for one in columns}
         lines += [f"\n### {file.parent.parent.name}, {file.parent.name}: {comparison.classifier['id']}\n"]
+        lines.append(f"{photographs_of(comparison)}\n")
+        notes |= dict.fromkeys(name.partition("@")[0] for name in rows)
         headings = [column.number.heading_of(column.key) for column in columns]
         lines += ["| explainer | images | " + " | ".join([*headings, "ms/image", "passes"]) + " |"]
         lines += ["|---" + "|---:" * (len(headings) + 3) + "|"]
         for name, results in sorted(rows.items(), key=lambda row: -mean(values(row[1], columns[0]))):
-            cells = [name, str(results[0].num_images)]
+            cells = [row_name(name, results), str(results[0].num_images)]
             cells += [spread(values(results, column), column.number.decimals) for column in columns]
             cells.append(f"{1000 * mean(one.seconds_per_image for one in results):.1f}")
             cells.append(f"{results[0].forward_passes_per_image:g}")
             lines.append(f"| {' | '.join(cells)} |")
+        if args.standings and (standings := standings_tables(comparison)):
+            lines.append(standings)
     if not lines:
         raise SystemExit(f"error: --output_dir {str(args.output_dir)!r} has no comparison; run `evaluate` first.")
     better = {"Higher": [], "Lower": []}
@@ -269,8 +502,64 @@ def table(args) -> bool:
         + "Several seeds: mean ± standard deviation. ms/image and passes: of the explanation alone. Printed by "
         "`scripts/run_evidence.py table`."
     )
+    lines += [f"\n{note}" for name, note in NOTES.items() if name in notes]
     write_atomically(args.output_dir / "table.md", "\n".join([legend, *lines]).encode() + b"\n")
     print((args.output_dir / "table.md").read_text())
+    return True
+
+
+def photographs_of(comparison: Comparison) -> str:
+    """Which photographs a comparison is of, and whether it may be reported."""
+    name, split = comparison.dataset.get("name") or "unnamed", str(comparison.dataset.get("split") or "unnamed")
+    told = f"Photographs: {name}, split `{split}`"
+    reported = split.partition("[")[0] == "test"
+    return f"{told}." if reported else f"{told}: **for choosing, not for reporting; these are no test photographs.**"
+
+
+def row_name(name: str, results: list[ExplainerResult]) -> str:
+    """A method's row with the options that differ from its own: with others it is another explainer."""
+    options = results[0].explainer.get("method_options") or {}
+    told = ", ".join(f"{key} {value}" for key, value in options.items() if key != "seed")
+    return f"{name} ({told})" if told else name
+
+
+def keep(args) -> bool:
+    """`results.json` of every comparison below `--keep_dir`, without what no table is printed from."""
+    found = sorted(args.output_dir.glob(f"*/{args.comparison}/{COMPARISON}"))
+    for file in found:
+        value = json.loads(file.read_text())
+        main = {}  # differences by other numbers are most of a file, and no table has them
+        for column in read_comparison(file).columns():
+            if column.number.higher_is_better is not None:
+                main.setdefault(column.metric, column.key)
+        kept = [one for one in value.get("differences", ()) if main.get(one["metric"]) == one["key"]]
+        value = {**value, "differences": kept}
+        content = (json.dumps(value, separators=(",", ":")) + "\n").encode()
+        if len(content) > MOST_KEPT:
+            raise SystemExit(f"error: {file} has {len(content)} bytes; at most {MOST_KEPT} are kept: compare fewer.")
+        target = args.keep_dir / file.relative_to(args.output_dir)
+        target.parent.mkdir(parents=True, exist_ok=True)
+        write_atomically(target, content)
+        print(f"{target}: {len(content)} bytes")
+    if not found:
+        raise SystemExit(f"error: --output_dir {str(args.output_dir)!r} has no comparison; run `evaluate` first.")
+    return True
+
+
+def cost(args) -> bool:
+    """What the comparisons would take for `--examples` photographs, by the seconds that they took."""
+    lines, total = ["| classifier | comparison | explainer | s/photograph | photographs | hours |"], 0.0
+    lines.append("|---|---|---|---:|---:|---:|")
+    for file in sorted(args.output_dir.glob(f"*/{args.comparison}/{COMPARISON}")):
+        for name, result in read_comparison(file).measured.items():
+            seconds = [result.seconds_per_image, *(one.seconds_per_image for one in result.metrics.values())]
+            each = sum(one for one in seconds if one is not None)
+            count = min(args.examples, args.slow_examples if name in args.slow_methods else args.examples)
+            total += each * count / 3600
+            place = f"{file.parent.parent.name} | {file.parent.name} | {name}"
+            lines.append(f"| {place} | {each:.3f} | {count} | {each * count / 3600:.2f} |")
+    lines.append(f"| all | | | | | {total:.2f} |")
+    print("\n".join(lines))
     return True
 
 
@@ -367,15 +656,22 @@ def passes(costs: list[tuple[float, float]]) -> str:
     return both + " + tail" * any(tail for _, tail in costs)
 
 
+STAGES = {
+    "train": train_all, "sweep": sweep, "tune": tune, "layers": layers, "evaluate": evaluate_all,
+    "table": table, "summary": summary, "keep": keep, "cost": cost,
+}  # fmt: skip
+_READING = ("table", "summary", "keep", "cost")  # stages that read what is there
+
+
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("stage", choices=("train", "sweep", "evaluate", "table", "summary"))
+    parser.add_argument("stage", choices=STAGES)
     parser.add_argument(
         "--classifiers", nargs="+", default=[], metavar="NAME=DIR", help="name and directory or Hub id"
     )
     parser.add_argument("--dataset", help="images: `train` is trained on, `--split` is measured on")
     parser.add_argument("--output_dir", type=Path, required=True)
-    parser.add_argument("--heads", nargs="+", default=list(HEADS), choices=HEADS, help="default: all")
+    parser.add_argument("--heads", nargs="*", default=list(HEADS), choices=HEADS, help="default: all")
     parser.add_argument("--seeds", nargs="+", type=int, default=[0])
     parser.add_argument(
         "--training", nargs="+", default=[], metavar="NAME=VALUE", help="settings of `hf-explain train`, for all heads"
@@ -413,6 +709,14 @@ def main() -> int:
     )
     parser.add_argument("--explainers", nargs="+", default=[], metavar="NAME", help="summary: its rows (default: all)")
     parser.add_argument("--intervals", action="store_true", help="summary: 95 %% intervals of the first number")
+    parser.add_argument("--standings", action="store_true", help="table: who is ahead of whom, too")
+    parser.add_argument("--keep_dir", type=Path, default=Path("model_cards/results"), help="(default: %(default)s)")
+    parser.add_argument(
+        "--factors", nargs="+", type=float, default=[0.1, 0.3, 1, 3, 10, 30, 100], help="tune: of a head's own rate"
+    )
+    parser.add_argument("--tuned", action="store_true", help="train, evaluate: with what tune and layers have chosen")
+    parser.add_argument("--test_dataset", help="test photographs, where they are not those of --dataset")
+    parser.add_argument("--minutes", type=float, help="stop after this time; the same command goes on")
     parser.add_argument("--sanity", action="store_true", help="also run the sanity checks")
     parser.add_argument("--batch_size", type=int, default=8)
     args = parser.parse_args()
@@ -421,13 +725,24 @@ def main() -> int:
         [entry if "=" in entry or args.stage != "summary" else f"{entry}={entry}" for entry in args.classifiers],
         "classifiers",
     )
-    if args.stage not in ("table", "summary") and not (args.classifiers and args.dataset):
+    if args.stage not in _READING and not (args.classifiers and args.dataset):
         parser.error(f"{args.stage} needs --classifiers and --dataset")
     if args.stage == "sweep" and not args.vary:
         parser.error("sweep needs --vary")
     args.methods = [name for name in args.methods if name not in CONTROLS]
-    stages = {"train": train_all, "sweep": sweep, "evaluate": evaluate_all, "table": table, "summary": summary}
-    return 0 if stages[args.stage](args) else 1
+    args.deadline = None if args.minutes is None else time.monotonic() + 60 * args.minutes
+    for split in {"train": ["train"], "sweep": ["train", args.split], "tune": ["train", args.split]}.get(
+        args.stage, [args.split] if args.stage == "layers" else []
+    ):
+        refuse_test(args, split)
+    for family in args.classifiers if args.stage == "train" and args.tuned else ():
+        if missing := [name for name in args.heads if name not in chosen(args, family)["heads"]]:
+            parser.error(f"--tuned: no rate was chosen for {missing[0]} on {family}; run `tune` first")
+    try:
+        return 0 if STAGES[args.stage](args) else 1
+    except TimeIsUp:
+        print(f"--minutes {args.minutes:g} are over; start the same command again and it goes on")
+        return 3
 
 
 if __name__ == "__main__":

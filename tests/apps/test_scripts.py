@@ -75,14 +75,18 @@ def evidence(monkeypatch, tmp_path):
     """`scripts/run_evidence.py` as a function of its arguments; what it starts runs in this process."""
     script, started = load_script("run_evidence"), []
 
-    def run(command, stdout, stderr):
+    def run(command, stdout, stderr, timeout):
         started.append(command[-1])
         try:
             exec(command[-1], {})  # noqa: S102  the program of `python -c`
         except SystemExit as end:
             return subprocess.CompletedProcess(command, end.code)
 
-    monkeypatch.setattr(script, "subprocess", SimpleNamespace(run=run, STDOUT=subprocess.STDOUT))
+    monkeypatch.setattr(
+        script,
+        "subprocess",
+        SimpleNamespace(run=run, STDOUT=subprocess.STDOUT, TimeoutExpired=subprocess.TimeoutExpired),
+    )
     # they take as long as all the rest, and a comparison's own tests look at them
     monkeypatch.setattr("hf_explain.evaluation.comparison_report._write_charts", lambda *files: None)
     save_classifier("resnet", tmp_path / "classifier")
@@ -91,7 +95,7 @@ def evidence(monkeypatch, tmp_path):
     def call(stage, *more):
         started.clear()
         argv = [stage, "--output_dir", str(tmp_path / "out")]
-        if stage not in ("table", "summary"):
+        if stage not in ("table", "summary", "keep", "cost"):
             argv += ["--classifiers", f"resnet={tmp_path / 'classifier'}", "--methods", "gradcam", "rollout"]
             argv += ["--dataset", str(tmp_path / "train.parquet"), "--split", "train", "--examples", "4", "--training"]
             argv += ["max_steps=1", "per_device_batch_size=2", "dataloader_num_workers=0", "use_cpu=true"]
@@ -102,27 +106,27 @@ def evidence(monkeypatch, tmp_path):
 
 
 def test_evidence_is_trained_measured_and_tabled_once(evidence, tmp_path, capsys):
-    heads = ("--heads", "lcam-img", "scan", "--seeds", "0", "1")
+    heads = ("--heads", "lcam-img", "scan-small", "--seeds", "0", "1")
     status, started = evidence("train", *heads)
     assert status == 0 and len(started) == 4
-    record = json.loads((tmp_path / "out/resnet/scan-seed1/training_record.json").read_text())
+    record = json.loads((tmp_path / "out/resnet/scan-small-seed1/training_record.json").read_text())
     assert record["arguments"]["optimizer"] == "adam" and record["arguments"]["seed"] == 1
-    assert (tmp_path / "out/resnet/scan-seed1/run.sh").read_text().startswith("hf-explain train --classifier")
+    assert (tmp_path / "out/resnet/scan-small-seed1/run.sh").read_text().startswith("hf-explain train --classifier")
     assert evidence("train", *heads) == (0, [])  # what is finished is not done again
     results = tmp_path / "out/resnet/comparison/results.json"
     assert evidence("evaluate", *heads[:4], "0")[0] == 0
     one = json.loads(results.read_text())["explainers"]
     assert evidence("evaluate", *heads)[0] == 0  # a seed more: what was measured is not measured again
     two = json.loads(results.read_text())["explainers"]
-    assert set(two) - set(one) == {"lcam-img-seed1", "scan-seed1"}
+    assert set(two) - set(one) == {"lcam-img-seed1", "scan-small-seed1"}
     assert two["gradcam"] == one["gradcam"]
     assert evidence("evaluate", *heads) == (0, [])
     assert evidence("table")[0] == 0
     table = (tmp_path / "out/table.md").read_text()
     assert table in capsys.readouterr().out
     lines = {line.split(" | ")[0].strip("| "): line for line in table.splitlines()}
-    assert {"lcam-img", "scan", "gradcam", "random", "centre"} <= set(lines)
-    assert "±" in lines["scan"] and "±" not in lines["gradcam"]
+    assert {"lcam-img", "scan-small", "gradcam", "random", "centre"} <= set(lines)
+    assert "±" in lines["scan-small"] and "±" not in lines["gradcam"]
     blurred = ("--metrics", "auc_d", "--metric_option", "auc_d.fill=blur", "--seeds", "0")
     assert evidence("evaluate", *heads[:3], "--comparison", "comparison-blur", *blurred)[0] == 0
     results = json.loads((tmp_path / "out/resnet/comparison-blur/results.json").read_text())
@@ -209,6 +213,81 @@ def test_evidence_sweep_compares_every_combination(evidence, tmp_path, capsys):
     assert config["regularize"] == "own"
     assert evidence("sweep", "--heads", "ttame", "--vary", "head.nothing=1")[0] == 1
     assert "failed (1)" in capsys.readouterr().out
+
+
+def test_evidence_chooses_rates_and_layers_and_keeps_how(evidence, tmp_path, capsys):
+    few = ("--metrics", "auc_d", "--examples", "2")
+    tune = ("tune", "--heads", "lcam-img", "--factors", "0.1", "1", "10", *few)
+    status, started = evidence(*tune)
+    assert status == 0 and len(started) == 4  # three rates, one comparison
+    record = next((tmp_path / "out/resnet/sweep").glob("lcam-img-learning_rate_0.001-seed0/training_record.json"))
+    arguments = json.loads(record.read_text())["arguments"]
+    assert (arguments["optimizer"], arguments["lr_scheduler"]) == ("sgd", "exponential")  # as its authors
+    assert arguments["lr_decay"] == pytest.approx(0.95**25)  # all of the papers' decay in the one epoch there is
+    assert evidence(*tune) == (0, [])
+    assert evidence("layers", "--methods", "gradcam", "hirescam", "rise", *few)[0] == 0
+    choices = json.loads((tmp_path / "out/resnet/chosen.json").read_text())
+    rate = choices["heads"]["lcam-img"]
+    assert set(rate["scores"]) == {"1e-05", "0.0001", "0.001"} and rate["by"] == "auc_d"
+    assert rate["scores"][str(rate["best"])] == max(rate["scores"].values())
+    assert rate["budget"] == {"dataset": "train.parquet", "split": "train", "images": 2, "trials": 3}
+    assert rate["training"]["max_steps"] == 1
+    layer = choices["layers"]["hirescam"]
+    assert list(layer["scores"]) == ["stem", "stage1", "stage2", "stage3", "stage4"] and layer["default"] == "stage4"
+    assert layer["scores"][layer["best"]] == max(layer["scores"].values())
+    assert evidence("train", "--heads", "lcam-img", "--tuned")[0] == 0
+    record = json.loads((tmp_path / "out/resnet/lcam-img-seed0/training_record.json").read_text())
+    assert record["arguments"]["learning_rate"] == rate["best"]
+    assert evidence("evaluate", "--heads", "lcam-img", "--tuned", "--methods", "hirescam", *few)[0] == 0
+    assert evidence("table", "--comparison", "comparison*", "--standings")[0] == 0
+    table = (tmp_path / "out/table.md").read_text()
+    assert "| hirescam | 2 |" in table and f"| hirescam (layer {layer['best']}) | 2 |" in table
+    assert "HiResCAM of a layer that is read through a LayerNorm alone" in table and "RISE fills" not in table
+    assert table.count("split `train`: **for choosing, not for reporting; these are no test photographs.**") == 2
+    assert "| explainer | AUC-D | ahead of | level with |" in table
+
+    kept = ("keep", "--comparison", "comparison*", "--keep_dir", str(tmp_path / "kept"))
+    assert evidence(*kept)[0] == 0
+    again = ("--output_dir", str(tmp_path / "kept"), "--comparison", "comparison*", "--standings")
+    assert evidence("table", *again)[0] == 0  # from what is kept, the same bytes
+    assert (tmp_path / "kept/table.md").read_bytes() == (tmp_path / "out/table.md").read_bytes()
+    whole, part = (tmp_path / name / "resnet/comparison/results.json" for name in ("out", "kept"))
+    assert part.stat().st_size < whole.stat().st_size
+    capsys.readouterr()
+    assert evidence("cost", "--examples", "3600", "--slow_examples", "0")[0] == 0
+    result = json.loads(whole.read_text())["explainers"]["hirescam"]
+    each = result["seconds_per_image"] + result["auc_d"]["seconds_per_image"]
+    assert f"| resnet | comparison | hirescam | {each:.3f} | 3600 | {each:.2f} |" in capsys.readouterr().out
+
+
+def test_evidence_is_never_chosen_on_test_photographs(evidence, tmp_path):
+    for words in (("sweep", "--vary", "learning_rate=0.1"), ("tune",), ("layers",)):
+        with pytest.raises(SystemExit, match=f"`{words[0]}` on 'test': test photographs are for the tables"):
+            evidence(*words, "--split", "test[:2]")
+    data, shared = tmp_path / "data", picture_dataset(6)
+    data.mkdir()
+    shared.select([1, 3]).to_parquet(data / "test.parquet")
+    with pytest.raises(SystemExit, match="`tune` on 'test': test photographs are for the tables of `evaluate` alone"):
+        evidence("tune", "--dataset", str(data / "test.parquet"))
+    shared.select([0, 2, 3]).to_parquet(data / "validation.parquet")
+    for source in (data / "validation.parquet", data):  # whatever a file is called, the photographs tell
+        with pytest.raises(SystemExit, match="on 'validation' of .*: 1 of its photographs are test photographs"):
+            evidence("layers", "--dataset", str(source), "--split", "validation")
+    other = ("--dataset", str(tmp_path / "train.parquet"), "--test_dataset", str(data))
+    with pytest.raises(SystemExit, match="`train` on 'train' of .*: 2 of its photographs are test photographs"):
+        evidence("train", *other)
+
+
+def test_evidence_fills_as_it_measures_and_stops_in_time(evidence, tmp_path, capsys):
+    method = ("evaluate", "--heads", "--methods", "rise", "--metrics", "auc_d", "--examples", "1", "--comparison")
+    for fill, options in (("mean", ["mask_space=normalized"]), ("blur", [])):
+        words = (fill, "--metric_option", f"auc_d.fill={fill}", "--method_option", "rise.num_masks=4")
+        assert evidence(*method, *words)[0] == 0
+        command = (tmp_path / f"out/resnet/{fill}/run.sh").read_text()
+        assert [word[5:] for word in command.split() if word.startswith("rise.")] == ["num_masks=4", *options]
+    capsys.readouterr()
+    assert evidence(*method, "late", "--minutes", "0") == (3, [])
+    assert "--minutes 0 are over; start the same command again" in capsys.readouterr().out
 
 
 def test_evidence_says_what_is_wrong(evidence):
