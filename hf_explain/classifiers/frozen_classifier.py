@@ -285,7 +285,7 @@ class FrozenClassifier(nn.Module):
         """
         if self._architecture is not None and self._architecture.channels_last:
             # not the model's own `to`, which refuses models that are quantised or spread over devices
-            nn.Module.to(self.model, memory_format=torch.channels_last)  # type: ignore[call-overload]
+            nn.Module.to(self.model, memory_format=torch.channels_last)  # type: ignore[call-overload,unused-ignore]
 
     # ------------------------------------------------------------------ facts
 
