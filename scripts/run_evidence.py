@@ -54,8 +54,8 @@ from hf_explain.evaluation.results import Column, Comparison, ExplainerResult
 from hf_explain.io.datasets import cell_content, leave_encoded, load_image_dataset, resolve_columns
 from hf_explain.io.files import RECORD_FILE, read_json_file, write_atomically, write_json_file
 from hf_explain.metrics import metric_numbers, names
+from hf_explain.metrics.engine import EVERY_FILL
 from hf_explain.registry import CONTROLS, METHODS, SLOW_METHODS, methods_for
-from hf_explain.tensors.perturbation import FILLS
 from hf_explain.training.arguments import ExplainerTrainingArguments
 
 
@@ -115,7 +115,7 @@ NOTES = {
     "gradcam": "A Grad-CAM without any positive value keeps its negative ones: they are ranked, not set to 0.",
     "rise": "RISE fills its masks with black where `mask_space` does not say otherwise.",
     "scan": "SCAN decodes to full resolution, as in the paper; its paper reduces maps to the grid before it measures "
-    "(`--metric_option auc_d.grid_size=7`).",
+    "(`--metric_option auc_d.grid_size=[7,7]`).",
 }
 # What a row is called where readers choose
 TITLES = {
@@ -140,7 +140,9 @@ SCRIPT = "run.sh"
 SHOWN = (
     "auc_d",
     "auc_d_fills",
-    *(f"auc_d_fill_{fill}" for fill in FILLS),
+    "auc_d_fills_seen",
+    "auc_d_fills_unseen",
+    *(f"auc_d_fill_{fill}" for fill in EVERY_FILL),
     "average_drop",
     "increase_in_confidence",
     "insertion_auc",
@@ -225,9 +227,17 @@ def heads(args) -> Iterator[tuple[str, Head, dict[str, Any]]]:
         kind, preset, fields = HEADS[name]
         training = {**TRAINING.get(name, {}), **common}
         if "lr_decay_in_all" in training:
-            epochs = training.get("num_train_epochs", ExplainerTrainingArguments.num_train_epochs)
-            training["lr_decay"] = training.pop("lr_decay_in_all") ** (1 / (1 if "max_steps" in training else epochs))
+            training["lr_decay"] = training.pop("lr_decay_in_all") ** (1 / num_epochs(training, args))
         yield name, (kind, preset, {**fields, **fields_for_all}), training
+
+
+def num_epochs(training: dict[str, Any], args) -> int:
+    """Passes over the photographs; an exponential schedule has one step after each."""
+    if "max_steps" not in training:
+        return training.get("num_train_epochs", ExplainerTrainingArguments.num_train_epochs)
+    batch = training.get("per_device_batch_size", ExplainerTrainingArguments.per_device_batch_size)
+    per_epoch = max(1, len(load_image_dataset(args.dataset, "train")) // batch)
+    return -(-training["max_steps"] // per_epoch)
 
 
 def train_all(args) -> bool:
@@ -418,11 +428,17 @@ def method_options(methods: list[str], args) -> list[str]:
 
 
 def compare(classifier: str, trained: dict[str, Path], directory: Path, args) -> bool:
-    undefined = set(METHODS).difference(methods_for(FrozenClassifier.from_pretrained(classifier)))
+    frozen = FrozenClassifier.from_pretrained(classifier)
+    undefined = set(METHODS).difference(methods_for(frozen))
+    # patches are a transformer's: what is measured by them is measured of transformers
+    metrics = [one for one in args.metrics.split(",") if frozen.patch_size or not one.endswith("@patch")]
+    if not metrics:
+        return True
     methods = [name for name in args.methods if name not in undefined]
     explainers = [f"{name}={head}" for name, head in trained.items()] + methods
     words = ["--classifier", classifier, "--dataset", args.dataset, "--split", args.split]
-    words += ["--explainers", ",".join(explainers), "--metrics", args.metrics, "--max_examples", str(args.examples)]
+    words += ["--explainers", ",".join(explainers), "--metrics", ",".join(metrics)]
+    words += ["--max_examples", str(args.examples)]
     slow = [name for name in methods if name in args.slow_methods]
     if slow:
         words += ["--slow", ",".join(slow), "--slow_examples", str(args.slow_examples)]
@@ -480,7 +496,7 @@ def table(args) -> bool:
         lines += [f"\n### {file.parent.parent.name}, {file.parent.name}: {comparison.classifier['id']}\n"]
         lines.append(f"{photographs_of(comparison)}\n")
         notes |= dict.fromkeys(name.partition("@")[0] for name in rows)
-        headings = [column.number.heading_of(column.key) for column in columns]
+        headings = [" @".join([one.number.heading_of(one.key), *one.metric.split("@")[1:]]) for one in columns]
         lines += ["| explainer | images | " + " | ".join([*headings, "ms/image", "passes"]) + " |"]
         lines += ["|---" + "|---:" * (len(headings) + 3) + "|"]
         for name, results in sorted(rows.items(), key=lambda row: -mean(values(row[1], columns[0]))):

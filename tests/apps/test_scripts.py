@@ -280,6 +280,7 @@ def test_evidence_is_never_chosen_on_test_photographs(evidence, tmp_path):
 
 def test_evidence_fills_as_it_measures_and_stops_in_time(evidence, tmp_path, capsys):
     method = ("evaluate", "--heads", "--methods", "rise", "--metrics", "auc_d", "--examples", "1", "--comparison")
+    assert evidence(*method, "patches", "--metrics", "auc_d@patch") == (0, [])  # a CNN reads none
     for fill, options in (("mean", ["mask_space=normalized"]), ("blur", [])):
         words = (fill, "--metric_option", f"auc_d.fill={fill}", "--method_option", "rise.num_masks=4")
         assert evidence(*method, *words)[0] == 0
