@@ -2,6 +2,13 @@
 
 Importing the package registers the heads with `AutoConfig`, `AutoModel` and `AutoModelForSaliency`, and the task with
 `transformers.pipeline("saliency")` and `evaluate.evaluator("saliency")`.
+
+Beside the heads, for a notebook or a paper:
+
+- [`overlay`] lays a map over its image; what `pipeline("saliency")` returns shows itself, by its `picture()`.
+- [`compare`] measures several explainers of one classifier side by side and writes tables, charts (PNG, and SVG and
+  PDF for print) and pictures.
+- [`plot_curves`] draws curves such as those that it writes, with `kinds=` in the colours of its charts.
 """
 
 import sys
@@ -14,6 +21,7 @@ from hf_explain import metrics as metrics
 
 if TYPE_CHECKING:
     from hf_explain.classifiers.frozen_classifier import FrozenClassifier as FrozenClassifier
+    from hf_explain.evaluation.comparison import compare as compare
     from hf_explain.evaluation.evaluator import SaliencyEvaluator as SaliencyEvaluator
     from hf_explain.heads.lcam import LCamConfig as LCamConfig
     from hf_explain.heads.lcam import LCamForSaliency as LCamForSaliency
@@ -21,6 +29,8 @@ if TYPE_CHECKING:
     from hf_explain.heads.scan import ScanForSaliency as ScanForSaliency
     from hf_explain.heads.ttame import TTameConfig as TTameConfig
     from hf_explain.heads.ttame import TTameForSaliency as TTameForSaliency
+    from hf_explain.io.charts import plot_curves as plot_curves
+    from hf_explain.io.pictures import overlay as overlay
     from hf_explain.pipeline import SaliencyPipeline as SaliencyPipeline
     from hf_explain.registry import HEADS as HEADS
     from hf_explain.registry import METHODS as METHODS
@@ -44,6 +54,9 @@ _HOMES = {
     "ScanForSaliency": "heads.scan",
     "TTameConfig": "heads.ttame",
     "TTameForSaliency": "heads.ttame",
+    "compare": "evaluation.comparison",
+    "overlay": "io.pictures",
+    "plot_curves": "io.charts",
 }
 
 __all__ = [*_HOMES, "metrics"]

@@ -80,7 +80,8 @@ def run(arguments: ExportCommand) -> dict[str, Any]:
     if int(os.environ.get("RANK", 0)) == 0:
         print(
             f"{arguments.output_dir}: {report['num_rows']} maps of {report['num_images']} images in "
-            f"{report['num_shards']} shards, {len(report['skipped'])} images skipped"
+            f"{report['num_shards']} shards, {len(report['skipped'])} images skipped; it is a folder of "
+            f"parquet files, which datasets.load_dataset({str(arguments.output_dir)!r}) reads"
         )
     return report
 

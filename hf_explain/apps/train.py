@@ -4,6 +4,8 @@
 
 from __future__ import annotations
 
+import os
+import shlex
 from typing import Any
 
 import torch
@@ -12,7 +14,7 @@ from hf_explain.apps.arguments import TrainCommand
 from hf_explain.apps.command_line import part_of
 from hf_explain.classifiers.frozen_classifier import FrozenClassifier
 from hf_explain.io.paths import public_name
-from hf_explain.registry import resolve_head
+from hf_explain.registry import DEFAULT_METHOD, resolve_head
 from hf_explain.training.arguments import ExplainerTrainingArguments
 from hf_explain.training.loop import train
 
@@ -63,4 +65,29 @@ def run(arguments: TrainCommand) -> dict[str, Any]:
         "train_split": arguments.split,
         "eval_split": arguments.eval_split,
     }
-    return train(head, train_dataset, eval_dataset, classifier.image_processor, settings, description)
+    record = train(head, train_dataset, eval_dataset, classifier.image_processor, settings, description)
+    if int(os.environ.get("RANK", 0)) == 0:
+        print("\n".join(_next_steps(arguments, record)))
+    return record
+
+
+def _next_steps(arguments: TrainCommand, record: dict[str, Any]) -> list[str]:
+    """Where the head is, and the commands that explain and measure with it."""
+    folder, again = str(arguments.output_dir), arguments.eval_dataset or arguments.dataset
+    trusted = ["--trust_remote_code"] * arguments.trust_remote_code
+    explain = ["hf-explain", "explain", "IMAGE", "--model", folder, *trusted]
+    measure = ["hf-explain", "evaluate", "--classifier", arguments.classifier, "--dataset", again]
+    if arguments.classifier_revision is not None:
+        measure += ["--classifier_revision", arguments.classifier_revision]
+    if arguments.eval_dataset is None:
+        for name in ("dataset_config", "dataset_revision"):
+            if (value := getattr(arguments, name)) is not None:
+                measure += [f"--{name}", value]
+    measure += ["--split", arguments.eval_split or ("validation" if arguments.eval_dataset else arguments.split)]
+    measure += ["--streaming"] * arguments.streaming + ["--max_examples", "500"]
+    measure += ["--explainers", f"{arguments.head}={folder},{DEFAULT_METHOD}", "-o", f"{folder}-results", *trusted]
+    return [
+        f"The head is in {folder}: {record['steps']} steps, {record['seconds']:.0f} s.",
+        f"See where the classifier looks:  {shlex.join(explain)}",
+        f"Measure the head:  {shlex.join(measure)}",
+    ]

@@ -26,8 +26,22 @@ from hf_explain.io.image_processor import to_picture
 from hf_explain.io.labels import short_label
 from hf_explain.io.pictures import overlay, saliency_grid, save_image
 from hf_explain.metrics.number import Number
-from hf_explain.registry import METHODS
+from hf_explain.registry import METHOD_ENTRIES, METHODS
 from hf_explain.tensors.maps import resize_maps
+
+
+_VECTORS = ("svg", "pdf")  # of every chart, beside its PNG
+_MOST_BARS = 12  # of a chart
+# What a curve shows, what happens to the pixels, and which way it is better
+_CURVES = {
+    "positive": ("most salient pixels removed first", "removed", "lower"),
+    "negative": ("least salient pixels removed first", "removed", "higher"),
+    "morf": ("most salient pixels removed first", "removed", "lower"),
+    "lerf": ("least salient pixels removed first", "removed", "higher"),
+    "deletion": ("most salient pixels removed first", "removed", "lower"),
+    "insertion": ("most salient pixels shown first", "shown", "higher"),
+}
+_SCORES = {"agreement": "prediction unchanged (%)", "probability": "probability of the class (%)"}
 
 
 @dataclass
@@ -256,38 +270,86 @@ def _write_charts(folder: Path, comparison: Comparison) -> None:
 
 
 def _write_bars(folder: Path, comparison: Comparison, metric: str, number: Number) -> None:
-    """The main number of a metric, with its interval, the largest first."""
-    found = {name: one.metrics[metric] for name, one in comparison.measured.items() if metric in one.metrics}
-    bars = {name: one.numbers[number.key] for name, one in found.items()}
-    # where all bootstrap data sets agree, rounding may put an end a hair inside the mean
-    ends = {name: one.intervals[number.key] for name, one in found.items() if number.key in one.intervals}
-    errors = {name: (min(low, bars[name]), max(high, bars[name])) for name, (low, high) in ends.items()}
-    heading = number.heading_of(number.key)
+    """The main number of a metric, with its interval, the best first."""
+    groups = _groups(comparison, metric)
+    higher = number.higher_is_better is not False
+    values = {
+        title: [one.metrics[metric].numbers[number.key] for one in results] for title, (_, results) in groups.items()
+    }
+    bars = {title: float(np.mean(found)) for title, found in values.items()}
+    errors: dict[str, tuple[float, float]] = {}
+    for title, (_, (first, *others)) in groups.items():
+        if others:
+            spread = float(np.std(values[title], ddof=1))
+            errors[title] = (bars[title] - spread, bars[title] + spread)
+        elif number.key in first.metrics[metric].intervals:
+            low, high = first.metrics[metric].intervals[number.key]
+            # where all bootstrap data sets agree, rounding may put an end a hair inside the mean
+            errors[title] = (min(low, bars[title]), max(high, bars[title]))
+    order = sorted(bars, key=lambda title: -bars[title] if higher else bars[title])
+    controls = [title for title in order if groups[title][0] == "control"]
+    others = [title for title in order if title not in controls]
+    kept = {*others[: max(1, _MOST_BARS - len(controls))], *controls}
+    shown = [title for title in order if title in kept]
+    direction = "" if number.higher_is_better is None else f" ({'higher' if higher else 'lower'} is better)"
+    seeds = any(len(results) > 1 for _, results in groups.values())
+    whiskers = "whiskers: 95 % interval" + ", or standard deviation over seeds" * seeds
+    left_out = f"; {len(order) - len(shown)} more in table.md" * (len(shown) < len(order))
     chart = bar_chart(
-        dict(sorted(bars.items(), key=lambda bar: bar[1], reverse=True)),
-        errors,
-        title=f"{heading}, 95 % intervals",
-        x_label=f"{heading} ({number.unit})" if number.unit else heading,
-        highlight=[name for name in bars if is_control(name, comparison.measured[name])],
+        {title: bars[title] for title in shown},
+        {title: errors[title] for title in shown if title in errors},
+        title=f"{number.title_of(number.key)}{direction}",
+        x_label=f"{f'{number.unit}, ' if number.unit else ''}{whiskers}{left_out}",
+        kinds={title: groups[title][0] for title in shown},
+        precision=number.decimals,
+        files=[folder / f"{metric}.{kind}" for kind in _VECTORS],
     )
     save_image(chart, folder / f"{metric}.png")
 
 
 def _write_curves(folder: Path, comparison: Comparison, metric: str, key: str) -> None:
-    found = {name: one.metrics[metric] for name, one in comparison.measured.items()}
-    first = next(iter(found.values()))
-    steps = first.protocol.get("fractions")
-    if steps is None or len(steps) != len(first.curves[key]):
-        steps = np.linspace(0, 1, len(first.curves[key])).tolist()
-    main = comparison.numbers[metric][0]
+    groups = _groups(comparison, metric)
+    first = next(iter(groups.values()))[1][0].metrics[metric]
+    count = len(first.curves[key])
+    steps = [100 * fraction for fraction in first.protocol.get("fractions", ())] or first.protocol.get("percents", ())
+    if len(steps) != count:
+        steps = np.linspace(0, 100, count).tolist()
+    words, done, direction = _CURVES.get(key, (key, "removed", ""))
+    curves = {
+        title: 100 * np.array([one.metrics[metric].curves[key] for one in results])
+        for title, (_, results) in groups.items()
+    }
+    order = sorted(curves, key=lambda title: curves[title].mean() * (1 if direction == "lower" else -1))
+    controls = [title for title in order if groups[title][0] == "control"]
+    kept = [title for title in order if title not in controls][: max(1, _MOST_BARS - len(controls))]
+    shown = [title for title in order if title in kept or title in controls]
+    main, better = comparison.numbers[metric][0], f", {direction} is better" * bool(direction)
     chart = plot_curves(
-        {name: [100 * value for value in one.curves[key]] for name, one in found.items()},
-        [100 * step for step in steps],
-        title=f"{main.heading_of(main.key)}: {key}",
-        x_label=f"pixels {'inserted' if key == 'insertion' else 'removed'} (%)",
-        y_label=f"{first.protocol.get('score', 'score')} (%)",
+        {title: curves[title].mean(0) for title in shown},
+        steps,
+        bands={title: (curves[title].min(0), curves[title].max(0)) for title in shown if len(curves[title]) > 1},
+        title=f"{words[:1].upper()}{words[1:]}\n{main.title_of(main.key)}{better}",
+        x_label=f"pixels {done} (%)",
+        y_label=_SCORES.get(first.protocol.get("score", ""), "score (%)"),
+        kinds={title: groups[title][0] for title in shown},
+        files=[folder / f"{metric}_{key}_curve.{kind}" for kind in _VECTORS],
     )
     save_image(chart, folder / f"{metric}_{key}_curve.png")
+
+
+def _groups(comparison: Comparison, metric: str) -> dict[str, tuple[str, list[Any]]]:
+    """By what a chart calls it: the kind of an explainer and its results, those of one head's seeds together."""
+    together = {name: one.name for one in comparison.seeds for name in one.explainers}
+    found: dict[str, tuple[str, list[Any]]] = {}
+    for name, result in comparison.measured.items():
+        if metric not in result.metrics:
+            continue
+        known = METHOD_ENTRIES.get(name)
+        kind = "trained head" if known is None else "training-free method"
+        kind = "control" if is_control(name, result) else kind
+        title = known.title if known is not None else together.get(name, name)
+        found.setdefault(title, (kind, []))[1].append(result)
+    return found
 
 
 def _write_pictures(folder: Path, data, measured: MeasuredComparison, count: int, image_column: str | None) -> None:

@@ -73,12 +73,14 @@ def summary_lines(result: Mapping[str, Any]) -> list[str]:
     biased = [entry for entry in biases["classes"] if entry["biased"]]
     tested = sum(entry["tested"] for entry in biases["classes"])
     for entry in biased:
-        at = "off the object" if entry["place"] == OFF_OBJECT else f"in the {entry['place']}"
+        at = "off the object" if entry["place"] == OFF_OBJECT else f"at the border, in the {entry['place']},"
         lines.append(
-            f"Biased class {entry['name']!r}: {_percent(entry['share'])} of its region lies {at}, "
-            f"{_percent(entry['share_others'])} of the other classes' (p {entry['p_value']:.4f}, corrected)."
+            f"The classifier looks {at} for class {entry['name']!r}: {_percent(entry['share'])} of its region lies "
+            f"there, {_percent(entry['share_others'])} of the other classes' (p {entry['p_value']:.4f}, corrected)."
         )
-    if not biased:
+    if not tested:
+        lines.append(f"Too few images to tell whether the classifier looks {where} for some class.")
+    elif not biased:
         lines.append(f"No biased class: none of {tested} tested has its maps {where} far more than the others.")
     return lines
 
@@ -105,13 +107,21 @@ def _draw(study: ErrorStudy, pictures: int) -> dict[str, Any]:
                 [panels[error["image"]] for error in members],
                 columns=["image", "predicted class", "true class"],
                 captions=[_captions(error) for error in members],
+                row_labels=[
+                    f"{short_label(error['label_name'])}, called {short_label(error['prediction_name'])}"
+                    for error in members
+                ],
                 cell_size=230,
                 text_size=19,
             )
     for label, images in shown.items():
         rows = [[panels[image][0] for image in images], [panels[image][1] for image in images]]
         drawn[label, "evidence"] = saliency_grid(
-            rows, captions=[[f"image {image}" for image in images], [None] * len(images)], cell_size=172, text_size=17
+            rows,
+            captions=[[f"image {image}" for image in images], [None] * len(images)],
+            row_labels=["images of that answer", "where the classifier looked for it"],
+            cell_size=172,
+            text_size=17,
         )
         own, others = study.mean_regions[label]
         highest = torch.maximum(own.amax(), others.amax()).clamp(min=1e-12)

@@ -28,7 +28,6 @@ from hf_explain.evaluation.results import EvaluationResult, ExplainerResult, Met
 from hf_explain.io.files import write_json_file
 from hf_explain.io.processes import launched_processes, on_first_process, package_versions
 from hf_explain.metrics.photographs import Photographs
-from hf_explain.tensors.checks import checks_together
 from hf_explain.tensors.maps import resize_maps
 from hf_explain.tensors.outputs import SaliencyOutput
 from hf_explain.tensors.sharing import sharing
@@ -205,9 +204,7 @@ def _measure_rows(shard: _Shard, start: int, known: dict[Any, list[_Batch]]) -> 
     if key not in known:
         known[key] = _read_batches(task, rows)
     for batch in known[key]:
-        with checks_together():
-            measured = _measure_batch(batch, task, shard.cost)
-        for name, entries in measured.items():
+        for name, entries in _measure_batch(batch, task, shard.cost).items():
             shard.columns.setdefault(name, {}).update(
                 (example.index, entry) for example, entry in zip(batch.examples, entries, strict=True)
             )

@@ -1,4 +1,4 @@
-"""Charts of the numbers about saliency maps: curves and bars, as RGB `PIL.Image.Image`.
+"""Charts of the numbers about saliency maps: curves and bars, as RGB `PIL.Image.Image`, and as vectors for print.
 
 They are drawn on their own matplotlib canvas, never through pyplot, so there is no global state: it works in threads
 and without a display. Colours are safe for the colour-blind.
@@ -6,18 +6,26 @@ and without a display. Colours are safe for the colour-blind.
 
 from __future__ import annotations
 
+import io
+import os
+import threading
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 
+import matplotlib
 import numpy as np
 import torch
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
+from matplotlib.patches import Patch
 from PIL import Image
 
-from hf_explain.io.colors import INK, PALETTE
+from hf_explain.io.colors import INK, KINDS, PALETTE
+from hf_explain.io.files import write_atomically
 
 
 _DASHES = ("-", "--", ":", "-.")
+_SETTINGS = threading.Lock()  # matplotlib's are of the whole process
 _DPI = 160  # a chart is 720 px wide: 10 pt type is still 11 px tall when a phone shows it 360 px wide
 
 
@@ -29,6 +37,8 @@ def plot_curves(
     title: str | None = None,
     x_label: str = "pixels removed (%)",
     y_label: str = "score (%)",
+    kinds: Mapping[str, str] | None = None,
+    files: Sequence[str | os.PathLike] = (),
 ) -> Image.Image:
     """
     Curves over the same steps, such as a perturbation curve per method.
@@ -43,12 +53,17 @@ def plot_curves(
         title (`str`, *optional*): Above the chart.
         x_label (`str`, *optional*): With its unit.
         y_label (`str`, *optional*): With its unit.
+        kinds (`Mapping[str, str]`, *optional*): What each curve is of, `"trained head"`, `"training-free method"` or
+            `"control"`, which decides its colour: blue, warm, grey.
+        files (`Sequence[str` or `os.PathLike]`, *optional*): Where the chart is written as well; `.svg` and `.pdf` are
+            vectors, for print.
 
     Returns:
         `PIL.Image.Image`: RGB, 720 px wide, readable at half that width.
 
     Raises:
-        ValueError: If there are no curves, lengths differ, values are not finite or a band has no curve.
+        ValueError: If there are no curves, lengths differ, values are not finite, a band has no curve, or a kind or
+            the format of a file is unknown.
     """
     if not curves:
         raise ValueError("`curves` is empty; give at least one curve.")
@@ -64,12 +79,13 @@ def plot_curves(
         if len(values) != len(positions):
             raise ValueError(f"{name!r} has {len(values)} values, but there are {len(positions)} steps.")
 
+    colors = _colors(series, kinds, PALETTE)
     direct = len(series) <= 6
     legend_rows = 0 if direct else -(-len(series) // 3)
     figure = _figure(3.4 + 0.24 * legend_rows)
     axes = figure.add_subplot()
     for index, (name, values) in enumerate(series.items()):
-        color, dash = PALETTE[index % len(PALETTE)], _DASHES[index % len(_DASHES)]
+        color, dash = colors[name], _DASHES[index % len(_DASHES)]
         axes.plot(
             positions, values, color=color, linestyle=dash, marker="os^Dv<>"[index % 7], markersize=3.5, label=name
         )
@@ -78,10 +94,10 @@ def plot_curves(
     _dress(axes, title, x_label, y_label)
     axes.grid(color="#e3e3e3", linewidth=0.6)
     if direct:
-        _label_ends(axes, positions, series)
+        _label_ends(axes, positions, series, colors)
     else:
         figure.legend(loc="outside lower center", ncols=3, fontsize=9, frameon=False)
-    return _render(figure)
+    return _render(figure, files)
 
 
 def bar_chart(
@@ -92,6 +108,8 @@ def bar_chart(
     x_label: str = "",
     highlight: str | Sequence[str] = (),
     precision: int = 1,
+    kinds: Mapping[str, str] | None = None,
+    files: Sequence[str | os.PathLike] = (),
 ) -> Image.Image:
     """
     One horizontal bar per name, with its number beside it.
@@ -104,6 +122,9 @@ def bar_chart(
         x_label (`str`, *optional*): With its unit.
         highlight (`str` or `Sequence[str]`, *optional*): Names whose bars are drawn in the accent colour.
         precision (`int`, *optional*, defaults to 1): Decimals of the numbers.
+        kinds (`Mapping[str, str]`, *optional*): What each bar is of, as for [`plot_curves`], instead of `highlight`;
+            a legend says which colour is what.
+        files (`Sequence[str` or `os.PathLike]`, *optional*): As for [`plot_curves`].
 
     Returns:
         `PIL.Image.Image`: RGB, 720 px wide, readable at half that width.
@@ -131,11 +152,16 @@ def bar_chart(
                 f"{lengths[index]:g}; give a positive half-width or the (low, high) ends."
             )
 
-    figure = _figure(0.9 + 0.32 * len(names))
+    colors = _colors(values, kinds, PALETTE[:1])
+    colors |= dict.fromkeys(highlight, PALETTE[1])
+    shown = list(dict.fromkeys(kinds[name] for name in names)) if kinds else []
+    figure = _figure(0.9 + 0.32 * len(names) + 0.3 * (len(shown) > 1))
     axes = figure.add_subplot()
     rows = np.arange(len(names))
-    colors = [PALETTE[1] if name in highlight else PALETTE[0] for name in names]
-    axes.barh(rows, lengths, height=0.66, color=colors)
+    axes.barh(rows, lengths, height=0.66, color=[colors[name] for name in names])
+    if len(shown) > 1:
+        handles = [Patch(color=KINDS[kind][0], label=kind) for kind in KINDS if kind in shown]
+        figure.legend(handles=handles, loc="outside lower center", ncols=3, fontsize=8.5, frameon=False)
     drawn = [index for index, name in enumerate(names) if name in (errors or {})]
     if drawn:
         reach = np.stack([lengths - low, high - lengths])[:, drawn]
@@ -158,7 +184,7 @@ def bar_chart(
     _dress(axes, title, x_label, "")
     axes.spines["left"].set_visible(False)
     axes.tick_params(axis="y", length=0, pad=10)  # clear of a negative number
-    return _render(figure)
+    return _render(figure, files)
 
 
 def _as_series(values, name: str) -> np.ndarray:
@@ -166,6 +192,21 @@ def _as_series(values, name: str) -> np.ndarray:
     if array.ndim != 1 or array.size == 0 or not np.isfinite(array).all():
         raise ValueError(f"`{name}` must be a list of finite numbers, got {values!r}.")
     return array
+
+
+def _colors(names, kinds: Mapping[str, str] | None, plain: Sequence[str]) -> dict[str, str]:
+    """A colour for each name: of its kind, or else the next of the plain ones."""
+    if kinds is None:
+        return {name: plain[index % len(plain)] for index, name in enumerate(names)}
+    found: dict[str, str] = {}
+    drawn: dict[str, int] = {}
+    for name in names:
+        kind = kinds.get(name)
+        if kind not in KINDS:
+            raise ValueError(f"`kinds` says {kind!r} of {name!r}; it must be one of {', '.join(KINDS)}.")
+        found[name] = KINDS[kind][drawn.get(kind, 0) % len(KINDS[kind])]
+        drawn[kind] = drawn.get(kind, 0) + (plain is PALETTE)  # bars of one kind have one colour
+    return found
 
 
 def _figure(height: float) -> Figure:
@@ -183,7 +224,7 @@ def _dress(axes, title: str | None, x_label: str, y_label: str) -> None:
     axes.spines[["top", "right"]].set_visible(False)
 
 
-def _label_ends(axes, positions: np.ndarray, series: Mapping[str, np.ndarray]) -> None:
+def _label_ends(axes, positions: np.ndarray, series: Mapping[str, np.ndarray], colors: Mapping[str, str]) -> None:
     """Name each curve at its right end, moving names apart where ends are close."""
     bottom, top = axes.get_ylim()
     room = (top - bottom) * 0.075  # one line of text
@@ -195,20 +236,28 @@ def _label_ends(axes, positions: np.ndarray, series: Mapping[str, np.ndarray]) -
     for index in range(len(heights) - 2, -1, -1):  # ... and back down from the frame
         heights[index] = min(heights[index], heights[index + 1] - room)
     for name, height in zip(order, heights):
-        color = PALETTE[list(series).index(name) % len(PALETTE)]
         axes.annotate(
             name,
             (positions[-1], height),
             xytext=(8, 0),
             textcoords="offset points",
-            color=color,
+            color=colors[name],
             fontsize=9.5,
             va="center",
             annotation_clip=False,
         )
 
 
-def _render(figure: Figure) -> Image.Image:
+def _render(figure: Figure, files: Sequence[str | os.PathLike] = ()) -> Image.Image:
+    for file in map(Path, files):
+        kind = file.suffix.lower().removeprefix(".")
+        if kind not in ("svg", "pdf", "png"):
+            raise ValueError(f"`files` has {str(file)!r}; a chart is written as .svg, .pdf or .png.")
+        # the same bytes every time; letters of a PDF as an outline font, which journals ask for
+        told = {"svg": {"Date": None}, "pdf": {"CreationDate": None}}.get(kind)
+        with _SETTINGS, matplotlib.rc_context({"svg.hashsalt": "hf_explain", "pdf.fonttype": 42}):
+            figure.savefig(buffer := io.BytesIO(), format=kind, metadata=told)
+        write_atomically(file, buffer.getvalue())
     canvas = FigureCanvasAgg(figure)
     canvas.draw()
     return Image.fromarray(np.asarray(canvas.buffer_rgba())[..., :3].copy())

@@ -19,7 +19,7 @@ from testing_training import picture
 from hf_explain import METHODS, AutoModelForSaliency, FrozenClassifier, LCamForSaliency, ScanForSaliency
 from hf_explain.cli import main
 from hf_explain.evaluation import error_study
-from hf_explain.evaluation.error_report import write_report
+from hf_explain.evaluation.error_report import summary_lines, write_report
 from hf_explain.evaluation.error_study import ErrorStudyArguments, maps_of_both, study_errors
 from hf_explain.evaluation.explainer import PassCounter, resolve_explainer
 from hf_explain.io.files import lock_directory
@@ -260,6 +260,13 @@ def test_biased_class_without_masks(known, tmp_path):
     few = known(answers, corner_or_middle, labelled(60, answers), arguments=ErrorStudyArguments(min_images=21))
     assert few.result["class_biases"]["biased"] == []
     assert [entry["p_value"] for entry in few.result["class_biases"]["classes"]] == [None] * 3
+    assert (
+        summary_lines(few.result)[-1]
+        == "Too few images to tell whether the classifier looks at the border for some class."
+    )
+    assert summary_lines(study.result)[-1].startswith(
+        f"The classifier looks at the border, in the corners, for class {LABELS[1]!r}: 100 % of its region lies "
+    )
 
 
 def test_unbiased_classes_without_masks(known):

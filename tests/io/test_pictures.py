@@ -11,6 +11,7 @@ from PIL import Image
 from testing_processes import start
 
 from hf_explain.io.charts import PALETTE, bar_chart, plot_curves
+from hf_explain.io.colors import KINDS
 from hf_explain.io.pictures import COLORMAPS, colorize, overlay, saliency_grid, save_image
 
 
@@ -165,6 +166,16 @@ def test_colormaps_rise_in_lightness(colormap):
         (lambda: bar_chart({"a": 1}, {"b": 1}), ValueError, r"`errors` names 'b'"),
         (lambda: bar_chart({"a": 1}, highlight="b"), ValueError, r"`highlight` names 'b'"),
         (lambda: bar_chart({"a": 1}, {"a": (2, 3)}), ValueError, r"`errors\['a'\]` spans 2 to 3"),
+        (
+            lambda: bar_chart({"a": 1}, kinds={"a": "mine"}),
+            ValueError,
+            r"`kinds` says 'mine' of 'a'; it must",
+        ),
+        (
+            lambda: bar_chart({"a": 1}, files=["a.what"]),
+            ValueError,
+            r"`files` has 'a.what'; a chart is written",
+        ),
         (lambda: bar_chart({"a": float("inf")}), ValueError, r"`values` must be a list of finite numbers"),
     ],
 )
@@ -228,6 +239,29 @@ def test_bars_have_lengths_in_proportion_and_errors():
     assert lengths[-1] == pytest.approx(2 * lengths[0], abs=3)
     with_errors = bar_chart({"a": 10.0, "b": -20.0}, {"a": 2.0, "b": (-21.0, -18.0)}, highlight="a", title="t")
     assert _has_color(with_errors, PALETTE[1]) and _has_color(with_errors, PALETTE[0])
+
+
+def test_colours_say_what_an_explainer_is(tmp_path):
+    kinds = {"a": "trained head", "b": "training-free method", "c": "control", "d": "control"}
+    image = bar_chart(dict.fromkeys(kinds, 1.0), kinds=kinds)
+    assert all(_has_color(image, colors[0]) for colors in KINDS.values())
+    image = plot_curves({name: [0, index] for index, name in enumerate(kinds)}, kinds=kinds)
+    assert all(_has_color(image, color) for color in (KINDS["trained head"][0], *KINDS["control"]))
+
+    def contrast(color):  # with white, by WCAG
+        channels = (int(color[place : place + 2], 16) / 255 for place in (1, 3, 5))
+        linear = [value / 12.92 if value <= 0.04045 else ((value + 0.055) / 1.055) ** 2.4 for value in channels]
+        return 1.05 / (0.2126 * linear[0] + 0.7152 * linear[1] + 0.0722 * linear[2] + 0.05)
+
+    assert all(contrast(color) >= 3 for colors in KINDS.values() for color in colors)
+
+
+def test_vectors_are_the_same_every_time_and_letters_stay_letters(tmp_path):
+    for name in ("one", "two"):
+        bar_chart({"a": 1.0}, files=[tmp_path / f"{name}.svg", tmp_path / f"{name}.pdf"])
+    for kind in ("svg", "pdf"):
+        assert (tmp_path / f"one.{kind}").read_bytes() == (tmp_path / f"two.{kind}").read_bytes()
+    assert b"/Type3" not in (tmp_path / "one.pdf").read_bytes()
 
 
 def test_charts_work_in_threads_and_are_deterministic():
