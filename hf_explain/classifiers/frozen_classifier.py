@@ -480,15 +480,27 @@ class FrozenClassifier(nn.Module):
         Returns:
             `torch.FloatTensor` of shape `(batch_size, num_labels)`.
         """
-        if self.compute_dtype == self.dtype or logits.shape[-1] < 2:
-            return logits
-        best = logits.topk(2, dim=-1).values
-        close = (best[:, 0] - best[:, 1]) < CLOSE * (best[:, 0] - logits.amin(-1))
-        rows = close.nonzero()[:, 0]
+        rows = self.undecided(logits)
         if len(rows) == 0:
             return logits
         with passes_in(None):
             return logits.index_copy(0, rows, self(pixel_values[rows]).to(logits.dtype))
+
+    def undecided(self, logits: torch.Tensor) -> torch.Tensor:
+        """
+        The rows that [`~FrozenClassifier.decided`] would run once more.
+
+        Args:
+            logits (`torch.FloatTensor` of shape `(batch_size, num_labels)`): What [`~FrozenClassifier.forward`] gave.
+
+        Returns:
+            `torch.LongTensor` of shape `(num_rows,)`.
+        """
+        if self.compute_dtype == self.dtype or logits.shape[-1] < 2:
+            return torch.empty(0, dtype=torch.long, device=logits.device)
+        best = logits.topk(2, dim=-1).values
+        close = (best[:, 0] - best[:, 1]) < CLOSE * (best[:, 0] - logits.amin(-1))
+        return close.nonzero()[:, 0]
 
     @watched
     @in_precision

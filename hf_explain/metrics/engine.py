@@ -280,6 +280,7 @@ def run_passes(
     shape = (min(num_jobs, max_batch), *like.shape[1:])
     batch = torch.empty(shape, dtype=like.dtype, device=like.device, memory_format=_memory_format(predict))
     finite = torch.ones((), dtype=torch.bool, device=like.device)
+    passes = _Undecided(predict, score, max_batch)
     for span in batches(predict, batch, num_jobs, max_batch):
         images = batch[: span.stop - span.start]
         with torch.no_grad():
@@ -287,8 +288,42 @@ def run_passes(
             found: Any = predict(images)
         logits = _check_rows(getattr(found, "logits", found), len(images), "`predict`")
         finite = finite & torch.isfinite(logits).all()
-        yield span, _decided(predict, images, logits, score)
+        yield from passes.add(span, images, logits)
+    yield from passes.decided()
     _check_finite(finite, "`predict`")
+
+
+class _Undecided:
+    """Passes held back until what they could not tell is decided: the images of several of them in one more pass."""
+
+    def __init__(self, predict: Predict, score: str, max_batch: int):
+        self._predict, self._score, self._max_batch = predict, score, max_batch
+        self._rows_of = None if score == "probability" else getattr(predict, "undecided", None)
+        self._passes: list[tuple[slice, torch.Tensor]] = []
+        self._close: list[tuple[int, torch.Tensor, torch.Tensor]] = []  # which pass, its rows, their images
+
+    def add(self, span: slice, images: torch.Tensor, logits: torch.Tensor) -> Iterator[tuple[slice, torch.Tensor]]:
+        """One more pass, whose images will be overwritten; yields, in order, those that need not be held back."""
+        rows = None if self._rows_of is None else self._rows_of(logits)
+        if rows is not None and sum(len(own) for _, own, _ in self._close) + len(rows) > self._max_batch:
+            yield from self.decided()
+        if rows is not None and len(rows):
+            self._close.append((len(self._passes), rows, images[rows]))
+        self._passes.append((span, logits))
+        if not self._close:
+            yield from self.decided()
+
+    def decided(self) -> Iterator[tuple[slice, torch.Tensor]]:
+        """Those held back."""
+        passes, close = self._passes, self._close
+        self._passes, self._close = [], []
+        if close:
+            images = torch.cat([own for _, _, own in close])
+            found = torch.cat([passes[place][1][rows] for place, rows, _ in close])
+            parts = _decided(self._predict, images, found, self._score).split([len(rows) for _, rows, _ in close])
+            for (place, rows, _), logits in zip(close, parts):
+                passes[place] = passes[place][0], passes[place][1].index_copy(0, rows, logits)
+        yield from passes
 
 
 def _decided(predict: Predict, images: torch.Tensor, logits: torch.Tensor, score: str) -> torch.Tensor:

@@ -8,6 +8,7 @@ from hf_explain.classifiers import precision
 from hf_explain.classifiers.frozen_classifier import FrozenClassifier
 from hf_explain.classifiers.passes import shared_pass, watch_passes
 from hf_explain.classifiers.precision import Precision, passes_in
+from hf_explain.metrics.engine import run_passes
 from hf_explain.metrics.functional import perturbation_curves
 from hf_explain.tensors.sharing import sharing
 
@@ -162,3 +163,30 @@ def test_a_shared_pass_is_shared_within_a_precision():
             half = shared_pass(classifier, "forward", pixel_values)
         assert half.dtype == torch.bfloat16
         assert shared_pass(classifier, "forward", pixel_values) is exact
+
+
+@pytest.mark.parametrize("max_batch, sizes", ((4, [3]), (2, [2, 2, 1]), (1, [1] * 10)))
+def test_what_several_passes_cannot_tell_is_looked_at_in_one(max_batch, sizes):
+    """The first image of every pass is too close; in the other precision its logits are those of its number."""
+    seen = []
+
+    class Half:
+        def __call__(self, images):
+            return torch.stack([torch.zeros(len(images)), images[:, 0, 0, 0]], dim=1)
+
+        def undecided(self, logits):
+            return torch.tensor([0])
+
+        def decided(self, images, logits):
+            seen.append(len(images))
+            torch.testing.assert_close(logits, self(images))
+            return torch.stack([images[:, 0, 0, 0]] * 2, dim=1)
+
+    def build(span, batch):
+        batch.copy_(torch.arange(span.start, span.stop, dtype=batch.dtype)[:, None, None, None].expand(batch.shape))
+
+    passes = list(run_passes(Half(), torch.zeros(1, 3, 2, 2), build, 10, max_batch, "agreement"))
+    assert [number for span, _ in passes for number in range(span.start, span.stop)] == list(range(10))
+    found = torch.cat([logits for _, logits in passes])
+    assert found[:, 0].tolist() == [float(number * (number % max_batch == 0)) for number in range(10)]
+    assert found[:, 1].tolist() == list(map(float, range(10))) and seen == sizes
