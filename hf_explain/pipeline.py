@@ -34,6 +34,7 @@ from hf_explain.io.images import is_image_cell, load_rgb
 from hf_explain.io.transformers_names import _BaseAutoModelClass, dynamic_module_utils
 from hf_explain.methods.common import class_probabilities, positive_part
 from hf_explain.registry import METHOD_ENTRIES, default_method, load_model, method_allows_bfloat16, resolve_method
+from hf_explain.tensors.checks import checks_together, refuse
 from hf_explain.tensors.maps import CropGeometry, min_max, signed_maps, uncrop
 from hf_explain.tensors.options import DTYPES
 from hf_explain.tensors.outputs import SaliencyOutput
@@ -354,7 +355,7 @@ class SaliencyPipeline(Pipeline):
             pixel_values = pixel_values if len(rows) == len(texts) else pixel_values[rows]
             classifier = self.classifier if each is None else self.classifier.for_texts(*each)
             self.precision.choose(classifier, functools.partial(list, [pixel_values]))
-            with self.precision.passes(classifier, self.allows_bfloat16(method)):
+            with self.precision.passes(classifier, self.allows_bfloat16(method)), checks_together():
                 own = [asked[row] for row in rows]
                 found = self._explain(classifier, pixel_values, own, method, top_k, options, signed, against)
             for field, values in found.items():
@@ -400,8 +401,8 @@ class SaliencyPipeline(Pipeline):
             output = explain(classifier, images, targets, **options)
             if against is not None:
                 other = classifier.resolve_target(against, len(images), output.logits)
-                if bool((other == output.target).any()):
-                    raise ValueError(f"`against` {against!r} is the class that is explained; give another one.")
+                same = f"`against` {against!r} is the class that is explained; give another one."
+                refuse((other == output.target).any(), lambda: ValueError(same))
                 output.contributions = (
                     output.contributions - explain(classifier, images, other, **options).contributions
                 )
@@ -414,9 +415,12 @@ class SaliencyPipeline(Pipeline):
         own = [targets is None for targets in asked]
         features = None if head is None else head.forward_features(pixel_values)
         classes: list[Any] = list(asked)
-        if head is None and top_k == 1 and all(own):
-            # the method's own pass finds the top classes
-            outputs: list[SaliencyOutput] = [explain_images(pixel_values, None)]
+        if top_k == 1 and all(own):
+            # the own pass finds the top classes
+            if features is None:
+                outputs: list[SaliencyOutput] = [explain_images(pixel_values, None)]
+            else:
+                outputs = [check_output(explain(features, None, **options))]
             classes, rounds = outputs[0].target[:, None].tolist(), [list(range(len(asked)))]
         else:
             if any(own):
@@ -444,12 +448,13 @@ class SaliencyPipeline(Pipeline):
         result: dict[str, Sequence[Any]] = {
             "label": [tuple(names[index] for index in each) for each in classes],
             "target": [torch.tensor(each) for each in classes],
-            "logits": list(outputs[0].logits),
+            "logits": list(outputs[0].logits.cpu()),
             "method": [(used, options, signed)] * len(asked),
         }
         for field in ("saliency", "reconstruction", "explanation", "explanation_score"):
             if getattr(outputs[0], field) is not None:
-                whole = torch.cat([getattr(output, field) for output in outputs])
+                # to the CPU as a whole: the pipeline would bring image by image, and wait for each
+                whole = torch.cat([getattr(output, field) for output in outputs]).cpu()
                 result[field] = list(whole[order].split(counts))
         return result
 

@@ -4,29 +4,39 @@
     python scripts/benchmark.py                       # everything, ResNet-50 and ViT-B/16 shapes, random weights
     python scripts/benchmark.py --only onnx --shapes resnet-50 convnext-tiny vit-b-16 deit-b-16
     python scripts/benchmark.py --only lcam --repeats 9
+    python scripts/benchmark.py --only loader scaling --shapes resnet-small --images photographs.parquet
+    python scripts/benchmark.py --device cuda --batch_size 64
 
 Each case runs `ours` and `baseline` in turn, A B A B ..., and prints the median of the pairwise ratios: machine speed
-drifts, ratios taken side by side do not. Absolute times are printed for orientation alone.
+drifts, ratios taken side by side do not. Absolute times are printed for orientation alone, and so are the images per
+second and their share of what the classifier alone does in batches of the same size. On a GPU the clock is read once
+it has done all that was asked of it.
 """
 
 from __future__ import annotations
 
 import argparse
 import copy
+import io
 import json
 import os
 import platform
+import re
+import socket
 import statistics
 import subprocess
 import sys
 import time
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
-from functools import partial
+from functools import cached_property, partial
+from pathlib import Path
 
+import numpy as np
 import torch
 from PIL import Image
 from torch import nn
+from torch.utils._python_dispatch import TorchDispatchMode
 from transformers import (
     AutoModelForImageClassification,
     ConvNextConfig,
@@ -38,9 +48,19 @@ from transformers import (
 
 import hf_explain
 from hf_explain import FrozenClassifier, LCamForSaliency, ScanForSaliency, TTameForSaliency
+from hf_explain.apps.export import export_saliency
+from hf_explain.apps.export_inputs import ExportArguments
+from hf_explain.evaluation.evaluator import SaliencyEvaluator
+from hf_explain.io.datasets import load_image_dataset, resolve_columns
+from hf_explain.io.processes import choose_device
 from hf_explain.io.transformers_names import AutoImageProcessor
 from hf_explain.metrics import functional as metrics
 from hf_explain.registry import METHODS
+from hf_explain.training.arguments import ExplainerTrainingArguments
+from hf_explain.training.batches import ImageBatches, MapBatchSampler, make_loader, prepare_columns
+from hf_explain.training.checkpoints import LOG_FILE
+from hf_explain.training.loop import train
+from hf_explain.training.transforms import TrainingTransform
 
 
 PROCESSOR = {
@@ -57,7 +77,12 @@ SHAPES = {
     "vit-b-16": lambda: ViTConfig(num_labels=1000),
     "convnext-tiny": lambda: ConvNextConfig(num_labels=1000),
     "deit-b-16": lambda: DeiTConfig(num_labels=1000, architectures=["DeiTForImageClassification"]),
+    # as fast as those the README measures heads on, for which data is hardest to keep up with
+    "resnet-small": lambda: ResNetConfig(
+        embedding_size=48, hidden_sizes=[48, 96, 192, 384], depths=[2, 2, 2, 2], layer_type="basic", num_labels=10
+    ),
 }
+_BATCH = 32  # images of a training step, where data has to keep up with it
 
 
 @dataclass
@@ -69,31 +94,53 @@ class Result:
     at_most: float | None
     ours_ms: float
     baseline_ms: float
-
-
-def seconds(function: Callable) -> float:
-    began = time.perf_counter()
-    function()
-    return time.perf_counter() - began
+    images_per_second: float | None = None
+    share_of_classifier: float | None = None
 
 
 class Bench:
     """Models of one shape, made once, and the clock."""
 
-    def __init__(self, shape: str, directory: str, batch_size: int, repeats: int):
-        self.shape, self.batch_size, self.repeats = shape, batch_size, repeats
+    def __init__(
+        self, shape: str, directory: str, batch_size: int, repeats: int, device: torch.device, images: str | None
+    ):
+        self.shape, self.batch_size, self.repeats, self.device = shape, batch_size, repeats, device
+        self.source = images
         self.directory = os.path.join(directory, shape)
         torch.manual_seed(0)
         AutoModelForImageClassification.from_config(SHAPES[shape]()).save_pretrained(self.directory)
         with open(os.path.join(self.directory, "preprocessor_config.json"), "w") as file:
             json.dump(PROCESSOR, file)
-        self.classifier = FrozenClassifier.from_pretrained(self.directory)
+        self.classifier = FrozenClassifier.from_pretrained(self.directory).to(device)
         # the same in the memory format that Transformers runs it in
         self.default_layout = copy.deepcopy(self.classifier).to(memory_format=torch.contiguous_format)
-        self.pixel_values = torch.randn(batch_size, 3, 224, 224)
-        self.target = torch.arange(batch_size)
+        self.pixel_values = torch.randn(batch_size, 3, 224, 224, device=device)
+        self.target = torch.arange(batch_size, device=device) % self.classifier.num_labels
         self.images = [Image.effect_noise((500, 375), 60).convert("RGB") for _ in range(batch_size)]
         self.results: list[Result] = []
+
+    def seconds(self, function: Callable) -> float:
+        """By the clock on the wall, from an idle device to an idle device."""
+        self.synchronize()
+        began = time.perf_counter()
+        function()
+        self.synchronize()
+        return time.perf_counter() - began
+
+    def synchronize(self) -> None:
+        if self.device.type == "cuda":
+            torch.cuda.synchronize(self.device)
+
+    @cached_property
+    def classifier_rate(self) -> float:
+        """Images per second of the classifier alone, in batches of the benchmark's size."""
+
+        def run() -> None:
+            with torch.no_grad():
+                self.classifier(self.pixel_values)
+
+        run()
+        return self.batch_size / statistics.median(self.seconds(run) for _ in range(self.repeats))
 
     def compare(
         self,
@@ -103,11 +150,13 @@ class Bench:
         other: Callable,
         at_most: float | None = None,
         repeats: int | None = None,
+        images: int | None = None,
     ):
-        """Ours and the baseline in turn, by the clock on the wall, each once before it counts."""
+        """Ours and the baseline in turn, each once before it counts; `images` of each call, a batch unless given."""
         for function in (ours, other):
             function()
-        self.compare_numbers(case, baseline, partial(seconds, ours), partial(seconds, other), at_most, repeats)
+        clocks = partial(self.seconds, ours), partial(self.seconds, other)
+        self.compare_numbers(case, baseline, *clocks, at_most, repeats, self.batch_size if images is None else images)
 
     def compare_numbers(
         self,
@@ -117,25 +166,33 @@ class Bench:
         other: Callable[[], float],
         at_most: float | None = None,
         repeats: int | None = None,
+        images: int = 0,
     ):
         """The same for functions that say themselves how many seconds they took."""
         pairs = [(ours(), other()) for _ in range(repeats or self.repeats)]
-        result = Result(
-            case,
-            self.shape,
-            baseline,
-            statistics.median(a / b for a, b in pairs),
-            at_most,
-            1e3 * statistics.median(a for a, _ in pairs),
-            1e3 * statistics.median(b for _, b in pairs),
-        )
+        ours_ms, baseline_ms = (1e3 * statistics.median(pair[place] for pair in pairs) for place in (0, 1))
+        ratio = statistics.median(a / b for a, b in pairs)
+        self.record(Result(case, self.shape, baseline, ratio, at_most, ours_ms, baseline_ms), images)
+
+    def record(self, result: Result, images: int = 0, unit: str = "ms") -> None:
+        """Keep and print a result; `images` that ours took its time for, where it took images."""
         self.results.append(result)
-        bar = "" if at_most is None else f"   bar {at_most:.2f} {'ok' if result.ratio <= at_most else 'MISSED'}"
+        speed = ""
+        if images:
+            result.images_per_second = 1e3 * images / result.ours_ms
+            result.share_of_classifier = result.images_per_second / self.classifier_rate
+            speed = f", {result.images_per_second:.1f} images/s, {result.share_of_classifier:.3f} of the classifier's"
+        bar = ""
+        if result.at_most is not None:
+            bar = f"   bar {result.at_most:.2f} {'ok' if result.ratio <= result.at_most else 'MISSED'}"
         print(
-            f"{self.shape:13s} {case:32s} {result.ratio:6.3f}x of {baseline} "
-            f"({result.ours_ms:.0f} / {result.baseline_ms:.0f} ms){bar}",
+            f"{self.shape:13s} {result.case:32s} {result.ratio:6.3f}x of {result.baseline} "
+            f"({result.ours_ms:.0f} / {result.baseline_ms:.0f} {unit}{speed}){bar}",
             flush=True,
         )
+
+    def note(self, case: str, text: str) -> None:
+        print(f"{self.shape:13s} {case:32s} {text}", flush=True)
 
     def compare_step(
         self, case: str, baseline: str, head: nn.Module, floor: Callable[[FrozenClassifier], None], at_most: float
@@ -195,12 +252,12 @@ class Bench:
         return directory
 
     def pipelines(self, head_directory: str) -> tuple[Callable, Callable]:
-        ours = pipeline("saliency", model=head_directory, device="cpu")
+        ours = pipeline("saliency", model=head_directory, device=self.device)
         other = pipeline(
             "image-classification",
             model=self.directory,
             image_processor=AutoImageProcessor.from_pretrained(self.directory),
-            device="cpu",
+            device=self.device,
         )
         size = self.batch_size
         return lambda: ours(self.images, batch_size=size), lambda: other(self.images, batch_size=size)
@@ -217,7 +274,7 @@ def lcam(bench: Bench) -> None:
 
 
 def memory(bench: Bench) -> None:
-    """Peak resident memory of a process that explains a batch against one that classifies it."""
+    """Peak memory, of the device or resident, of a process that explains a batch against one that classifies it."""
     head = bench.saved(LCamForSaliency.from_classifier(bench.classifier, variant="img"))
     peaks = []
     for task, model in (("saliency", head), ("image-classification", bench.directory)):
@@ -225,21 +282,18 @@ def memory(bench: Bench) -> None:
             "import re, hf_explain\nfrom PIL import Image\nfrom transformers import pipeline\n"
             "from transformers.models.auto.image_processing_auto import AutoImageProcessor\n"
             f"processor = AutoImageProcessor.from_pretrained({bench.directory!r})\n"
-            f"pipe = pipeline({task!r}, model={model!r}, image_processor=processor, device='cpu')\n"
+            f"pipe = pipeline({task!r}, model={model!r}, image_processor=processor, device={str(bench.device)!r})\n"
             f"images = [Image.effect_noise((500, 375), 60).convert('RGB')] * {bench.batch_size}\n"
             f"for _ in range(3): pipe(images, batch_size={bench.batch_size})\n"
-            # not getrusage: its peak is inherited from the process that started this one
-            "print(re.search(r'VmHWM:\\s+(\\d+)', open('/proc/self/status').read())[1])"
         )
+        if bench.device.type == "cuda":
+            code += "import torch\nprint(torch.cuda.max_memory_allocated() // 1024)"
+        else:  # not getrusage: its peak is inherited from the process that started this one
+            code += "print(re.search(r'VmHWM:\\s+(\\d+)', open('/proc/self/status').read())[1])"
         output = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout
         peaks.append(int(output.split()[-1]) / 1024)
     result = Result("peak memory, MB", bench.shape, "image-classification", peaks[0] / peaks[1], 1.10, *peaks)
-    bench.results.append(result)
-    print(
-        f"{bench.shape:10s} {'peak memory':32s} {result.ratio:6.3f}x of image-classification "
-        f"({peaks[0]:.0f} / {peaks[1]:.0f} MB)   bar 1.10 {'ok' if result.ratio <= 1.1 else 'MISSED'}",
-        flush=True,
-    )
+    bench.record(result, unit="MB")
 
 
 class LiteralTTame(nn.Module):
@@ -265,7 +319,7 @@ class LiteralTTame(nn.Module):
     def step(self, pixel_values: torch.Tensor, target: torch.Tensor) -> None:
         features = self.head.forward_features(pixel_values)
         attention = self.maps(features).sigmoid()
-        own = attention[torch.arange(len(target)), target]
+        own = attention[torch.arange(len(target), device=target.device), target]
         kept = nn.functional.interpolate(own[:, None], size=pixel_values.shape[-2:], mode="bilinear")
         logits = self.head.backbone(pixel_values * kept)
         (nn.functional.cross_entropy(logits, target) + own.add(5e-4).pow(0.3).mean()).backward()
@@ -329,18 +383,33 @@ def attention(bench: Bench) -> None:
         classifier = FrozenClassifier(
             AutoModelForImageClassification.from_config(config), image_processor=bench.classifier.image_processor
         )
-        head = TTameForSaliency.from_classifier(classifier, preset="ranking").train()
-        pixel_values = torch.randn(bench.batch_size, 3, size, size)
+        head = TTameForSaliency.from_classifier(classifier, preset="ranking").to(bench.device).train()
+        pixel_values = torch.randn(bench.batch_size, 3, size, size, device=bench.device)
 
         def step(implementation: str, head=head, pixel_values=pixel_values):
             head.set_attn_implementation(implementation)
             head.zero_grad(set_to_none=True)
-            with torch.autocast("cpu", torch.bfloat16):
+            with torch.autocast(bench.device.type, torch.bfloat16):
                 loss = head(pixel_values, target=bench.target, return_loss=True).loss
             loss.backward()
 
         case = f"bf16 step, ViT-Ti/16, {size} px, eager"
         bench.compare(case, "the same with fused attention", partial(step, "eager"), partial(step, "sdpa"))
+
+
+def compiled(bench: Bench) -> None:
+    """What `hf-explain train --torch_compile` is worth, and how long its first step takes; from an empty cache."""
+    step = bench.step(TTameForSaliency.from_classifier(bench.classifier, regularize="own"))
+    step()
+    plain = statistics.median(bench.seconds(step) for _ in range(bench.repeats))
+    with torch._inductor.config.patch(force_disable_caches=True), bench.classifier.compiled():
+        first = bench.seconds(step)
+        step()
+        ours = statistics.median(bench.seconds(step) for _ in range(bench.repeats))
+    case = "T-TAME step, own, compiled"
+    bench.note(case, f"the first step takes {first:.0f} s")
+    result = Result(case, bench.shape, "the same without", ours / plain, None, 1e3 * ours, 1e3 * plain)
+    bench.record(result, bench.batch_size)
 
 
 def fgvis(bench: Bench) -> None:
@@ -380,7 +449,7 @@ def methods(bench: Bench) -> None:
         return
     if bench.shape != "resnet-50":
         return
-    model = AutoModelForImageClassification.from_pretrained(bench.directory).eval()
+    model = AutoModelForImageClassification.from_pretrained(bench.directory).eval().to(bench.device)
 
     class Logits(nn.Module):
         def __init__(self):
@@ -441,7 +510,7 @@ def quantus(bench: Bench) -> None:
             return bench.classifier(pixel_values)
 
     flipping = PixelFlipping(features_in_step=side * side // steps, normalise=False, disable_warnings=True)
-    arrays = bench.pixel_values.numpy(), bench.target.numpy(), saliency[:, None].numpy()
+    arrays = bench.pixel_values.cpu().numpy(), bench.target.cpu().numpy(), saliency[:, None].numpy()
 
     def ours():
         with torch.no_grad():
@@ -456,7 +525,7 @@ def quantus(bench: Bench) -> None:
             )
 
     def other():
-        flipping(Logits().eval(), *arrays, device="cpu", softmax=False, batch_size=bench.batch_size)
+        flipping(Logits().eval(), *arrays, device=str(bench.device), softmax=False, batch_size=bench.batch_size)
 
     bench.compare(f"AUC-D, {steps} steps", "Quantus PixelFlipping", ours, other, 1 / 5, repeats=3)
 
@@ -476,8 +545,8 @@ def literal_imputation(image: torch.Tensor, removed: torch.Tensor) -> torch.Tens
         one_way = sparse.csr_matrix((np.full(len(first), weight), (first, second)), (height * width,) * 2)
         weights = weights + one_way + one_way.T
     operator = (sparse.diags(np.asarray(weights.sum(1)).ravel()) - weights).tocsr()
-    unknown = removed.flatten().numpy()
-    values = image.double().flatten(1).numpy().copy()
+    unknown = removed.flatten().cpu().numpy()
+    values = image.double().flatten(1).cpu().numpy().copy()
     right = -(operator[unknown][:, ~unknown] @ values[:, ~unknown].T)
     values[:, unknown] = spsolve(operator[unknown][:, unknown].tocsc(), right).T
     return torch.from_numpy(values).view(image.shape)
@@ -491,7 +560,7 @@ def road(bench: Bench) -> None:
     ranks = nn.functional.interpolate(saliency, (224, 224), mode="bilinear").flatten().argsort().argsort()
     counts = [part * ranks.numel() // 10 for part in range(1, 10)]
     masks = [ranks < count for count in counts] + [ranks >= ranks.numel() - count for count in counts]
-    masks = torch.stack(masks).view(-1, 224, 224)
+    masks = torch.stack(masks).view(-1, 224, 224).to(bench.device)
     images = bench.pixel_values[:1].expand(len(masks), -1, -1, -1)
     bench.compare(
         "ROAD's imputation, 18 masks",
@@ -499,11 +568,15 @@ def road(bench: Bench) -> None:
         lambda: linear_imputation(images, masks),
         lambda: [literal_imputation(image, mask) for image, mask in zip(images, masks)],
         repeats=3,
+        images=1,
     )
 
 
 def onnx(bench: Bench) -> None:
-    """One image in ONNX Runtime: the head's graph, which holds the classifier, beside the classifier's own."""
+    """One image in ONNX Runtime on the CPU: the head's graph, which holds the classifier, beside its own."""
+    if bench.device.type != "cpu":
+        print("ONNX Runtime is measured on the CPU alone: --device cpu")
+        return
     import onnxruntime
 
     from hf_explain.publish.onnx import OPSET, export_onnx
@@ -533,7 +606,9 @@ def onnx(bench: Bench) -> None:
     for name, cls in (("L-CAM", LCamForSaliency), ("T-TAME", TTameForSaliency)):
         path = os.path.join(bench.directory, f"{name}.onnx")
         export_onnx(cls.from_classifier(bench.classifier), path)
-        bench.compare(f"{name} ONNX, one image", "classifier's ONNX", passes(path, True), passes(own, False), 1.15, 15)
+        bench.compare(
+            f"{name} ONNX, one image", "classifier's ONNX", passes(path, True), passes(own, False), 1.15, 15, 1
+        )
 
 
 def cpu_seconds(*words: str) -> float:
@@ -562,6 +637,252 @@ def start(bench: Bench):
     )
 
 
+def photographs(count: int, size: tuple[int, int]) -> list[dict]:
+    """JPEGs as hard to decode as photographs: of 500 by 375 pixels they have as many bytes as ImageNet has."""
+    generator, rows = np.random.default_rng(0), []
+    width, height = size
+    for _ in range(count):
+        values = np.zeros((height, width, 3))
+        for octave in range(7):
+            coarse = generator.normal(size=(-(-height >> octave) + 1, -(-width >> octave) + 1, 3))
+            fields = [Image.fromarray(coarse[..., channel]).resize(size, 3) for channel in range(3)]
+            values += np.stack([np.asarray(field) for field in fields], axis=-1) * 2 ** (octave / 2)
+        values = 127.5 + values * (60 / values.std())
+        buffer = io.BytesIO()
+        Image.fromarray(values.clip(0, 255).astype(np.uint8)).save(buffer, format="JPEG", quality=95)
+        rows.append({"image": {"bytes": buffer.getvalue(), "path": None}})
+    return rows
+
+
+def loader(bench: Bench) -> None:
+    """
+    Whether data keeps up with a training step: at 128 px on this machine, at 224 px by calculation.
+
+    The images are those of `--images`, or made: 213 by 160 pixels, as Imagenette's smallest, and 500 by 375, as
+    ImageNet's mean.
+    """
+    kinds: dict[int, tuple] = {}
+    for side, size in ((128, (213, 160)), (224, (500, 375))):
+        if bench.source is None:
+            kinds[side] = photographs(128, size), "image"
+        else:
+            data = load_image_dataset(bench.source)
+            column, _ = resolve_columns(data, None, None, False)
+            kinds[side] = prepare_columns(data, [column]), column
+
+    def batches(side: int, draft: bool = False) -> ImageBatches:
+        processor = copy.deepcopy(bench.classifier.image_processor)
+        processor.size = {"shortest_edge": side}
+        return ImageBatches(*kinds[side], TrainingTransform(processor, decode_draft=draft))
+
+    def keys(count: int) -> list:
+        return [((0, place), None) for place in range(count)]
+
+    # one core: CPU time, which no other process stretches
+    threads, rates = torch.get_num_threads(), {}
+    torch.set_num_threads(1)
+    for side in kinds:
+        for draft in (False, True):
+            one = batches(side, draft)
+            times = []
+            for _ in range(bench.repeats):
+                began = time.process_time()
+                one.__getitems__(keys(_BATCH))
+                times.append(time.process_time() - began)
+            rates[side, draft] = _BATCH / statistics.median(times)
+    torch.set_num_threads(threads)
+    for side, (rows, column) in kinds.items():
+        cells = [rows[place][column] for place in range(_BATCH)]
+        size = Image.open(io.BytesIO(cells[0]["bytes"])).size if cells[0]["bytes"] is not None else "?"
+        kilobytes = sum(len(cell["bytes"] or b"") for cell in cells) / len(cells) / 1000
+        bench.note(
+            f"loading, {side} px",
+            f"{rates[side, False]:.0f} images/s of one core, {rates[side, True]:.0f} with decode_draft "
+            f"(JPEGs such as {size[0]}x{size[1]}, {kilobytes:.0f} kB each)",
+        )
+    bench.note(
+        "loading, 224 px, 16 cores",
+        f"15 x {rates[224, False]:.0f} = {15 * rates[224, False]:.0f} images/s while one core feeds the device: data "
+        "keeps up with any step up to that",
+    )
+
+    head = TTameForSaliency.from_classifier(bench.classifier, regularize="own").train()
+    fixed = torch.randn(_BATCH, 3, 128, 128)
+    rows, _ = kinds[128]
+
+    def step(pixel_values: torch.Tensor) -> None:
+        head.zero_grad(set_to_none=True)
+        head(pixel_values.to(bench.device, non_blocking=True), return_loss=True).loss.backward()
+
+    def stream():
+        sampler = MapBatchSampler(len(rows), _BATCH, 0, 0, 10**6)
+        return iter(make_loader(batches(128), sampler, 2, bench.device.type == "cuda", 0))
+
+    steps, waited, alone, both = 6, [], [], []
+    for _ in range(bench.repeats):
+        found = stream()
+        next(found)  # starts the processes
+        loading = bench.seconds(lambda found=found: [next(found) for _ in range(2 * steps)]) / (2 * steps)
+        del found
+        step(fixed)
+        alone.append(bench.seconds(lambda: [step(fixed) for _ in range(steps)]) / steps)
+        found, waiting = stream(), 0.0
+        for _ in range(2):  # the processes start, and what they read ahead while nothing was trained is used up
+            step(next(found)["pixel_values"])
+        bench.synchronize()
+        began = time.perf_counter()
+        for _ in range(steps):
+            asked = time.perf_counter()
+            batch = next(found)
+            waiting += time.perf_counter() - asked
+            step(batch["pixel_values"])
+        bench.synchronize()
+        both.append((time.perf_counter() - began) / steps)
+        waited.append((waiting / steps, both[-1], loading))
+        del found
+    waiting, whole, loading = (statistics.median(times) for times in zip(*waited))
+    share = statistics.median(waiting / whole for waiting, whole, _ in waited)
+    bench.note(
+        "128 px, two processes that decode",
+        f"{_BATCH / loading:.0f} images/s of the loader alone, {_BATCH / statistics.median(alone):.0f} of the step "
+        f"alone, {_BATCH / whole:.0f} of both",
+    )
+    whole, waiting, step_alone = 1e3 * whole, 1e3 * waiting, 1e3 * statistics.median(alone)
+    bench.record(Result("waiting for data, 128 px", bench.shape, "a step's time", share, 0.05, waiting, whole))
+    ratio = statistics.median(a / b for a, b in zip(both, alone))
+    bench.record(Result("step with its loader, 128 px", bench.shape, "the step alone", ratio, None, whole, step_alone))
+
+
+class Traffic(TorchDispatchMode):
+    """Counts the bytes that are handed to `torch.distributed` in a block."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.bytes = 0
+
+    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+        if function.namespace == "c10d":
+            leaves = torch.utils._pytree.tree_leaves((args, kwargs))
+            tensors = {id(leaf): leaf for leaf in leaves if isinstance(leaf, torch.Tensor)}
+            self.bytes += sum(tensor.numel() * tensor.element_size() for tensor in tensors.values())
+        return function(*args, **(kwargs or {}))
+
+
+def scaling_worker(directory: str) -> None:
+    """What one process of `scaling` does; the first one prints what it found."""
+    world, folder = int(os.environ["WORLD_SIZE"]), Path(directory)
+    data, out = folder / "photographs.parquet", folder / f"out-{world}"
+    torch.set_flush_denormal(True)
+    torch.manual_seed(0)
+    classifier = FrozenClassifier.from_pretrained(folder)
+    dataset = load_image_dataset(data)
+    head = TTameForSaliency.from_classifier(classifier, regularize="own")
+    found: dict[str, dict[str, float]] = {}
+
+    def fit(name: str, steps: int) -> None:
+        arguments = ExplainerTrainingArguments(
+            output_dir=str(out / name),
+            max_steps=steps,
+            per_device_batch_size=16 // world,
+            logging_steps=5,
+            save_steps=0,
+            dataloader_num_workers=0,
+            device="cpu",
+            progress=False,
+        )
+        train(head, dataset, None, classifier.image_processor, arguments)
+
+    def evaluate(count: int) -> None:
+        SaliencyEvaluator().compute(
+            head, dataset, metric="auc_d", max_examples=count, batch_size=16, device="cpu", progress=False
+        )
+
+    def export(name: str, count: int) -> None:
+        options = {"shard_size": count // 2, "max_examples": count, "device": "cpu", "progress": False}
+        export_saliency(
+            out / name, ExportArguments(model=str(folder / "head"), dataset=str(data), batch_size=16, **options)
+        )
+
+    def task(name: str, images: int, run: Callable[[], object]) -> float:
+        """Images per second, with the peak of the memory from here on."""
+        Path("/proc/self/clear_refs").write_text("5")
+        began = time.perf_counter()
+        run()
+        rate = images / (time.perf_counter() - began)
+        status = Path("/proc/self/status").read_text()
+        found[name] = {"rate": rate, "peak": int(re.search(r"VmHWM:\s+(\d+)", status)[1]) / 1024}
+        return rate
+
+    task("training", 240, lambda: fit("run", 15))
+    lines = [json.loads(line) for line in (out / "run" / LOG_FILE).read_text().splitlines()]
+    found["training"]["rate"] = statistics.median(line["images_per_second"] for line in lines[1:])
+    evaluate(32)  # the number of images per pass is found
+    task("evaluation", 32, lambda: evaluate(32))
+    export("warm", 32)
+    task("export", 96, lambda: export("maps", 96))
+    counted = {}
+    for name, run in {
+        "two steps": lambda: fit("two", 2),
+        "three steps": lambda: fit("three", 3),
+        "evaluation": lambda: evaluate(32),
+        "export": lambda: export("counted", 32),
+    }.items():
+        with Traffic() as traffic:
+            run()
+        counted[name] = traffic.bytes
+    found["bytes"] = counted
+    found["gradients"] = {"bytes": sum(4 * p.numel() for p in head.parameters() if p.requires_grad)}
+    print("FOUND", json.dumps(found), flush=True)
+
+
+def scaling(bench: Bench) -> None:
+    """
+    Two processes of one thread against one process of two, on the same global batch; the memory of each, and how many
+    bytes go between them. On the CPU.
+    """
+    import datasets
+
+    folder = Path(bench.directory) / "scaling"
+    bench.classifier.source_model.save_pretrained(folder)
+    (folder / "preprocessor_config.json").write_text(json.dumps({**PROCESSOR, "size": {"shortest_edge": 128}}))
+    head = TTameForSaliency.from_classifier(FrozenClassifier.from_pretrained(folder), regularize="own")
+    head.save_pretrained(folder / "head")
+    rows = {"image": [row["image"] for row in photographs(96, (213, 160))], "label": [0] * 96}
+    features = datasets.Features({"image": datasets.Image(), "label": datasets.ClassLabel(names=["a"])})
+    datasets.Dataset.from_dict(rows, features=features).to_parquet(folder / "photographs.parquet")
+
+    def launch(world: int) -> list[dict]:
+        with socket.create_server(("127.0.0.1", 0)) as free:
+            port = free.getsockname()[1]
+        processes = []
+        for rank in range(world):
+            environment = {"WORLD_SIZE": world, "LOCAL_WORLD_SIZE": world, "RANK": rank, "LOCAL_RANK": rank,
+                           "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port, "ACCELERATE_USE_CPU": "true",
+                           "OMP_NUM_THREADS": 2 // world, "PYTHONWARNINGS": "ignore"}  # fmt: skip
+            words = [sys.executable, __file__, "--scaling_worker", str(folder)]
+            environment = {**os.environ, **{name: str(value) for name, value in environment.items()}}
+            processes.append(subprocess.Popen(words, env=environment, stdout=subprocess.PIPE, text=True))
+        outputs = [process.communicate()[0] for process in processes]
+        assert not any(process.returncode for process in processes)
+        return [json.loads(re.search(r"^FOUND (.*)$", output, re.MULTILINE)[1]) for output in outputs]
+
+    (one,), two = launch(1), launch(2)
+    for name in ("training", "evaluation", "export"):
+        rates, peaks = (one[name]["rate"], two[0][name]["rate"]), [each[name]["peak"] for each in (one, *two)]
+        bench.note(
+            f"scaling of {name}",
+            f"efficiency {rates[1] / rates[0]:.2f}: {rates[1]:.1f} images/s in two processes of one thread, "
+            f"{rates[0]:.1f} in one of two; peak memory {peaks[1]:.0f} and {peaks[2]:.0f} MB, {peaks[0]:.0f} MB",
+        )
+    sent = two[0]["bytes"]
+    step, gradients = sent["three steps"] - sent["two steps"], two[0]["gradients"]["bytes"]
+    bench.note(
+        "bytes between two processes",
+        f"a training step hands over {step}, of which gradients {gradients}, other numbers {step - gradients}; "
+        f"evaluating 32 images {sent['evaluation']}, exporting 32 {sent['export']}",
+    )
+
+
 CASES = {
     "start": start,
     "lcam": lcam,
@@ -569,12 +890,15 @@ CASES = {
     "ttame": ttame,
     "scan": scan,
     "attention": attention,
+    "compile": compiled,
     "fgvis": fgvis,
     "methods": methods,
     "auc_d": auc_d,
     "quantus": quantus,
     "road": road,
     "onnx": onnx,
+    "loader": loader,
+    "scaling": scaling,
 }
 
 
@@ -586,13 +910,23 @@ def main() -> None:
     parser.add_argument("--shapes", nargs="+", choices=SHAPES, default=list(SHAPES)[:2], help="classifiers")
     parser.add_argument("--batch_size", type=int, default=8)
     parser.add_argument("--repeats", type=int, default=7)
+    parser.add_argument(
+        "--device", choices=("auto", "cpu", "cuda"), default="auto", help="auto: a GPU if there is one"
+    )
+    parser.add_argument("--images", help="data set for `loader`, as of `hf-explain train`; made-up JPEGs unless given")
     parser.add_argument("--output", help="JSON file to write")
+    parser.add_argument("--scaling_worker", help=argparse.SUPPRESS)
     args = parser.parse_args()
+    if args.scaling_worker:
+        return scaling_worker(args.scaling_worker)
+    device = choose_device(None if args.device == "auto" else args.device)
     # The logits of random weights reach 80: gradients are then subnormal numbers in some draws of a step, and a CPU
     # takes three times as long for it. The logits of trained classifiers are far smaller.
     torch.set_flush_denormal(True)
     machine = {
-        "processor": platform.processor() or platform.machine(),
+        "processor": torch.cuda.get_device_name()
+        if device.type == "cuda"
+        else platform.processor() or platform.machine(),
         "threads": torch.get_num_threads(),
         "torch": torch.__version__,
         "hf_explain": hf_explain.__version__,
@@ -601,7 +935,7 @@ def main() -> None:
     results = []
     with tempfile.TemporaryDirectory() as directory:
         for shape in args.shapes:
-            bench = Bench(shape, directory, args.batch_size, args.repeats)
+            bench = Bench(shape, directory, args.batch_size, args.repeats, device, args.images)
             for case in args.only:
                 CASES[case](bench)
             results.extend(asdict(result) for result in bench.results)

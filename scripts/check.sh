@@ -3,7 +3,7 @@
 #   scripts/check.sh            with the python at hand
 #   scripts/check.sh --fix      mend what ruff can mend first
 #   scripts/check.sh --fresh    in a new virtual environment, as CI does
-#   scripts/check.sh --lowest   in a new one with every dependency at its lower bound
+#   scripts/check.sh --lowest   in a new one with every dependency at its lower bound, those of the extras too
 #   scripts/check.sh --newest   in a new one with every dependency, torch too, at the newest version there is
 # Further arguments go to pytest.
 set -euo pipefail
@@ -35,7 +35,8 @@ import tomllib
 
 with open("pyproject.toml", "rb") as file:
     project = tomllib.load(file)["project"]
-print("\n".join(requirement.replace(">=", "==") for requirement in project["dependencies"]))
+extras = [extra for name, extra in project["optional-dependencies"].items() if name != "test"]
+print("\n".join(requirement.replace(">=", "==") for requirement in sum(extras, project["dependencies"])))
 PYTHON
       "$python" -m pip install --quiet -r "$venv/lowest.txt"
       "$python" -m pip install --quiet -c "$venv/lowest.txt" ".[test]"

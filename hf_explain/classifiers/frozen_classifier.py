@@ -8,7 +8,7 @@ from __future__ import annotations
 import contextlib
 import os
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from functools import cached_property
 from typing import Any
 
@@ -285,7 +285,7 @@ class FrozenClassifier(nn.Module):
         """
         if self._architecture is not None and self._architecture.channels_last:
             # not the model's own `to`, which refuses models that are quantised or spread over devices
-            nn.Module.to(self.model, memory_format=torch.channels_last)  # type: ignore[call-overload]
+            nn.Module.to(self.model, memory_format=torch.channels_last)  # type: ignore[call-overload,unused-ignore]
 
     # ------------------------------------------------------------------ facts
 
@@ -705,6 +705,46 @@ class FrozenClassifier(nn.Module):
             scores=tuple(recorder.scores[index] for index in kept),
             grid_size=(height, width),
         )
+
+    # ------------------------------------------------------------------ compiled
+
+    @contextlib.contextmanager
+    def compiled(self, backend: str = "inductor") -> Iterator[None]:
+        """
+        Inside the block, the stem and every stage or block of a classifier that runs in stages go through
+        `torch.compile`, each batch size and image size by itself. Weights, names and files stay as they are; hooks on
+        modules inside of those are not called.
+
+        Args:
+            backend (`str`, *optional*, defaults to `"inductor"`): As for `torch.compile`.
+
+        Raises:
+            ValueError: If the classifier does not run in stages, or nothing can be compiled here.
+        """
+        if self._architecture is None:
+            raise ValueError(
+                f"`torch_compile` is for classifiers that run in stages ({', '.join(ARCHITECTURES)}); the layers of "
+                f"{self.model_class} are found by hooks, which compiled modules do not call: leave it out."
+            )
+        try:
+            torch.compile(torch.neg, backend=backend, dynamic=False)(torch.zeros(2, device=self.device))
+        except Exception as error:
+            reason = " ".join(str(error).split())[:300]
+            raise ValueError(
+                f"`torch_compile` cannot compile anything on this {self.device.type} with the backend {backend!r} "
+                f"({type(error).__name__}: {reason}); the default one needs a C++ compiler such as g++ on a CPU, and "
+                "Triton on a GPU. Leave it out, or install what is missing."
+            ) from error
+        modules = [getattr(self._body, self._stages.embeddings), *self._blocks]
+        # a number of shapes, with gradients and without, of every stage: after that many PyTorch gives up in silence
+        with torch._dynamo.config.patch(recompile_limit=256, accumulated_recompile_limit=4096):
+            try:
+                for module in modules:
+                    module.compile(backend=backend, dynamic=False)
+                yield
+            finally:
+                for module in modules:
+                    module._compiled_call_impl = None
 
     # ------------------------------------------------------------------ targets
 

@@ -9,6 +9,7 @@ from typing import Any
 import torch
 
 from hf_explain.io.labels import synonyms
+from hf_explain.tensors.checks import refuse
 
 
 # A class index or label name for all images, or one per image; `None` for the classifier's top class.
@@ -56,9 +57,11 @@ def resolve_target(
         outside = (target < 0) | (target >= len(id2label))
         if torch.compiler.is_compiling():  # a graph cannot branch on a value, but it can refuse one
             torch._assert_async(~outside.any(), f"`target` is out of range: there are {len(id2label)} classes.")
-        elif outside.any():  # one reduction, no per-element transfer
-            _class_index(int(target[outside][0]), id2label)
-        return target.to(device=device, dtype=torch.long)
+            return target.to(device=device, dtype=torch.long)
+        given = target
+        refuse(outside.any(), lambda: _out_of_range(int(given[outside][0]), id2label))  # one look at all of them
+        # a GPU may be asked for them before anybody looks at the check
+        return target.clamp(0, len(id2label) - 1).to(device=device, dtype=torch.long, non_blocking=True)
     if not isinstance(target, (Sequence, torch.Tensor)) and not hasattr(target, "__len__"):
         raise TypeError(
             f"`target` must be a class index, a label name or a list of them, got {type(target).__name__}."
@@ -78,10 +81,14 @@ def _class_index(target: Any, id2label: dict[int, str]) -> int:
         raise TypeError(f"`target` must be a class index or a label name, got {target!r}.")
     index = int(target)
     if not 0 <= index < len(id2label):
-        raise ValueError(
-            f"`target` {index} is out of range: the classifier has {len(id2label)} classes, 0 to {len(id2label) - 1}."
-        )
+        raise _out_of_range(index, id2label)
     return index
+
+
+def _out_of_range(index: int, id2label: dict[int, str]) -> ValueError:
+    return ValueError(
+        f"`target` {index} is out of range: the classifier has {len(id2label)} classes, 0 to {len(id2label) - 1}."
+    )
 
 
 def _label_index(name: str, id2label: dict[int, str]) -> int:

@@ -28,6 +28,7 @@ from hf_explain.evaluation.results import EvaluationResult, ExplainerResult, Met
 from hf_explain.io.files import write_json_file
 from hf_explain.io.processes import launched_processes, on_first_process, package_versions
 from hf_explain.metrics.photographs import Photographs
+from hf_explain.tensors.checks import checks_together
 from hf_explain.tensors.maps import resize_maps
 from hf_explain.tensors.outputs import SaliencyOutput
 from hf_explain.tensors.sharing import sharing
@@ -204,7 +205,9 @@ def _measure_rows(shard: _Shard, start: int, known: dict[Any, list[_Batch]]) -> 
     if key not in known:
         known[key] = _read_batches(task, rows)
     for batch in known[key]:
-        for name, entries in _measure_batch(batch, task, shard.cost).items():
+        with checks_together():
+            measured = _measure_batch(batch, task, shard.cost)
+        for name, entries in measured.items():
             shard.columns.setdefault(name, {}).update(
                 (example.index, entry) for example, entry in zip(batch.examples, entries, strict=True)
             )

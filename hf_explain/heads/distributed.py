@@ -42,7 +42,7 @@ def batch_uniform(batch_size: int, device: torch.device) -> torch.Tensor:
     Returns:
         `torch.DoubleTensor` of shape `(batch_size,)`.
     """
-    numbers = torch.rand(batch_size * num_processes(), dtype=torch.float64).to(device)
+    numbers = torch.rand(batch_size * num_processes(), dtype=torch.float64).to(device, non_blocking=True)
     if num_processes() == 1:
         return numbers
     dist.broadcast(numbers, src=0)

@@ -24,6 +24,7 @@ from hf_explain.io.files import write_directory
 from hf_explain.io.image_processor import load_image_processor
 from hf_explain.io.paths import base_name, is_hub_id, portable_name, resolved_name
 from hf_explain.io.transformers_names import initialization as init
+from hf_explain.tensors.checks import checks_together
 from hf_explain.tensors.maps import check_finite, min_max
 from hf_explain.tensors.outputs import SaliencyOutput
 
@@ -694,12 +695,12 @@ def check_output(output: SaliencyOutput) -> SaliencyOutput:
     Raises:
         ValueError: Names the first image whose logits or map hold NaN or infinity.
     """
-    # one number to wait for, and none where a compiler would have to break the graph for it
+    # not where a compiler would have to break the graph for it
     if not torch.compiler.is_compiling():
-        logits, maps = output.logits, output.saliency_logits
+        maps = output.saliency_logits
         assert maps is not None  # every head gives them
-        if not bool(torch.isfinite(maps).all() & torch.isfinite(logits).all().to(maps.device)):
-            check_finite(logits, "logits that are")
+        with checks_together():
+            check_finite(output.logits, "logits that are")
             check_finite(maps, "a map that is")
     return output
 

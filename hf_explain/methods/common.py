@@ -10,7 +10,7 @@ from hf_explain.classifiers.features import LayerFeatures
 from hf_explain.classifiers.frozen_classifier import FrozenClassifier
 from hf_explain.classifiers.passes import shared_pass
 from hf_explain.classifiers.targets import Target
-from hf_explain.tensors.checks import check_pixel_values
+from hf_explain.tensors.checks import check_pixel_values, refuse
 from hf_explain.tensors.maps import check_finite, min_max, position_contributions
 from hf_explain.tensors.outputs import SaliencyOutput
 from hf_explain.tensors.perturbation import fill_values
@@ -144,13 +144,15 @@ def contributions(classifier: FrozenClassifier, features: LayerFeatures, classes
 
 def check_reaches_logits(classifier: FrozenClassifier, layer: str, effect: torch.Tensor) -> None:
     """A ValueError, rather than a map of zeros, where a layer's positions have no `effect` on any image's logits."""
-    if bool(effect.any()):
-        return
-    raise ValueError(
-        f"`layer` {layer!r} has no effect on the logits through its positions (after a transformer's last block the "
-        f"classifier reads the prefix tokens alone); choose an earlier layer than {layer!r}"
-        + ("." if layer == classifier.default_layer else f", for example {classifier.default_layer!r}.")
-    )
+
+    def error() -> ValueError:
+        return ValueError(
+            f"`layer` {layer!r} has no effect on the logits through its positions (after a transformer's last block "
+            f"the classifier reads the prefix tokens alone); choose an earlier layer than {layer!r}"
+            + ("." if layer == classifier.default_layer else f", for example {classifier.default_layer!r}.")
+        )
+
+    refuse(~effect.any(), error)
 
 
 def positive_part(maps: torch.Tensor) -> torch.Tensor:

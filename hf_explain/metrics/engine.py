@@ -11,6 +11,7 @@ import torch
 
 from hf_explain.metrics.photographs import Photographs
 from hf_explain.tensors.batch_size import batches
+from hf_explain.tensors.checks import refuse
 from hf_explain.tensors.grids import spread_cells
 from hf_explain.tensors.perturbation import (
     FILLS,
@@ -53,8 +54,7 @@ def _check_rows(logits: Any, batch_size: int, name: str) -> torch.Tensor:
 
 
 def _check_finite(finite: torch.Tensor, name: str) -> None:
-    if not bool(finite):
-        raise ValueError(f"{name} gives logits that are NaN or infinite.")
+    refuse(~finite, lambda: ValueError(f"{name} gives logits that are NaN or infinite."))
 
 
 def base_logits(
@@ -94,10 +94,13 @@ def resolve_classes(
             f"`{name}` must hold one class index per image ({batch_size}), got shape {tuple(classes.shape)} and dtype "
             f"{classes.dtype}."
         )
-    outside = (classes < 0) | (classes >= num_labels)
-    if bool(outside.any()):
-        raise ValueError(f"`{name}` {int(classes[outside][0])} is out of range: there are {num_labels} classes.")
-    return classes.long()
+    given, outside = classes, (classes < 0) | (classes >= num_labels)
+
+    def error() -> ValueError:
+        return ValueError(f"`{name}` {int(given[outside][0])} is out of range: there are {num_labels} classes.")
+
+    refuse(outside.any(), error)
+    return classes.long().clamp(0, num_labels - 1)  # a GPU may be asked for them before anybody looks at the check
 
 
 def reference_classes(

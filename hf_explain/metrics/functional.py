@@ -143,11 +143,11 @@ def auc(curve: torch.Tensor, fractions: Sequence[float] | None = None, normalize
         raise ValueError(f"`curve` needs at least 2 points for an area, got {num_steps}.")
     if fractions is None:
         fractions = step_fractions(num_steps - 1)
-    points = torch.as_tensor(tuple(fractions), dtype=torch.float64, device=curve.device)
+    points = torch.as_tensor(tuple(fractions), dtype=torch.float64)
     if len(points) != num_steps or not bool((points.diff() > 0).all()):
         raise ValueError(f"`fractions` must be {num_steps} increasing numbers, one per point of the curve.")
-    area = torch.trapezoid(curve.double(), points, dim=-1)
-    return area / (points[-1] - points[0]) if normalize else area
+    area = torch.trapezoid(curve.double(), points.to(curve.device, non_blocking=True), dim=-1)
+    return area / float(points[-1] - points[0]) if normalize else area
 
 
 # -------------------------------------------------------------------------------------------------------------- curves

@@ -21,7 +21,7 @@ from hf_explain.metrics.engine import (
     target_name,
 )
 from hf_explain.metrics.presets import PRESETS
-from hf_explain.tensors.checks import check_pixel_values
+from hf_explain.tensors.checks import check_pixel_values, refuse
 from hf_explain.tensors.grids import Grid, grid_cells, grid_protocol, spread_cells
 from hf_explain.tensors.perturbation import pixel_counts
 from hf_explain.tensors.randomness import image_keys, random_normal
@@ -229,10 +229,13 @@ def linear_imputation(
             f"{pixel_values.shape[-1]}), got {removed.dtype} of shape {tuple(removed.shape)}."
         )
     full = removed.flatten(1).all(1)
-    if bool(full.any()):
-        raise ValueError(
+
+    def error() -> ValueError:
+        return ValueError(
             f"`removed` leaves no pixel of image {int(full.nonzero()[0])}; linear imputation needs at least one."
         )
+
+    refuse(full.any(), error)
     check_number(tolerance, "tolerance", "(0, inf)")
     block = len(pixel_values)
     if pixel_values.device.type == "cpu":

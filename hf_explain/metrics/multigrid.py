@@ -16,6 +16,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import lru_cache
 
 import torch
 import torch.nn.functional as F
@@ -177,22 +178,28 @@ def _stencil(weights: torch.Tensor, count: int) -> torch.Tensor:
     return weights.expand(count, 1, -1, -1).contiguous()
 
 
+@lru_cache
+def _weights(values: tuple, device: torch.device) -> torch.Tensor:
+    """On the device once: every copy there would wait for it."""
+    return torch.tensor(values, device=device)
+
+
 def _neighbours(field: torch.Tensor) -> torch.Tensor:
     """Spread by [1 2 1; 2 0 2; 1 2 1], zeros outside."""
     count = field.shape[1]
-    return F.conv2d(field, _stencil(field.new_tensor(_SPREAD), count), padding=1, groups=count)
+    return F.conv2d(field, _stencil(_weights(_SPREAD, field.device), count), padding=1, groups=count)
 
 
 def _reduced(field: torch.Tensor) -> torch.Tensor:
     """Half the size, by the transpose of `_enlarged`: sums, not means."""
-    count, weights = field.shape[1], field.new_tensor(_LINEAR)
+    count, weights = field.shape[1], _weights(_LINEAR, field.device)
     field = F.pad(field, (1, 1, 1, 1), mode="replicate")
     return F.conv2d(field, _stencil(weights[:, None] * weights, count), stride=2, groups=count)
 
 
 def _enlarged(field: torch.Tensor) -> torch.Tensor:
     """Twice the size, bilinearly; the border value is repeated."""
-    count, weights = field.shape[1], field.new_tensor(_LINEAR)
+    count, weights = field.shape[1], _weights(_LINEAR, field.device)
     field = F.pad(field, (1, 1, 1, 1), mode="replicate")
     return F.conv_transpose2d(field, _stencil(weights[:, None] * weights, count), stride=2, padding=3, groups=count)
 

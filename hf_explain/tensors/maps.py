@@ -13,6 +13,8 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 
+from hf_explain.tensors.checks import refuse
+
 
 def resize_maps(maps: torch.Tensor, size: Sequence[int]) -> torch.Tensor:
     """
@@ -92,11 +94,14 @@ def standardize(maps: torch.Tensor) -> torch.Tensor:
 def check_finite(values: torch.Tensor, what: str) -> None:
     """A ValueError that names the first image whose `values` (one row per image) hold NaN or infinity."""
     finite = torch.isfinite(values).flatten(1).all(1)
-    if not bool(finite.all()):
-        raise ValueError(
+
+    def error() -> ValueError:
+        return ValueError(
             f"Image {int((~finite).nonzero()[0])} gets {what} not finite; look for NaN or infinity in its "
             "`pixel_values` and the classifier's weights, or load the classifier in a wider dtype."
         )
+
+    refuse(~finite.all(), error)
 
 
 def position_contributions(activation: torch.Tensor, gradient: torch.Tensor, layer: str) -> torch.Tensor:
@@ -116,11 +121,14 @@ def position_contributions(activation: torch.Tensor, gradient: torch.Tensor, lay
     """
     products = gradient * activation
     sums = products.sum(1)
-    if bool(sums.abs().amax() < 1e-5 * products.abs().sum(1).amax()):  # float32 rounding and nothing else
-        raise ValueError(
+
+    def error() -> ValueError:
+        return ValueError(
             f"`layer` {layer!r} is followed by a normalisation that makes gradient times activation sum to 0 "
             "at every position; choose another layer, or a method that does not sum them, such as gradcam."
         )
+
+    refuse(sums.abs().amax() < 1e-5 * products.abs().sum(1).amax(), error)  # float32 rounding and nothing else
     return sums
 
 

@@ -62,7 +62,7 @@ def gaussian_blur(pixel_values: torch.Tensor, kernel_size: int = 11, sigma: floa
     place = torch.minimum(place, 2 * kernel_size - 1 - place)
     kernel = torch.zeros(kernel_size, dtype=torch.float64).index_add_(0, place, weights / weights.sum())
     channels = pixel_values.shape[1]
-    kernel = kernel.to(pixel_values).expand(channels, 1, kernel_size)
+    kernel = kernel.to(pixel_values, non_blocking=True).expand(channels, 1, kernel_size)
     half = kernel_size // 2
     rows = F.conv2d(pixel_values, kernel[..., None], padding=(half, 0), groups=channels)
     return F.conv2d(rows, kernel[:, :, None], padding=(0, half), groups=channels)
@@ -120,7 +120,7 @@ def fill_values(
         if len(colour) != channels or not all(0 <= value <= 1 for value in colour):
             raise ValueError(f"`fill` as a colour needs {channels} numbers in [0, 1], got {colour}.")
     value = torch.tensor(colour, dtype=torch.float64).view(1, channels, 1, 1)
-    return _normalised(value, fill, image_mean, image_std).to(pixel_values)
+    return _normalised(value, fill, image_mean, image_std).to(pixel_values, non_blocking=True)
 
 
 def random_fill_values(
@@ -169,7 +169,7 @@ def _normalised(
             raise ValueError(f"`{name}` must hold {channels} numbers, one per channel, got {len(values)}.")
     if not bool((std > 0).all()):
         raise ValueError(f"`image_std` must be positive, got {tuple(std.tolist())}.")
-    mean, std = (values.to(picture).view(1, -1, 1, 1) for values in (mean, std))
+    mean, std = (values.to(picture, non_blocking=True).view(1, -1, 1, 1) for values in (mean, std))
     return (picture - mean) / std
 
 

@@ -42,7 +42,7 @@ def image_keys(
         places = _mix(torch.arange(bits.shape[1], device=bits.device)) | 1
         content = (bits * places).sum(1)
     else:
-        content = torch.as_tensor(image_ids, device=pixel_values.device)
+        content = torch.as_tensor(image_ids).to(pixel_values.device, non_blocking=True)
         if content.shape != pixel_values.shape[:1] or content.is_floating_point():
             raise ValueError(
                 f"`image_ids` must hold one integer per image ({pixel_values.shape[0]}), got shape "
@@ -50,7 +50,7 @@ def image_keys(
             )
         content = content.long()
     # The seed as a tensor: its product has to wrap at 64 bits, which a Python integer's does not
-    return _mix(_mix(content + _GOLDEN) + torch.tensor(int(seed), device=content.device) * _GOLDEN)
+    return _mix(_mix(content + _GOLDEN) + torch.tensor(int(seed)) * _GOLDEN)
 
 
 def random_bits(keys: torch.Tensor, count: int) -> torch.Tensor:

@@ -64,6 +64,8 @@ class ExplainerTrainingArguments:
     cycle_momentum: bool = option(True, "onecycle: run momentum 0.95 -> 0.85 -> 0.95 against the rate, as torch does")
     lr_decay: float = option(0.95, "exponential: factor per epoch", interval="(0, inf)")
     max_grad_norm: float | None = option(None, "clip the gradient norm of the head", interval="(0, inf)")
+    torch_compile: bool = option(False, "compile the classifier: its first steps take minutes, the others less time")
+    torch_compile_backend: str | None = option(None, "backend of torch.compile; inductor unless given")
     mixed_precision: str | None = option(
         None, "default: what `accelerate launch` says", choices=("no", "bf16", "fp16")
     )
@@ -155,9 +157,11 @@ _PATH_FIELDS = (
     "seed",
     "shuffle_buffer_size",
     "decode_draft",
+    "torch_compile",
+    "torch_compile_backend",
 )
 # Of those, what all runs did before there was a choice; their checkpoints say nothing of it.
-_PATH_BEFORE = {"decode_draft": False}
+_PATH_BEFORE = {"decode_draft": False, "torch_compile": False}
 
 
 def plan_steps(

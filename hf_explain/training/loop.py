@@ -22,12 +22,14 @@ from typing import Any
 
 import torch
 from accelerate.utils import gather_object
+from torch.nn.parallel import DistributedDataParallel
 from tqdm.auto import tqdm
 from transformers.utils import logging as transformers_logging
 
 from hf_explain.io.datasets import LabelReader, is_stream, num_stream_examples, resolve_columns
 from hf_explain.io.files import RECORD_FILE, lock_directory, write_directory
 from hf_explain.io.processes import on_main_process, package_versions
+from hf_explain.tensors.checks import Checks, checks_together, gathered_checks
 from hf_explain.training.arguments import (
     ExplainerTrainingArguments,
     check_same_path,
@@ -109,6 +111,33 @@ def train(
         image_processor = getattr(getattr(model, "backbone", None), "image_processor", None)
     with contextlib.ExitStack() as held:
         return _Run(model, train_dataset, eval_dataset, image_processor, args, description or {}, held).run()
+
+
+class _Answer:
+    """Whether something went wrong in a step, on its way from the device while that goes on."""
+
+    def __init__(self, wrong: torch.Tensor) -> None:
+        on_cuda = wrong.device.type == "cuda"
+        self._wrong = wrong.to("cpu", non_blocking=on_cuda)
+        self._arrived = torch.cuda.Event() if on_cuda else None
+        if self._arrived is not None:
+            self._arrived.record()
+
+    def __bool__(self) -> bool:
+        if self._arrived is not None:
+            self._arrived.synchronize()
+        return bool(self._wrong)
+
+
+@dataclass
+class _Unchecked:
+    """A step whose values nobody has looked at yet."""
+
+    step: int
+    losses: torch.Tensor
+    sample_ids: list[int]
+    checks: list[Checks]
+    wrong: _Answer
 
 
 @dataclass(frozen=True)
@@ -304,7 +333,16 @@ class _Run:
                 ) from error
         model.train()
         self.optimizer = accelerator.prepare_optimizer(optimizer)
+        # Buffers of what is not in train mode do not change; they would be sent to all processes in every step
+        names = [
+            f"{path}.{name}" if path else name
+            for path, module in model.named_modules()
+            if not module.training
+            for name, _ in module.named_buffers(recurse=False)
+        ]
+        DistributedDataParallel._set_params_and_buffers_to_ignore_for_model(model, names)
         self.wrapped = accelerator.prepare_model(model)
+        del model._ddp_params_and_buffers_to_ignore
         if state is not None:
             self.optimizer.load_state_dict(state["optimizer"])
             if accelerator.scaler is not None and state.get("scaler"):
@@ -323,6 +361,7 @@ class _Run:
             settings = {name: value for name, value in dataclasses.asdict(args).items() if _is_plain(value)}
             accelerator.init_trackers(args.project_name, config=settings)
         deterministic = deterministic_kernels() if args.deterministic else contextlib.nullcontext()
+        compiled = self._compiled() if args.torch_compile else contextlib.nullcontext()
         if accelerator.is_main_process and args.progress:
             count = accelerator.num_processes
             where = f"{count} process{'es' * (count > 1)} on {accelerator.device}"
@@ -337,7 +376,7 @@ class _Run:
         self.started = time.perf_counter() - self.elapsed
         self.log_time, self.log_step = time.perf_counter(), self.steps_done
         try:
-            with deterministic:
+            with deterministic, compiled:
                 self._loop(bar)
             record = self._finish()
         finally:
@@ -346,6 +385,14 @@ class _Run:
                 accelerator.end_training()
             self._release()
         return record
+
+    def _compiled(self) -> contextlib.AbstractContextManager:
+        compiled = getattr(getattr(self.model, "backbone", None), "compiled", None)
+        if compiled is None:
+            raise ValueError(
+                f"torch_compile compiles a head's classifier, and {type(self.model).__name__} has none: leave it out."
+            )
+        return compiled(self.args.torch_compile_backend or "inductor")
 
     def _loop(self, bar: tqdm) -> None:
         args, accelerator = self.args, self.accelerator
@@ -360,17 +407,19 @@ class _Run:
                     group["momentum"] = momentum
                 elif momentum is not None:
                     group["betas"] = (momentum, group["betas"][1])
-            losses, sample_ids = [], []
+            losses, sample_ids, checks = [], [], []
             for micro in range(args.gradient_accumulation_steps):
                 inputs, ids = self._next(batches)
                 # A head that draws random numbers draws the same ones when this step is done again after a resume.
                 self._seed(derive_seed(args.seed, step, micro, accelerator.process_index))
                 last = micro == args.gradient_accumulation_steps - 1
                 with contextlib.nullcontext() if last else accelerator.no_sync(self.wrapped):
-                    output = self.wrapped(**inputs, return_loss=True)
+                    with gathered_checks() as found:
+                        output = self.wrapped(**inputs, return_loss=True)
                     accelerator.backward(output.loss / args.gradient_accumulation_steps)
                 losses.append(output.loss.detach())
                 sample_ids += ids
+                checks.append(found)
                 self._count(output)
             if args.max_grad_norm is not None:
                 accelerator.clip_grad_norm_(self.wrapped.parameters(), args.max_grad_norm)
@@ -382,13 +431,14 @@ class _Run:
             save = args.save_steps is not None and self.steps_done % args.save_steps == 0
             log = self.steps_done % args.logging_steps == 0 or last
             evaluate = self.eval is not None and (self.steps_done % self.eval_steps == 0 or last)
-            # Reading the loss waits for the GPU: read the previous step's, which is done, unless something is due.
-            self._check_finite(unchecked)
-            unchecked = (self.steps_done, torch.stack(losses), sample_ids)
-            if step == first or on_cpu or save or log or evaluate:
-                self._check_finite(unchecked)
+            # What the GPU answers it answers once it has come so far: ask of this step, and read what it said of the
+            # one before, unless something is due.
+            before, unchecked = unchecked, self._ask(losses, sample_ids, checks)
+            self._check(before)
+            if on_cpu or save or log or evaluate:
+                self._check(unchecked)
                 unchecked = None
-            if step == first:
+            if step == first and not bar.disable:
                 bar.set_postfix(loss=f"{float(torch.stack(losses).mean()):.4g}", refresh=False)
             if log:
                 self._log_training(rate, bar)
@@ -397,7 +447,7 @@ class _Run:
             if save:
                 self._save_checkpoint()
             bar.update()
-        self._check_finite(unchecked)
+        self._check(unchecked)
 
     def _next(self, batches: Any) -> tuple[dict[str, torch.Tensor], list[int]]:
         start = time.perf_counter()
@@ -421,18 +471,31 @@ class _Run:
             self._sums[name] = value + self._sums.get(name, 0.0)
         self._sum_count += 1
 
-    def _check_finite(self, pending: tuple[int, torch.Tensor, list[int]] | None) -> None:
-        if pending is None:
-            return
-        step, losses, sample_ids = pending
-        bad = (~torch.isfinite(losses)).any()
+    def _ask(self, losses: list[torch.Tensor], sample_ids: list[int], checks: list[Checks]) -> _Unchecked:
+        together = torch.stack(losses)
+        found = [one.any_wrong(together.device) for one in checks]
+        wrong = torch.stack([(~torch.isfinite(together)).any(), *found]).any()
         if self.accelerator.num_processes > 1:
-            bad = self.accelerator.reduce(bad.float(), "sum")
-        if not bad.item():
+            wrong = self.accelerator.reduce(wrong.float(), "sum")
+        return _Unchecked(self.steps_done, together, sample_ids, checks, _Answer(wrong))
+
+    def _check(self, pending: _Unchecked | None) -> None:
+        if pending is None or not pending.wrong:
             return
+        step, refused = pending.step, None
+        try:
+            for one in pending.checks:
+                one.raise_first()
+        except Exception as error:
+            refused = error
         # The losses as plain numbers; every process arrives here, so gathering cannot hang.
-        gathered = gather_object([(losses.tolist(), sample_ids)])
-        guilty = [(values, ids) for values, ids in gathered if not all(map(math.isfinite, values))]
+        gathered = gather_object([(pending.losses.tolist(), pending.sample_ids, refused and str(refused))])
+        if refused is not None:
+            raise refused
+        for process, (_, _, message) in enumerate(gathered):
+            if message is not None:
+                raise RuntimeError(f"Training failed on process {process} at step {step}: {message}")
+        guilty = [(values, ids) for values, ids, _ in gathered if not all(map(math.isfinite, values))]
         value = next(value for values, _ in guilty for value in values if not math.isfinite(value))
         ids = ", ".join(str(index) for _, ids in guilty for index in ids)
         raise FloatingPointError(
@@ -487,19 +550,22 @@ class _Run:
         )
         loader = self._load(images.batches(rows), samples)
         started = time.perf_counter()
-        total = torch.zeros(2, dtype=torch.float64 if accelerator.device.type != "mps" else torch.float32)
+        wide = torch.float64 if accelerator.device.type != "mps" else torch.float32
+        total = torch.zeros(2, dtype=wide, device=accelerator.device)  # there, so that no batch is waited for
         # Not through the distributed wrapper: the processes may have different numbers of batches.
         self.model.eval()
-        with torch.no_grad():
+        with torch.no_grad(), checks_together():
             for number, batch in enumerate(loader):
                 inputs = self._to_inputs(batch)
                 self._seed(derive_seed(args.seed, number, 0, accelerator.process_index))
-                loss = self.model(**inputs, return_loss=True).loss
+                loss = self.model(**inputs, return_loss=True).loss.detach()
                 count = len(batch["sample_ids"])
-                total += torch.tensor([loss.item() * count, count], dtype=total.dtype)
+                total[0] += loss.to(total.dtype) * count
+                total[1] += count
         self.model.train()
         if accelerator.num_processes > 1:
-            total = accelerator.reduce(total.to(accelerator.device), "sum").cpu()
+            total = accelerator.reduce(total, "sum")
+        total = total.cpu()
         if total[1] == 0:
             raise ValueError("the eval_dataset is empty: validation needs at least one image.")
         seconds = time.perf_counter() - started

@@ -2,6 +2,7 @@ import argparse
 import errno
 import json
 import os
+import pickle
 import re
 import shlex
 import shutil
@@ -13,6 +14,8 @@ import pytest
 import torch
 import training_worker
 from accelerate.state import AcceleratorState
+from safetensors.torch import load_file
+from testing_common import tiny_classifier
 from testing_processes import launch, start
 from testing_training import HEADS, TinyHead, parquet_shards, picture_dataset, processor, train_head
 from torch import nn
@@ -188,11 +191,16 @@ def test_two_processes(tmp_path):
     assert found["map"] == found["map_resumed"] and found["stream"] == found["stream_resumed"]
     # two processes with two images each walk with one process with four
     alone, record = run(tmp_path / "alone", head=TinyHead(0.0), eval_dataset=picture_dataset(5), max_steps=9)
-    weights = torch.cat([alone.head.weight.data.flatten(), alone.head.bias.data])
+    alone_weights = list(alone.head.parameters())
+    weights = torch.cat([weight.data.flatten() for weight in alone_weights])
     torch.testing.assert_close(torch.tensor(found["quiet"]), weights)
     for name in HEADS:
         alone = train_head(name, tmp_path / f"alone-{name}", per_device_batch_size=4)
         torch.testing.assert_close(torch.tensor(found[name]), torch.tensor(alone), rtol=1e-4, atol=1e-5, msg=name)
+    # in a step nothing but the gradients, and one number that says whether all is well
+    two, five = found["traffic"]
+    gradients = sum(4 * weight.numel() for weight in alone_weights)
+    assert five - two == 3 * (gradients + 4)
     last_good = tmp_path / "nan/checkpoint-2"
     assert "loss is nan at step 3, batch of samples " in found["nan"] and str(last_good) in found["nan"]
     assert len(found["nan"].split("samples ")[1].split(":")[0].split(", ")) == 2
@@ -275,6 +283,38 @@ def test_a_real_head(tmp_path):
     assert all(torch.equal(value, before[name]) for name, value in classifier.state_dict().items())
     assert record["trainable_parameters"] == sum(p.numel() for p in whole.attention.parameters())
     assert (tmp_path / "model.safetensors").stat().st_size < 5000
+
+
+def test_a_compiled_classifier(tmp_path):
+    """The same weights, under the same names, of the head and of the classifier; nothing is left compiled."""
+    weights = {}
+    for compiled in (False, True):
+        torch.manual_seed(0)
+        head = LCamForSaliency.from_classifier(tiny_classifier("resnet"), variant="img")
+        options = {"torch_compile": compiled, "torch_compile_backend": "eager" if compiled else None}
+        run(tmp_path / str(compiled), head=head, eval_dataset=picture_dataset(5), max_steps=2, save_steps=1, **options)
+        weights[compiled] = load_file(tmp_path / str(compiled) / "model.safetensors")
+        assert not any(module._compiled_call_impl for module in head.modules())
+        assert pickle.loads(pickle.dumps(head.backbone)).layer_names == head.backbone.layer_names
+    torch.testing.assert_close(weights[True], weights[False])
+    with pytest.raises(ValueError, match="written with torch_compile True, this run has False"):
+        run(tmp_path / "True", head=head, max_steps=3, resume_from_checkpoint="last")
+
+
+def test_what_cannot_be_compiled_is_said_first(tmp_path, monkeypatch):
+    with pytest.raises(ValueError, match="torch_compile compiles a head's classifier, and TinyHead has none"):
+        run(tmp_path / "tiny", max_steps=1, torch_compile=True)
+    with pytest.raises(ValueError, match="found by hooks, which compiled modules do not call"):
+        with FrozenClassifier(nn.Sequential(nn.Conv2d(3, 4, 3), nn.AdaptiveAvgPool2d(1), nn.Flatten())).compiled():
+            pass
+
+    def no_compiler(*args, **kwargs):
+        raise RuntimeError("No working C++ compiler found")
+
+    monkeypatch.setattr(torch, "compile", no_compiler)
+    with pytest.raises(ValueError, match="on this cpu with the backend 'inductor' .*No working C.*such as g"):
+        with tiny_classifier("resnet").compiled():
+            pass
 
 
 class Fails(TinyHead):
@@ -379,6 +419,8 @@ PATH = {
     "seed": 1,
     "shuffle_buffer_size": 7,
     "decode_draft": True,
+    "torch_compile": True,
+    "torch_compile_backend": "eager",
     "num_examples": 31,
     "total_steps": 3,
     "num_processes": 2,
@@ -387,7 +429,7 @@ PATH = {
 
 
 # what checkpoints of earlier versions say nothing of
-CHOSEN_LATER = ("decode_draft",)
+CHOSEN_LATER = ("decode_draft", "torch_compile", "torch_compile_backend")
 
 
 @pytest.mark.parametrize("name", PATH)

@@ -5,6 +5,8 @@ from pathlib import Path
 
 import torch
 from testing_training import HEADS, TinyHead, picture_dataset, processor, train_head
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
 
 from hf_explain.io.datasets import load_image_dataset
 from hf_explain.io.files import lock_directory
@@ -22,6 +24,21 @@ class LosesItself(TinyHead):
         return output
 
 
+class Traffic(TorchDispatchMode):
+    """Counts the bytes that are handed to `torch.distributed`."""
+
+    def __init__(self):
+        super().__init__()
+        self.bytes = 0
+
+    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+        if function.namespace == "c10d":
+            leaves = tree_leaves((args, kwargs))
+            tensors = {id(leaf): leaf for leaf in leaves if isinstance(leaf, torch.Tensor)}
+            self.bytes += sum(tensor.numel() * tensor.element_size() for tensor in tensors.values())
+        return function(*args, **(kwargs or {}))
+
+
 def weights(head):
     return torch.cat([head.head.weight.data.flatten(), head.head.bias.data]).tolist()
 
@@ -30,10 +47,13 @@ def main(rank: int, directory: Path) -> dict:
     shards = directory / "shards"
 
     def run(name, dataset, noise=0.1, kind=TinyHead, **options):
-        options = {"max_steps": 9, "save_steps": 4, "save_total_limit": None, "dataloader_num_workers": 0, **options}
+        options = {
+            "max_steps": 9, "save_steps": 4, "save_total_limit": None, "dataloader_num_workers": 0, "logging_steps": 2,
+            **options,
+        }  # fmt: skip
         head = kind(noise)
         args = ExplainerTrainingArguments(
-            output_dir=str(directory / name), per_device_batch_size=2, disable_tqdm=True, logging_steps=2, **options
+            output_dir=str(directory / name), per_device_batch_size=2, disable_tqdm=True, **options
         )
         record = train(head, dataset, picture_dataset(5), processor(), args)
         return weights(head), record
@@ -53,6 +73,11 @@ def main(rank: int, directory: Path) -> dict:
     )
     for name in HEADS:
         found[name] = train_head(name, directory / name, per_device_batch_size=2)
+    found["traffic"] = []
+    for steps in (2, 5):
+        with Traffic() as traffic:
+            run(f"traffic{steps}", picture_dataset(), max_steps=steps, save_steps=0, logging_steps=10)
+        found["traffic"].append(traffic.bytes)
     try:
         run("nan", picture_dataset(), kind=LosesItself, save_steps=2)
     except FloatingPointError as error:

@@ -328,7 +328,9 @@ class ScanForSaliency(ExplainerPreTrainedModel):
                 judged = [sums[:, None]]
             else:
                 judged = list(gradients)
-            threshold = positive_percentile(torch.cat([values.flatten(1) for values in judged], dim=1), percentiles)
+            least = float(self.config.percentile_range[0]) if percentiles.device.type != "cpu" else None
+            rows = torch.cat([values.flatten(1) for values in judged], dim=1)
+            threshold = positive_percentile(rows, percentiles, least)
             for index, values in enumerate(judged, len(parts) - len(judged)):
                 parts[index] = parts[index] * (values >= threshold.view(-1, *[1] * (values.ndim - 1)))
         return tap.replace(feature_map=parts[-1], prefix_tokens=None if tap.prefix_tokens is None else parts[0])
@@ -349,7 +351,10 @@ class ScanForSaliency(ExplainerPreTrainedModel):
         """
         config = self.config
         image = pixel_values.float()
-        mean, std = (image.new_tensor(values).view(1, -1, 1, 1) for values in (config.image_mean, config.image_std))
+        mean, std = (
+            torch.tensor(values, dtype=torch.float32).to(image.device, non_blocking=True).view(1, -1, 1, 1)
+            for values in (config.image_mean, config.image_std)
+        )
         image = (image * std + mean) * 2 - 1
         if config.blur == "none":
             return image
@@ -374,7 +379,7 @@ class ScanForSaliency(ExplainerPreTrainedModel):
         if percentile is None and self.training:
             low, high = self.config.percentile_range
             # from the CPU's generator on every device: what a seed or a resumed run draws depends on no device
-            return low + (high - low) * batch_uniform(batch_size, self.device).cpu()
+            return low + (high - low) * batch_uniform(batch_size, self.device)
         given = self.config.percentile if percentile is None else percentile
         try:
             values = torch.as_tensor(given, dtype=torch.float64, device="cpu")
@@ -390,7 +395,7 @@ class ScanForSaliency(ExplainerPreTrainedModel):
         return values.expand(batch_size)
 
 
-def positive_percentile(values: torch.Tensor, percentile: torch.Tensor) -> torch.Tensor:
+def positive_percentile(values: torch.Tensor, percentile: torch.Tensor, least: float | None = None) -> torch.Tensor:
     """
     A percentile of the positive entries of each row, interpolated linearly; infinity where a row has none.
 
@@ -398,7 +403,8 @@ def positive_percentile(values: torch.Tensor, percentile: torch.Tensor) -> torch
 
     Args:
         values (`torch.Tensor` of shape `(batch_size, count)`): Any values; those not above 0 are left out.
-        percentile (`torch.DoubleTensor` of shape `(batch_size,)`): In [0, 100], one per row, on the CPU.
+        percentile (`torch.DoubleTensor` of shape `(batch_size,)`): In [0, 100], one per row.
+        least (`float`, *optional*): What none of them is below, where the device should not be asked for it.
 
     Returns:
         `torch.Tensor` of shape `(batch_size,)`, float32.
@@ -406,10 +412,12 @@ def positive_percentile(values: torch.Tensor, percentile: torch.Tensor) -> torch
     values = values.float()
     count = values.shape[1]
     # as many as a row with positive entries only would need: an upper bound that asks the device nothing
-    needed = min(count, math.ceil((1 - float(percentile.min()) / 100) * (count - 1)) + 2)
+    least = float(percentile.min()) if least is None else least
+    needed = min(count, math.ceil((1 - least / 100) * (count - 1)) + 2)
     descending = values.topk(needed, dim=1).values
     positive = (values > 0).sum(dim=1)
-    position = percentile.to(values.device, torch.float64 if values.device.type != "mps" else torch.float32)
+    wide = torch.float64 if values.device.type != "mps" else torch.float32
+    position = percentile.to(values.device, wide, non_blocking=True)
     position = position * (positive - 1).clamp(min=0) / 100
     low = position.floor()
     place = (positive - 1).clamp(min=0) - low.long()  # of the lower neighbour, counted from the top
