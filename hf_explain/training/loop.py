@@ -439,7 +439,7 @@ class _Run:
                 self._check(unchecked)
                 unchecked = None
             if step == first and not bar.disable:
-                bar.set_postfix(loss=f"{float(torch.stack(losses).mean()):.4g}", refresh=False)
+                bar.set_postfix(loss=f"{float(torch.stack(losses).mean()):.4g}")
             if log:
                 self._log_training(rate, bar)
             if evaluate:

@@ -595,7 +595,7 @@ def test_command_trains_a_head_that_loads(tmp_path, monkeypatch, capsys):
         add_options(parser, COMMANDS[name].options)
         assert program == "hf-explain" and read_options(COMMANDS[name].options, parser.parse_args(words))
     assert f"lcam={tmp_path / 'out'},gradcam" in measure and f"--model {tmp_path / 'out'}" in explain
-    assert re.search(r"1/2 .*loss=", captured.err)
+    assert re.search(r"0/2 .*loss=", captured.err)
     record = json.loads((tmp_path / "out/training_record.json").read_text())
     assert record["classifier"] == "classifier" and record["dataset"] == "shards" and record["steps"] == 2
     assert record["preset"] is None
