@@ -11,6 +11,7 @@ Train every head on every classifier, compare them with the training-free method
     python scripts/run_evidence.py keep     --output_dir evidence --keep_dir model_cards/results
     python scripts/run_evidence.py cost     --output_dir evidence --examples 1000
     python scripts/run_evidence.py sweep    --classifiers resnet=DIR --heads ttame --vary head.levels=1,2 ...
+    python scripts/run_evidence.py leave-one-fill-out --classifiers resnet=DIR --heads ttame-ranking-contrast-fills ...
 
 It only drives `hf-explain train` and `hf-explain evaluate`. Every run has a directory of its own, with the command,
 the log, the record (settings, seed, versions) and the head: `OUT/CLASSIFIER/HEAD-seedN`, sweeps under
@@ -55,7 +56,8 @@ from hf_explain.io.datasets import cell_content, leave_encoded, load_image_datas
 from hf_explain.io.files import RECORD_FILE, read_json_file, write_atomically, write_json_file
 from hf_explain.metrics import metric_numbers, names
 from hf_explain.metrics.engine import EVERY_FILL
-from hf_explain.registry import CONTROLS, METHODS, SLOW_METHODS, methods_for
+from hf_explain.metrics.presets import PRESETS
+from hf_explain.registry import CONTROLS, METHODS, SLOW_METHODS, methods_for, resolve_head
 from hf_explain.training.arguments import ExplainerTrainingArguments
 
 
@@ -476,6 +478,75 @@ def evaluate_all(args) -> bool:
     return good
 
 
+def leave_one_fill_out(args) -> bool:
+    """
+    `fills.md`: AUC-D with a fill, of heads that were trained without this one alone, beside the head that has seen it
+    and the training-free methods, which have seen none.
+    """
+    good, lines = True, []
+    for family, classifier in args.classifiers.items():
+        for name, (kind, preset, fields), training in heads(args):
+            preset_fields = {} if preset is None else resolve_head(kind).presets[preset]
+            fills = {**preset_fields, **fields}.get("mask_fills") or []
+            if len(fills) < 2:
+                raise SystemExit(
+                    f"error: --heads {name!r} does not draw from several fills, so none can be left out; take one "
+                    'that does, such as ttame-ranking-contrast-fills, or --head_option mask_fills=["black","mean"].'
+                )
+            trained = {}
+            for fill, seed in product([None, *fills], args.seeds):
+                own = fields if fill is None else {**fields, "mask_fills": [one for one in fills if one != fill]}
+                directory = args.output_dir / family / f"{without(name, fill)}-seed{seed}"
+                if train(directory, (kind, preset, own), {**training, "seed": seed}, classifier, args):
+                    trained[directory.name] = directory
+                else:
+                    good = False
+            known = set(PRESETS["auc_d_fills"]["default"]["fills"])
+            args.metrics = "auc_d_fills" if known.issuperset(fills) else "auc_d_fills@all"
+            directory = args.output_dir / family / f"fills-{name}"
+            good &= compare(classifier, trained, directory, args)
+            if (directory / COMPARISON).is_file():
+                comparison = read_comparison(directory / COMPARISON)
+                lines += fill_rows(f"{family}: {name}", name, fills, comparison, args.metrics)
+    text = (
+        "# One fill left out\n\nAUC-D with each fill, higher is better, in points; several seeds: mean ± standard "
+        "deviation. ms/image: of the explanation alone. Printed by `scripts/run_evidence.py leave-one-fill-out`.\n"
+    )
+    write_atomically(args.output_dir / "fills.md", "\n".join([text, *lines]).encode() + b"\n")
+    print((args.output_dir / "fills.md").read_text())
+    return good
+
+
+def without(name: str, fill: str | None) -> str:
+    return name if fill is None else f"{name}-without-{fill}"
+
+
+def fill_rows(title: str, name: str, fills: list[str], comparison: Comparison, metric: str) -> list[str]:
+    """A row a fill, and the mean: the head that has not seen it, the one that has, and everything else."""
+    rows = by_explainer(comparison)
+    others = [one for one in rows if one != name and not one.startswith(without(name, ""))]
+    heading = ["fill", "left out", "seen", *others]
+    lines = [f"### {title}, {comparison.num_images} images\n", f"| {' | '.join(heading)} |"]
+    lines.append("|---" + "|---:" * (len(heading) - 1) + "|")
+
+    def numbers(explainer: str, fill: str) -> list[float]:
+        found = (one.value(metric, f"auc_d_fill_{fill}") for one in rows.get(explainer, ()))
+        return [value for value in found if value is not None]
+
+    def mean_of(explainers: list[str]) -> list[float]:
+        """Of every seed, over the fills: of the first explainer with the first one, and so on."""
+        return [mean(values) for values in zip(*map(numbers, explainers, fills))]
+
+    for fill in fills:
+        cells = [numbers(one, fill) for one in (without(name, fill), name, *others)]
+        lines.append(f"| {' | '.join([fill, *(spread(one, 1) if one else '–' for one in cells)])} |")
+    columns = [[without(name, fill) for fill in fills], *([one] * len(fills) for one in (name, *others))]
+    means = [mean_of(explainers) for explainers in columns]
+    lines.append(f"| {' | '.join(['all of them', *(spread(one, 1) if one else '–' for one in means)])} |")
+    times = [[one.seconds_per_image or 0 for key in set(keys) for one in rows.get(key, ())] for keys in columns]
+    return [*lines, f"| {' | '.join(['ms/image', *(f'{1000 * mean(one):.1f}' if one else '–' for one in times)])} |\n"]
+
+
 # ------------------------------------------------------------------------------------------------------------- tables
 
 
@@ -674,6 +745,7 @@ def passes(costs: list[tuple[float, float]]) -> str:
 
 STAGES = {
     "train": train_all, "sweep": sweep, "tune": tune, "layers": layers, "evaluate": evaluate_all,
+    "leave-one-fill-out": leave_one_fill_out,
     "table": table, "summary": summary, "keep": keep, "cost": cost,
 }  # fmt: skip
 _READING = ("table", "summary", "keep", "cost")  # stages that read what is there

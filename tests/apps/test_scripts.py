@@ -141,6 +141,28 @@ def test_evidence_is_trained_measured_and_tabled_once(evidence, tmp_path, capsys
     assert "Higher is better: AUC-D; IC; insertion. Lower is better: AD; deletion. " in table
 
 
+def test_evidence_leaves_one_fill_out(evidence, tmp_path, capsys):
+    heads = ("--heads", "ttame-ranking-fills", "--head_option", 'mask_fills=["mean","black"]', "--methods", "gradcam")
+    status, started = evidence("leave-one-fill-out", *heads)
+    assert status == 0 and len(started) == 4  # three heads and a comparison
+    config = json.loads((tmp_path / "out/resnet/ttame-ranking-fills-without-mean-seed0/config.json").read_text())
+    assert config["mask_fills"] == ["black"]
+    found = json.loads((tmp_path / "out/resnet/fills-ttame-ranking-fills/results.json").read_text())["explainers"]
+    own = {name.removesuffix("-seed0"): one.get("auc_d_fills") for name, one in found.items()}
+    unseen = own["ttame-ranking-fills-without-mean"]["auc_d_fill_mean"]
+    assert own["ttame-ranking-fills-without-mean"]["protocol"]["trained_with"] == ["black"]
+    printed = capsys.readouterr().out
+    lines = {line.split(" | ")[0].strip("| "): line.strip("| ").split(" | ") for line in printed.splitlines()}
+    assert lines["fill"] == ["fill", "left out", "seen", "gradcam", "random", "centre"]
+    seen, cam = own["ttame-ranking-fills"]["auc_d_fill_mean"], own["gradcam"]["auc_d_fill_mean"]
+    assert lines["mean"][1:4] == [f"{one:.1f}" for one in (unseen, seen, cam)]
+    left = (unseen + own["ttame-ranking-fills-without-black"]["auc_d_fill_black"]) / 2
+    assert lines["all of them"][1] == f"{left:.1f}" and float(lines["ms/image"][1]) > 0
+    assert evidence("leave-one-fill-out", *heads) == (0, [])  # what is finished is not done again
+    with pytest.raises(SystemExit, match="--heads 'ttame' does not draw from several fills"):
+        evidence("leave-one-fill-out", "--heads", "ttame")
+
+
 def test_evidence_summary_puts_classifiers_side_by_side(evidence, tmp_path, capsys):
     def write(family, comparison, **explainers):
         directory = tmp_path / "out" / family / comparison
