@@ -17,6 +17,7 @@ from hf_explain.evaluation.explainer import resolve_explainer
 from hf_explain.evaluation.sweep import evaluate_all
 from hf_explain.io.datasets import load_image_dataset
 from hf_explain.io.files import lock_directory
+from hf_explain.io.image_processor import to_pixel_values
 from hf_explain.metrics import path
 from hf_explain.registry import METHODS
 
@@ -40,6 +41,19 @@ def gathered(directory: Path) -> tuple[float, int]:
     return result["auc_d"], result["num_images"]
 
 
+def fills_and_games(directory: Path) -> dict:
+    """AUC-D with every fill, the grid pointing game and single deletion, on pictures of what the classifier sees."""
+    classifier, pictures = FrozenClassifier.from_pretrained(directory), picture_dataset(12)
+    with torch.no_grad():
+        seen = classifier(to_pixel_values(classifier.image_processor, pictures["image"][:])).argmax(-1).tolist()
+    data = [{"image": row["image"], "label": label} for row, label in zip(pictures, seen)]
+    result = SaliencyEvaluator().compute(
+        classifier, data, ["auc_d_fills@all", "grid_pointing", "single_deletion"], method="gradcam", progress=False,
+        metric_options={"auc_d_fills@all": {"steps": 2}, "grid_pointing": {"confidence": 0}}, return_columns=True,
+    )  # fmt: skip
+    return result["columns"]
+
+
 def main(rank: int, directory: Path) -> dict:
     def run(data, **options):
         return SaliencyEvaluator().compute(
@@ -51,6 +65,7 @@ def main(rank: int, directory: Path) -> dict:
         "folder": run(picture_dataset(7), output_dir=directory / "out", shard_size=2),
         "stream": run(load_image_dataset(directory / "shards", streaming=True), shard_size=2),
     }
+    found["fills_and_games"] = fills_and_games(directory / "convnext")
     found["gathered"], found["num_gathered"] = gathered(directory)
     bad = [dict(row) for row in picture_dataset(5)]
     bad[4]["image"] = "nowhere.png"

@@ -418,7 +418,11 @@ def test_two_processes_equal_one(classifier, directory, tmp_path):
     os.symlink(directory, tmp_path / "classifier")
     (tmp_path / "shards").mkdir()
     parquet_shards(tmp_path / "shards", 7, 2)
+    save_classifier("convnext", tmp_path / "convnext")  # it sees more than one class
     found, other = launch(evaluation_worker.main, tmp_path)
+    columns = found["fills_and_games"]
+    assert columns == other["fills_and_games"] and len(columns["grid_pointing/grid_pointing"]) == 12
+    assert_close(columns, evaluation_worker.fills_and_games(tmp_path / "convnext"))
     alone = compute(classifier, picture_dataset(7), method="random")["auc_d"]["auc_d"]
     assert found["num_gathered"] == 7
     for name in ("map", "folder", "stream", "gathered"):
