@@ -86,7 +86,12 @@ PRESETS: dict[str, dict[str, dict[str, Any]]] = {
         # ours: as the default, of the order of a map's values alone
         "rank": {**_LCAM, "scale": "rank"},
     },
-    "grid_pointing": {"default": _GRID_GAME, "3x3": {**_GRID_GAME, "cells": 3}},
+    "grid_pointing": {
+        "default": _GRID_GAME,
+        "3x3": {**_GRID_GAME, "cells": 3},
+        # as Rao et al. 2022, for classifiers that take any size
+        "enlarged": {**_GRID_GAME, "enlarged": True},
+    },
     "insertion_deletion": {"default": _RISE, "rise": _RISE, "patch": {**_RISE, **_PATCH}},
     "pointing": {"default": {"margin": 0}, "excitation_backprop": {"margin": 15}},
     "road": {"default": _ROAD, "road": {**_ROAD, "score": "accuracy"}, "patch": {**_ROAD, **_PATCH}},

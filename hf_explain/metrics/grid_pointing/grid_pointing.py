@@ -59,7 +59,7 @@ _CITATION = """
 
 
 class GridPointing(SaliencyMetric):
-    """Grid pointing game: presets `default` (2 × 2), `3x3`."""
+    """Grid pointing game: presets `default` (2 × 2), `3x3`, `enlarged`."""
 
     metric_name = "grid_pointing"
     numbers = (
