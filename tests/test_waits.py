@@ -84,6 +84,7 @@ ASKING = {"lime", "kernel_shap", "fgvis"}
 OPTIONS = {
     "ablationcam": {"batch_size": 8},
     "scorecam": {"batch_size": 8},
+    "oracle": {"grid": (2, 2)},
     "rise": {"num_masks": 8},
     "occlusion": {"window_size": 32, "stride": 32},
     "integrated_gradients": {"steps": 2},

@@ -63,7 +63,7 @@ def in_precision(method: _Method) -> _Method:
 def has_bfloat16(device: torch.device) -> bool:
     """Whether a device computes in bfloat16 itself: without such instructions it is slower than float32."""
     if device.type == "cpu":
-        known = getattr(torch.cpu, "get_capabilities", dict)()  # torch before 2.11 does not tell; float32 is safe
+        known = torch.cpu.get_capabilities()
         return any(known.get(name, False) for name in ("avx512_bf16", "amx_bf16", "bf16"))
     return device.type == "cuda" and torch.cuda.is_bf16_supported(including_emulation=False)
 
@@ -137,7 +137,7 @@ def _name(dtype: torch.dtype | None) -> str:
 def _check(classifier: Any, images: Callable[[], Iterable[torch.Tensor]]) -> tuple[torch.dtype, str]:
     """Half precision if it is there and agrees on these images."""
     if not has_bfloat16(classifier.device):
-        return torch.float32, f"this {classifier.device.type} has no instructions for bfloat16 that torch tells of"
+        return torch.float32, f"this {classifier.device.type} has no instructions for bfloat16"
     seen, changed, largest = 0, 0, 0.0
     for batch in images():
         found = []

@@ -181,7 +181,7 @@ def test_a_module_keeps_what_it_promises(name, batch):
         assert protocol["metric"] == name and protocol["preset"] == preset and protocol["overrides"] == {}
         assert protocol["interval"] == {"confidence": 0.95, "resamples": 1000, "seed": 0}
         if name != "win_rate":
-            assert protocol["image_size"] == [8, 8]
+            assert protocol["image_size"] == ([16, 16] if preset == "enlarged" else [8, 8])
             mean = sum(columns[metric.main_result]) / 7
             assert result[metric.main_result] == pytest.approx(mean)
 
