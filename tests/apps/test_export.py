@@ -462,7 +462,10 @@ def test_command_line(model, pictures, tmp_path, capsys):
     argv = ["export", "--model", model, "--dataset", pictures, "-o", out, "--split", "train[:3]", "--top-k", "2"]
     assert main(argv) == 0
     captured = capsys.readouterr()
-    assert captured.out == f"{out}: 6 maps of 3 images in 1 shards, 0 images skipped\n"
+    assert captured.out == (
+        f"{out}: 6 maps of 3 images in 1 shards, 0 images skipped; it is a folder of parquet files, which "
+        f"datasets.load_dataset({str(out)!r}) reads\n"
+    )
     assert "export: 100%" in captured.err
     assert main([*argv, "--method", "nothing"]) == 1
     assert "hf-explain export: `method` 'nothing' does not exist" in capsys.readouterr().err

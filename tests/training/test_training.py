@@ -622,12 +622,23 @@ def new_head(tmp_path, monkeypatch):
                        intermediate_size=16, num_labels=3)  # fmt: skip
     ViTForImageClassification(config).save_pretrained(tmp_path / "classifier")
     processor().save_pretrained(tmp_path / "classifier")
-    monkeypatch.setattr(train_command, "train", lambda head, *others: head)
+    built = []
+
+    def no_training(head, *others):
+        built.append(head)
+        return {"steps": 0, "seconds": 0.0}
+
+    monkeypatch.setattr(train_command, "train", no_training)
     parser = argparse.ArgumentParser()
     add_options(parser, TrainCommand)
     command = ["--classifier", str(tmp_path / "classifier"), "--dataset", str(parquet_shards(tmp_path / "shards")),
                "--output_dir", str(tmp_path / "out")]  # fmt: skip
-    return lambda *words: train_command.run(read_options(TrainCommand, parser.parse_args([*command, *words])))
+
+    def build(*words):
+        train_command.run(read_options(TrainCommand, parser.parse_args([*command, *words])))
+        return built[-1]
+
+    return build
 
 
 def test_command_trains_with_the_attention_asked_for(new_head):
