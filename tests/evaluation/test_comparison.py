@@ -28,6 +28,13 @@ def one_draw_of_the_weights(monkeypatch):
     monkeypatch.setattr("hf_explain.evaluation.comparison.SEEDS", 1)
 
 
+@pytest.fixture(autouse=True)
+def vectors_of_one_comparison(request, monkeypatch):
+    """Every chart once more as SVG and PDF takes seconds: in one test, which looks at all files."""
+    if "writes_everything" not in request.node.name:
+        monkeypatch.setattr("hf_explain.evaluation.comparison_report._VECTORS", ())
+
+
 @pytest.fixture(scope="module")
 def directories(tmp_path_factory):
     root = tmp_path_factory.mktemp("comparison")
@@ -75,6 +82,8 @@ def test_command_writes_everything_and_keeps_what_works(directories, tmp_path, c
     assert [row["explainer"] for row in rows] == list(found)
     assert float(rows[0]["auc_d.auc_d"]) == found["lcam"]["auc_d"]["auc_d"]
     for name in ("best", "worst", "auc_d", "average_drop", "auc_d_positive_curve", "auc_d_negative_curve"):
+        if name not in ("best", "worst"):
+            assert (out / f"{name}.svg").exists() and (out / f"{name}.pdf").exists()
         with Image.open(out / f"{name}.png") as picture:
             assert picture.width > 300, name
     repeated = (out / "command.sh").read_text()
