@@ -40,7 +40,7 @@ from transformers import (
 
 from hf_explain.classifiers.frozen_classifier import FrozenClassifier
 
-# not from the top level: transformers 5.17 hands out a placeholder there that demands torchvision
+# not from the top level, which hands out a placeholder that demands torchvision
 from hf_explain.io.transformers_names import AutoImageProcessor
 
 

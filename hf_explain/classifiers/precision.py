@@ -43,8 +43,8 @@ def passes_in(dtype: torch.dtype | None) -> Iterator[None]:
 
 
 def asked_dtype() -> torch.dtype | None:
-    """What [`passes_in`] asks for in the calling thread."""
-    return _DTYPE.get()
+    """What [`passes_in`] asks for in the calling thread. A graph that is compiled keeps the precision of the weights."""
+    return None if torch.compiler.is_compiling() else _DTYPE.get()
 
 
 def in_precision(method: _Method) -> _Method:

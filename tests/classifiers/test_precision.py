@@ -100,6 +100,16 @@ def test_what_is_asked_for_is_taken_without_a_look():
         Precision("float16")
 
 
+def test_a_compiled_classifier_keeps_the_precision_of_its_weights():
+    classifier, pixel_values = tiny_classifier("vit"), random_pixels("vit")
+    compiled = torch.compile(classifier, fullgraph=True, backend="eager")
+    with torch.no_grad():
+        exact = classifier(pixel_values)
+        torch.testing.assert_close(compiled(pixel_values), exact)
+        with passes_in(torch.bfloat16):
+            torch.testing.assert_close(compiled(pixel_values), exact)
+
+
 def _alternating(classifier, pixel_values):
     """Logits whose top class depends on the precision alone."""
     half = classifier.compute_dtype == torch.bfloat16
