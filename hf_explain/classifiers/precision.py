@@ -43,7 +43,7 @@ def passes_in(dtype: torch.dtype | None) -> Iterator[None]:
 
 
 def asked_dtype() -> torch.dtype | None:
-    """What [`passes_in`] asks for in the calling thread. A graph that is compiled keeps the precision of the weights."""
+    """What [`passes_in`] asks for in this thread. A graph that is compiled keeps the precision of the weights."""
     return None if torch.compiler.is_compiling() else _DTYPE.get()
 
 
