@@ -500,6 +500,15 @@ def test_a_study_in_half_precision_is_another_one(places, tmp_path, monkeypatch)
     assert study() == (None, exact)  # nothing of it was in another precision
 
 
+@pytest.fixture
+def ctrl_c():
+    """Ctrl-C stops the test run's process, also where that was started in the background, which ignores it."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
+
+
+@pytest.mark.usefixtures("ctrl_c")
 def test_a_killed_command_goes_on_and_leaves_nothing(places, tmp_path, monkeypatch, capsys):
     argv = command(places, tmp_path / "out", "--shard_size", "3", "--pictures", "1")
     with monkeypatch.context() as patch:
