@@ -272,6 +272,15 @@ def test_the_ranking_preset():
 
     resnet = TTameForSaliency.from_classifier(tiny_classifier("resnet"), preset="ranking")
     assert resnet.config.context_size == 1 and resnet.config.contrast == 2
+    # whole patches where the classifier reads patches, unless they are asked for otherwise
+    grids = {
+        family: TTameForSaliency.from_classifier(tiny_classifier(family), preset="ranking") for family in FAMILIES
+    }
+    assert {family: made.config.mask_grid for family, made in grids.items()} == {
+        "vit": "patch", "deit": "patch", "deit-teacher": "patch", "convnext": "pixel", "resnet": "pixel"
+    }  # fmt: skip
+    given = TTameForSaliency.from_classifier(tiny_classifier("vit"), preset="ranking", mask_grid="pixel")
+    assert given.config.mask_grid == TTameForSaliency.from_classifier(tiny_classifier("vit")).config.mask_grid
 
     config = copy.deepcopy(tiny_model("vit").config)
     config.num_hidden_layers = 12

@@ -26,8 +26,8 @@ class TTameForSaliency(MaskTrainedExplainer):
 
     `from_classifier(..., preset="ranking")` is what ranked pixels best in this package's own measurements: the
     ranking term, a contrast of its own and drawn fills (see [`MaskTrainedConfig`]) instead of the published area
-    prior; on ViT and DeiT four taps spread over the depth instead of the inputs of the last three blocks; and on
-    ConvNeXt `context_size=3`.
+    prior; on ViT and DeiT four taps spread over the depth instead of the inputs of the last three blocks; on ConvNeXt
+    `context_size=3`; and on every vision transformer whose attention keeps to one grid of patches `mask_grid="patch"`.
 
     Example:
 
@@ -82,6 +82,9 @@ class TTameForSaliency(MaskTrainedExplainer):
         elif getattr(classifier.config, "model_type", "").startswith("convnext"):
             # a ResNet and a ViT gained nothing from it
             fields["context_size"] = 3
+        # where the patches that are read are the map's own positions: not in Swin, which merges them
+        if classifier.patch_size is not None and classifier.token_layout is not None:
+            fields["mask_grid"] = "patch"
         return fields
 
     @classmethod
