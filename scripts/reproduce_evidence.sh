@@ -59,7 +59,7 @@ all=(--seeds "${seeds[@]}" --methods "${cams[@]}" "${attention[@]}" "${gradients
 run evaluate "${reporting[@]}" "${all[@]}" --examples "${EXAMPLES:-1000}" --metrics auc_d,auc_d@patch,average_drop
 # what removed pixels become decides much of which map wins; so do the units that are removed
 run evaluate "${reporting[@]}" "${all[@]}" --examples "${EXAMPLES:-1000}" \
-  --comparison comparison-fills --metrics auc_d_fills@all,auc_d_fills@patch
+  --comparison comparison-fills --metrics auc_d_fills@all,auc_d_fills@all-patch
 # RISE filled with the mean where the mean is what removed pixels become
 run evaluate "${reporting[@]}" --heads --methods rise --examples "${SLOW:-100}" \
   --comparison comparison-mean --metrics auc_d --metric_option auc_d.fill=mean

@@ -433,7 +433,7 @@ def compare(classifier: str, trained: dict[str, Path], directory: Path, args) ->
     frozen = FrozenClassifier.from_pretrained(classifier)
     undefined = set(METHODS).difference(methods_for(frozen))
     # patches are a transformer's: what is measured by them is measured of transformers
-    metrics = [one for one in args.metrics.split(",") if frozen.patch_size or not one.endswith("@patch")]
+    metrics = [one for one in args.metrics.split(",") if frozen.patch_size or not one.endswith("patch")]
     if not metrics:
         return True
     methods = [name for name in args.methods if name not in undefined]

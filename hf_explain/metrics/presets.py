@@ -57,6 +57,7 @@ _FILLS: dict[str, Any] = {
     "score": _AUC_D["score"],
     "fills": ("black", "mean", "blur"),
 }
+_EVERY_FILL: dict[str, Any] = {**_FILLS, "fills": (*_FILLS["fills"], "white", "noise", "color", "photo")}
 # Ours: the default, with the patches of a vision transformer removed as wholes
 _PATCH: dict[str, Any] = {"grid": "patch"}
 
@@ -75,8 +76,9 @@ PRESETS: dict[str, dict[str, dict[str, Any]]] = {
     "auc_d_fills": {
         "default": _FILLS,
         "patch": {**_FILLS, **_PATCH},
-        # with those that no head is trained with
-        "all": {**_FILLS, "fills": (*_FILLS["fills"], "white", "noise", "color", "photo")},
+        # with those that a head was not trained with
+        "all": _EVERY_FILL,
+        "all-patch": {**_EVERY_FILL, **_PATCH},
     },
     "average_drop": {
         "default": _LCAM,

@@ -261,13 +261,14 @@ def test_defaults_follow_the_classifier():
 def test_the_ranking_preset():
     head = TTameForSaliency.from_classifier(tiny_classifier("convnext"), preset="ranking", contrast=1.5)
     assert head.config.ranking_weight == head.config.ce_weight == 1 and head.config.area_weight == 0
-    assert head.config.mask_fills == ["black", "mean", "blur"] and head.config.regularize == "own"
+    assert head.config.mask_fills == ["black", "mean", "blur", "white", "noise", "color"]
+    assert head.config.regularize == "own"
     assert head.config.contrast == 1.5  # a field given beside the preset wins
     assert (
         head.config.context_size == 3 and [tuple(conv.weight.shape[1:]) for conv in head.contexts] == [(1, 3, 3)] * 3
     )
     head.config.mask_fills.remove("blur")  # of this head alone
-    assert TTameForSaliency.from_classifier(head.backbone, preset="ranking").config.mask_fills[-1] == "blur"
+    assert TTameForSaliency.from_classifier(head.backbone, preset="ranking").config.mask_fills[2] == "blur"
     assert head.config.feature_layers == TTameForSaliency.from_classifier(head.backbone).config.feature_layers
 
     resnet = TTameForSaliency.from_classifier(tiny_classifier("resnet"), preset="ranking")

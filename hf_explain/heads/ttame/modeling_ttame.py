@@ -25,7 +25,7 @@ class TTameForSaliency(MaskTrainedExplainer):
     a map of every class, or with all branches at the map's size, never exists.
 
     `from_classifier(..., preset="ranking")` is what ranked pixels best in this package's own measurements: the
-    ranking term, a contrast of its own and drawn fills (see [`MaskTrainedConfig`]) instead of the published area
+    ranking term, a contrast of its own and six drawn fills (see [`MaskTrainedConfig`]) instead of the published area
     prior; on ViT and DeiT four taps spread over the depth instead of the inputs of the last three blocks; on ConvNeXt
     `context_size=3`; and on every vision transformer whose attention keeps to one grid of patches `mask_grid="patch"`.
 
@@ -46,7 +46,8 @@ class TTameForSaliency(MaskTrainedExplainer):
             "area_weight": 0.0,
             "regularize": "own",
             "contrast": 2.0,
-            "mask_fills": ["black", "mean", "blur"],
+            # all but "photo": what a table measures with it, no head has seen
+            "mask_fills": ["black", "mean", "blur", "white", "noise", "color"],
         }
     }
 
