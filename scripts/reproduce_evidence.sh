@@ -12,6 +12,7 @@
 # TRAINING="mixed_precision=bf16 augmentation=flip"   settings of `hf-explain train` for all heads
 # TUNED_STEPS=148  steps of each of seven learning rates of every head; CHOSEN_BY=100 photographs that choose
 # EXAMPLES=1000    photographs of a table; SLOW=100 for methods of many passes
+# DTYPE=auto       bfloat16 for the passes that were measured to keep their numbers in it (default: float32)
 # MINUTES=20       end every stage that takes longer; the same command goes on
 # `scripts/run_evidence.py cost` says how long it takes, from a run on a few photographs.
 set -euo pipefail
@@ -39,7 +40,7 @@ run() {
   local stage=$1
   shift
   "$python" scripts/run_evidence.py "$stage" --classifiers "${classifiers[@]}" --dataset "$dataset" \
-    --output_dir "$output" --batch_size 32 "${minutes[@]}" "$@"
+    --output_dir "$output" --batch_size 32 --dtype "${DTYPE:-float32}" "${minutes[@]}" "$@"
 }
 
 cams=(gradcam gradcam++ xgradcam layercam hirescam eigencam)

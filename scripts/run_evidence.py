@@ -448,6 +448,8 @@ def compare(classifier: str, trained: dict[str, Path], directory: Path, args) ->
         words += ["--method_option", option]
     for option in args.metric_option:
         words += ["--metric_option", option]
+    if args.dtype != "float32":
+        words += ["--dtype", args.dtype]
     words += ["--sanity"] * args.sanity + ["--batch_size", str(args.batch_size), "--output_dir", str(directory)]
     words.append("--no_progress")
     asked = (directory / COMPARISON).is_file() and (directory / SCRIPT).is_file() and (directory / SCRIPT).read_text()
@@ -807,6 +809,9 @@ def main() -> int:
     parser.add_argument("--minutes", type=float, help="stop after this time; the same command goes on")
     parser.add_argument("--sanity", action="store_true", help="also run the sanity checks")
     parser.add_argument("--batch_size", type=int, default=8)
+    parser.add_argument(
+        "--dtype", choices=("float32", "bfloat16", "auto"), default="float32", help="of the passes that measure"
+    )
     args = parser.parse_args()
     # a summary only asks for the names, in order
     args.classifiers = pairs(
