@@ -33,6 +33,7 @@ CLIENT_ENVIRONMENT = {
     "HF_UPDATE_DOWNLOAD_COUNTS": "0",
     "MPLBACKEND": "agg",
 }
+gc.disable()  # until everything is imported, which leaves nothing behind to collect
 for variable in list(os.environ):
     if variable.startswith(("HF_", "HUGGING", "TRANSFORMERS_")):
         del os.environ[variable]
@@ -63,6 +64,7 @@ def pytest_collection_finish():
     """What is imported stays: the garbage collections that every training run ends with need not look at it again."""
     gc.collect()
     gc.freeze()
+    gc.enable()
 
 
 @pytest.fixture(autouse=True, scope="session")
@@ -79,6 +81,14 @@ def no_network():
     socket.socket.connect = connect_locally
     yield
     socket.socket.connect = connect
+
+
+@pytest.fixture(autouse=True)
+def charts_where_they_are_looked_at(request, monkeypatch):
+    """The charts of a comparison take as long as all the rest of it; `@pytest.mark.charts` is for who looks."""
+    report = sys.modules.get("hf_explain.evaluation.comparison_report")
+    if report is not None and request.node.get_closest_marker("charts") is None:
+        monkeypatch.setattr(report, "_write_charts", lambda folder, comparison: None)
 
 
 @pytest.fixture

@@ -94,10 +94,10 @@ def state_of(model: nn.Module) -> tuple:
     return hooks, attention, [module.training for module in model.modules()]
 
 
-def check(model: nn.Module, jobs: dict, rounds: float = 0.5) -> None:
+def check(model: nn.Module, jobs: dict, rounds: float = 0.25) -> None:
     """
-    Every job in half of the threads, or in every one `rounds` times, each thread starting with another one, and FGVis
-    beside them all the time.
+    Every job in a quarter of the threads, or in every one `rounds` times, each thread starting with another one, and
+    FGVis beside them all the time.
     """
     expected = {name: job() for name, job in jobs.items()}
     before, names = state_of(model), list(jobs)

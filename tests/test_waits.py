@@ -7,7 +7,7 @@ not `non_blocking` would make a GPU finish first, and is counted.
 
 import pytest
 import torch
-from testing_common import tiny_classifier
+from testing_common import image_size, tiny_classifier
 from testing_training import TinyHead, picture_dataset, processor
 from torch.utils._python_dispatch import TorchDispatchMode
 
@@ -42,8 +42,8 @@ def gpu(kind):
     return classifier.to("meta")
 
 
-def images(count=4, side=64):
-    return torch.randn(count, 3, side, side, device="meta")
+def images(kind, count=4):
+    return torch.randn(count, 3, *image_size(kind), device="meta")
 
 
 HEADS = {
@@ -57,7 +57,7 @@ HEADS = {
 def test_a_training_step_and_an_explanation_ask_nothing(name):
     kind, options = HEADS[name]
     head = resolve_head(name).from_classifier(tiny_classifier(kind), **options).to("meta").train()
-    pixel_values, target = images(), torch.zeros(4, dtype=torch.long, device="meta")
+    pixel_values, target = images(kind), torch.zeros(4, dtype=torch.long, device="meta")
     for call in ({"target": target, "return_loss": True}, {}):
         with Copies() as copies, gathered_checks() as checks:
             output = head(pixel_values, **call)
@@ -75,18 +75,18 @@ def test_a_metric_asks_nothing(name):
     target = torch.zeros(4, dtype=torch.long, device="meta")
     options = {"target": target, "image_mean": (0.5,) * 3, "image_std": (0.5,) * 3, "image_ids": torch.arange(4)}
     with Copies() as copies, gathered_checks():
-        getattr(metrics, name)(classifier, images(), saliency, **options)
+        getattr(metrics, name)(classifier, images("resnet"), saliency, **options)
     assert not copies.waited, copies.waited
 
 
 # captum asks for every image, and FGVis once in every iteration of its search
 ASKING = {"lime", "kernel_shap", "fgvis"}
 OPTIONS = {
-    "ablationcam": {"batch_size": 8},
-    "scorecam": {"batch_size": 8},
+    "ablationcam": {"batch_size": 32},
+    "scorecam": {"batch_size": 32},
     "oracle": {"grid": (2, 2)},
     "rise": {"num_masks": 8},
-    "occlusion": {"window_size": 32, "stride": 32},
+    "occlusion": {"window_size": 16, "stride": 16},
     "integrated_gradients": {"steps": 2},
     "smoothgrad": {"num_samples": 2},
 }
@@ -97,7 +97,7 @@ def test_methods_ask_nothing(kind):
     classifier = gpu(kind)
     for name in set(methods_for(tiny_classifier(kind))) - ASKING:
         with Copies() as copies, gathered_checks():
-            METHODS[name](classifier, images(), None, **OPTIONS.get(name, {}))
+            METHODS[name](classifier, images(kind, 2), None, **OPTIONS.get(name, {}))
         assert not copies.waited, (name, copies.waited)
 
 

@@ -32,12 +32,7 @@ def fingerprint(module: nn.Module, dtype: torch.dtype | None = None) -> str:
     Returns:
         `str`: 32 hexadecimal digits.
     """
-    tensors = _plain_tensors(module.state_dict())
-    if any(tensor.is_meta for tensor in tensors.values()):  # offloaded: brought here, one layer after the other
-        from accelerate.utils.modeling import get_state_dict_offloaded_model
-
-        tensors = get_state_dict_offloaded_model(module)
-    return fingerprint_tensors(tensors, dtype)
+    return fingerprint_tensors(_tensors(module), dtype)
 
 
 def fingerprint_tensors(tensors: Mapping[str, torch.Tensor], dtype: torch.dtype | None = None) -> str:
@@ -76,7 +71,8 @@ def fingerprints(module: nn.Module) -> dict[str, str]:
         return {}
     own = _dtype_name(module)
     names = (own,) if own in FINGERPRINT_DTYPES and own != "float32" else FINGERPRINT_DTYPES
-    return {name: fingerprint(module, getattr(torch, name)) for name in names}
+    tensors = _tensors(module)
+    return {name: fingerprint_tensors(tensors, getattr(torch, name)) for name in names}
 
 
 def matches(module: nn.Module, recorded: dict[str, str]) -> bool:
@@ -111,6 +107,15 @@ def is_quantized(module: nn.Module) -> bool:
     return any(maker.startswith(("torch.ao.nn.quantized", "torchao")) for maker in makers)
 
 
+def _tensors(module: nn.Module) -> Mapping[str, torch.Tensor]:
+    tensors = _plain_tensors(module.state_dict())
+    if any(tensor.is_meta for tensor in tensors.values()):  # offloaded: brought here, one layer after the other
+        from accelerate.utils.modeling import get_state_dict_offloaded_model
+
+        return get_state_dict_offloaded_model(module)
+    return tensors
+
+
 def _plain_tensors(state: Mapping[str, Any]) -> dict[str, torch.Tensor]:
     """A state without what PyTorch's quantised layers pack into it: their integers, and no dtypes."""
     found: dict[str, torch.Tensor] = {}
@@ -130,20 +135,17 @@ def _dtype_name(module: nn.Module) -> str:
 def _fold(tensor: torch.Tensor) -> bytes:
     raw = tensor.detach().contiguous().view(-1)
     raw = raw.view(torch.uint8) if raw.numel() else raw.to(torch.uint8)
+    rows = raw.numel() // (8 * _LANES)
+    if not rows:  # most tensors, and their bytes are the digest's as they are
+        return raw.cpu().numpy().tobytes()
     if raw.storage_offset() % 8:  # a view into a shared buffer may start anywhere; 64-bit words may not
         raw = raw.clone()
-    whole = raw.numel() // 8 * 8
-    words = raw[:whole].view(torch.int64) if whole else raw.new_zeros(0, dtype=torch.int64)
-    rows = words.numel() // _LANES
-    body = b""
-    if rows:  # most tensors are smaller, and their bytes are the digest's as they are
-        lanes = torch.zeros(_LANES, dtype=torch.int64, device=tensor.device)
-        high = torch.empty_like(lanes)
-        for row in words[: rows * _LANES].view(rows, _LANES):
-            # multiplying alone never moves a top bit, so that two flipped signs in one lane would cancel: fold it down
-            lanes.mul_(_MULTIPLIER).add_(row)
-            torch.bitwise_right_shift(lanes, 31, out=high)
-            lanes.bitwise_xor_(high)
-        body = lanes.cpu().numpy().tobytes()
-    rest = words[rows * _LANES :]
-    return body + rest.cpu().numpy().tobytes() + raw[whole:].cpu().numpy().tobytes()
+    words = raw[: rows * 8 * _LANES].view(torch.int64)
+    lanes = torch.zeros(_LANES, dtype=torch.int64, device=tensor.device)
+    high = torch.empty_like(lanes)
+    for row in words.view(rows, _LANES):
+        # multiplying alone never moves a top bit, so that two flipped signs in one lane would cancel: fold it down
+        lanes.mul_(_MULTIPLIER).add_(row)
+        torch.bitwise_right_shift(lanes, 31, out=high)
+        lanes.bitwise_xor_(high)
+    return lanes.cpu().numpy().tobytes() + raw[words.numel() * 8 :].cpu().numpy().tobytes()

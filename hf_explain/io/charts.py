@@ -249,6 +249,10 @@ def _label_ends(axes, positions: np.ndarray, series: Mapping[str, np.ndarray], c
 
 
 def _render(figure: Figure, files: Sequence[str | os.PathLike] = ()) -> Image.Image:
+    canvas = FigureCanvasAgg(figure)
+    canvas.draw()
+    image = Image.fromarray(np.asarray(canvas.buffer_rgba())[..., :3].copy())
+    figure.set_layout_engine("none")  # everything has its place now, in every format
     for file in map(Path, files):
         kind = file.suffix.lower().removeprefix(".")
         if kind not in ("svg", "pdf", "png"):
@@ -258,6 +262,4 @@ def _render(figure: Figure, files: Sequence[str | os.PathLike] = ()) -> Image.Im
         with _SETTINGS, matplotlib.rc_context({"svg.hashsalt": "hf_explain", "pdf.fonttype": 42}):
             figure.savefig(buffer := io.BytesIO(), format=kind, metadata=told)
         write_atomically(file, buffer.getvalue())
-    canvas = FigureCanvasAgg(figure)
-    canvas.draw()
-    return Image.fromarray(np.asarray(canvas.buffer_rgba())[..., :3].copy())
+    return image

@@ -87,8 +87,6 @@ def evidence(monkeypatch, tmp_path):
         "subprocess",
         SimpleNamespace(run=run, STDOUT=subprocess.STDOUT, TimeoutExpired=subprocess.TimeoutExpired),
     )
-    # they take as long as all the rest, and a comparison's own tests look at them
-    monkeypatch.setattr("hf_explain.evaluation.comparison_report._write_charts", lambda *files: None)
     save_classifier("resnet", tmp_path / "classifier")
     picture_dataset(6).to_parquet(tmp_path / "train.parquet")
 

@@ -9,6 +9,9 @@ from hf_explain.metrics import metric_numbers
 from hf_explain.registry import METHODS
 
 
+pytestmark = pytest.mark.charts
+
+
 @pytest.fixture
 def drawn(monkeypatch):
     """What the charts were called with, by the file they went to."""

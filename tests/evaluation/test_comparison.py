@@ -28,13 +28,6 @@ def one_draw_of_the_weights(monkeypatch):
     monkeypatch.setattr("hf_explain.evaluation.comparison.SEEDS", 1)
 
 
-@pytest.fixture(autouse=True)
-def vectors_of_one_comparison(request, monkeypatch):
-    """Every chart once more as SVG and PDF takes seconds: in one test, which looks at all files."""
-    if "writes_everything" not in request.node.name:
-        monkeypatch.setattr("hf_explain.evaluation.comparison_report._VECTORS", ())
-
-
 @pytest.fixture(scope="module")
 def directories(tmp_path_factory):
     root = tmp_path_factory.mktemp("comparison")
@@ -50,7 +43,8 @@ def command(root, output, *more):
             "-o", str(output), "--no_progress", "--batch_size", "4", *more]  # fmt: skip
 
 
-def test_command_writes_everything_and_keeps_what_works(directories, tmp_path, capsys):
+@pytest.mark.charts
+def test_command_writes_everything_and_keeps_what_works(directories, tmp_path, monkeypatch, capsys):
     explainers = f"lcam={directories / 'head'},gradcam,rise,raw_attention"
     argv = command(
         directories, tmp_path / "out", "--explainers", explainers, "--metrics", "auc_d,average_drop,win_rate",
@@ -89,6 +83,7 @@ def test_command_writes_everything_and_keeps_what_works(directories, tmp_path, c
     repeated = (out / "command.sh").read_text()
     assert repeated.startswith("hf-explain evaluate --classifier") and "rise.num_masks=4" in repeated
     # again: everything is there already, and the numbers are the same
+    monkeypatch.setattr("hf_explain.evaluation.comparison_report._VECTORS", ())
     assert main(argv) == 1
     again = json.loads((out / "results.json").read_text())["explainers"]
     assert again["lcam"]["auc_d"] == found["lcam"]["auc_d"]
@@ -216,6 +211,7 @@ class Brightness(SaliencyMetric):
         return dict(columns), {}, {}
 
 
+@pytest.mark.charts
 def test_a_metric_of_ones_own_is_compared(directories, tmp_path):
     result = compare(
         directories / "classifier", picture_dataset(3), "gradcam,eigencam", [Brightness(), "win_rate"],
