@@ -114,7 +114,8 @@ COMMANDS = {
         options.DemoCommand,
         "hf_explain.apps.demo:run",
         "explain pictures on a web page",
-        "Start a web page on this machine: upload a picture, pick a class, compare explainers, download the maps. "
+        "Start a web page on this machine: pick a photograph or upload a picture, choose a class, compare explainers, "
+        "remove the pixels they point at and watch the class go. The page's address keeps the settings. "
         "Needs pip install 'hf-explain[demo]'.",
     ),
 }

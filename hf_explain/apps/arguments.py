@@ -389,7 +389,10 @@ class OnnxCommand(LoadingArguments):
 class DemoCommand(ClassesArguments):
     """`hf-explain demo`."""
 
-    model: list[str] = option(help="head or classifier: directory or Hub id; repeat to compare")
+    models: list[str] = option(
+        [], "heads and classifiers to compare: directories or Hub ids", positional=True, metavar="MODEL"
+    )
+    model: list[str] = option([], "another MODEL, as the other commands name it")
     classifier: str | None = option(None, "used instead of the classifier that the heads name")
     examples: list[str] = option([], "example picture or folder; repeat for more", metavar="PATH")
     device: str | None = option(None, _DEVICE)
@@ -399,3 +402,10 @@ class DemoCommand(ClassesArguments):
     write_space: str | None = option(
         None, "write the files of a Hugging Face Space instead of starting", metavar="DIR"
     )
+
+    def __post_init__(self) -> None:
+        self.models = [*self.models, *self.model]
+        if not self.models:
+            raise ValueError(
+                "MODEL is missing; name a head or a classifier, as in hf-explain demo microsoft/resnet-50."
+            )

@@ -1,4 +1,4 @@
-"""A web page to explain pictures with: upload one, pick a class, compare explainers, take the maps home.
+"""A web page to explain pictures with: pick one and a class, compare explainers, remove the pixels they point at.
 
 Everything but [`build_app`] and [`launch`] works without Gradio, which the extra `demo` installs.
 """
@@ -14,6 +14,7 @@ import threading
 import weakref
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, nullcontext
+from dataclasses import replace
 from importlib import metadata, util
 from itertools import zip_longest
 from pathlib import Path
@@ -30,6 +31,8 @@ from hf_explain.apps.demo_explainers import (
     example_files,
 )
 from hf_explain.apps.demo_guard import MAX_FILE_BYTES, NOT_YOURS, Guard, Uploads, harmless, home, number, plain
+from hf_explain.apps.demo_link import REMOVED, Links
+from hf_explain.apps.demo_removal import FILL, STEP, STYLE, about, chart, shades
 from hf_explain.io.files import write_atomically
 from hf_explain.io.paths import exists_here, is_local_path
 from hf_explain.io.pictures import OPACITY
@@ -39,17 +42,38 @@ from hf_explain.publish.hub import check_repo_id
 _FORGET_SECONDS = 3600
 _LONGEST_QUERY = 200  # characters
 _KEPT_FOLDERS = 6  # more than events of one visitor can be on their way at once
-_CSS = """
+# Reads the address once, and keeps it; on a Hub page the address bar is that of the page around this one
+_READ_LINK = "(visit, link) => [visit, window.location.search]"
+_WRITE_LINK = """(link) => {
+  const kept = [...new URLSearchParams(window.location.search)].filter(([name]) => name.startsWith("__"));
+  const query = [new URLSearchParams(kept).toString(), link].filter(Boolean).join("&");
+  window.history.replaceState(null, "", "?" + query);
+  if (window.parent !== window) window.parent.postMessage({queryString: link}, "https://huggingface.co");
+}"""
+_CSS = (
+    """
+.gradio-container {max-width: 1280px !important; margin: 0 auto !important}
 .gradio-container, .gradio-container main {width: 100% !important}
-.gradio-container {max-width: 1240px !important; margin: 0 auto !important}
+footer {display: none !important}
+#title h1 {margin: .2em 0 .1em}
+#title p {max-width: 46rem; color: var(--body-text-color-subdued)}
+#message {border-left: 4px solid #D55E00; padding: 6px 12px}
+#classes .wrap {max-height: 320px; overflow-y: auto; flex-direction: column; gap: 4px}
+#classes label {width: 100%}
+#hint {text-align: center; padding: 48px 12px}
 .panel img, .panel button:has(img), .panel div:has(> img) {width: 100% !important; height: auto !important}
 .panel img {max-height: 70vh; object-fit: contain}
-#message {border-left: 4px solid #D55E00; padding: 6px 12px}
-#classes .wrap {max-height: 320px; overflow-y: auto}
-#hint {text-align: center; padding: 48px 12px}
-@media (max-width: 600px) {.gradio-container main {padding: 8px !important} #title h1 {font-size: 1.4em}}
-footer {display: none !important}
+.panel-title p {font-size: .95rem; line-height: 1.35; margin: 0}
+.panel-title strong {display: block; overflow-wrap: anywhere}
+.panel-column {border-top: 4px solid var(--kind); padding-top: 6px}
+@media (max-width: 600px) {
+  .gradio-container main {padding: 8px !important}
+  #title h1 {font-size: 1.4em}
+  .panel-column {min-width: 100% !important}
+}
 """
+    + STYLE
+)
 
 
 # ------------------------------------------------------------------------------------------------------------ the page
@@ -108,6 +132,7 @@ def launch(
                 max_file_size=MAX_FILE_BYTES,
                 ssr_mode=False,
                 css=_CSS,
+                theme=_theme(),
                 quiet=not block,
                 app_kwargs={"middleware": [app.guard]},
             )
@@ -139,7 +164,7 @@ def run(arguments: DemoCommand) -> None:
     if arguments.write_space:
         found = write_space(
             arguments.write_space,
-            arguments.model,
+            arguments.models,
             arguments.classifier,
             arguments.trust_remote_code,
             **arguments.classes,
@@ -147,7 +172,7 @@ def run(arguments: DemoCommand) -> None:
         print(f"Wrote {found}")
         return
     launch(
-        arguments.model,
+        arguments.models,
         arguments.classifier,
         examples=arguments.examples or None,
         device=arguments.device,
@@ -180,7 +205,7 @@ def build_app(demo: Demo, examples: Sequence[str | os.PathLike] | None = None):
     os.makedirs(home(), exist_ok=True)
     os.environ["GRADIO_TEMP_DIR"] = home()
     work = tempfile.mkdtemp(prefix="app-", dir=home())
-    pictures = _copied(example_files(work, examples), work)
+    pictures = _copied(example_files(examples), work)
     page = _Page(demo, gr, work, pictures)
 
     class Blocks(gr.Blocks):
@@ -216,7 +241,13 @@ def build_app(demo: Demo, examples: Sequence[str | os.PathLike] | None = None):
         delete_cache=(_FORGET_SECONDS, _FORGET_SECONDS),
         fill_width=True,
     ) as app:
-        gr.Markdown("# Where did the classifier look?", elem_id="title")
+        gr.Markdown(
+            f"# Where did the classifier look?\n\n**{plain(demo.title)}**, {len(demo.id2label)} classes. An explainer "
+            "marks what a prediction rests on. Whether it does can be tested: without those pixels, the classifier "
+            "should no longer see the class.",
+            elem_id="title",
+            latex_delimiters=[],
+        )
         message = gr.Markdown(visible=False, elem_id="message", latex_delimiters=[])
         visit = gr.State(Visit(), time_to_live=_FORGET_SECONDS, delete_callback=page.forget)
         with gr.Row():
@@ -226,6 +257,12 @@ def build_app(demo: Demo, examples: Sequence[str | os.PathLike] | None = None):
                 )
                 gr.Examples([[path] for path in pictures], [image], label="Examples", api_visibility="private")
                 image.keep_in_cache.update(pictures)  # or they are removed as if a visitor had sent them
+                classes = gr.Radio([], label="Explained class", elem_id="classes", visible=False)
+                search = gr.Textbox(
+                    label=f"Another of the {len(demo.id2label)} classes",
+                    placeholder="part of a name",
+                    elem_id="search",
+                )
                 chosen = gr.Dropdown(
                     list(demo.explainers),
                     value=demo.default,
@@ -235,10 +272,6 @@ def build_app(demo: Demo, examples: Sequence[str | os.PathLike] | None = None):
                     info=f"Up to {MAX_COMPARED}, shown side by side.",
                     elem_id="explainers",
                 )
-                search = gr.Textbox(
-                    label=f"Search all {len(demo.id2label)} classes", placeholder="part of a name", elem_id="search"
-                )
-                classes = gr.Radio([], label="Explained class", elem_id="classes", visible=False)
                 opacity = gr.Slider(0, 1, value=OPACITY, step=0.05, label="Opacity", elem_id="opacity")
                 percentile = gr.Slider(
                     0, 100, value=first, step=1, label="Percentile (SCAN)", visible=wanted, elem_id="percentile"
@@ -248,7 +281,7 @@ def build_app(demo: Demo, examples: Sequence[str | os.PathLike] | None = None):
                 panels = [hint]
                 with gr.Row():
                     for place in range(MAX_COMPARED):
-                        with gr.Column(min_width=220, visible=False) as column:
+                        with gr.Column(min_width=150, visible=False, elem_classes="panel-column") as column:
                             title = gr.Markdown(elem_classes="panel-title", latex_delimiters=[])
                             picture = gr.Image(
                                 format="png",
@@ -259,13 +292,30 @@ def build_app(demo: Demo, examples: Sequence[str | os.PathLike] | None = None):
                                 buttons=["fullscreen"],
                             )
                             with gr.Row():
-                                save_map = gr.DownloadButton("Map", size="sm", elem_id=f"map{place}", min_width=90)
+                                save_map = gr.DownloadButton(
+                                    "Save map", size="sm", elem_id=f"map{place}", min_width=60
+                                )
                                 save_overlay = gr.DownloadButton(
-                                    "Overlay", size="sm", elem_id=f"save_overlay{place}", min_width=90
+                                    "Save overlay", size="sm", elem_id=f"save_overlay{place}", min_width=60
                                 )
                         panels += [column, title, picture, save_map, save_overlay]
-        controls = [chosen, percentile, opacity]
-        shown = [visit, message, classes, percentile, *panels]
+                removed = gr.Slider(
+                    0,
+                    100,
+                    value=REMOVED,
+                    step=STEP,
+                    label="Remove the most salient pixels (%)",
+                    info=f"They turn {FILL}, as for the metric AUC-D; below is what the classifier then sees.",
+                    visible=False,
+                    elem_id="removed",
+                )
+                removal = gr.HTML(elem_id="removal")
+                with gr.Accordion("How these explainers work", open=False, visible=False) as fold:
+                    described = gr.HTML(elem_id="about")
+        link = gr.Textbox(visible="hidden", elem_id="link")
+        controls = [chosen, percentile, opacity, removed]
+        shown = [visit, message, classes, percentile, *panels, removed, removal, fold, described, link]
+        settings = [visit, message, image, chosen, percentile, opacity, removed]
 
         def event(handler):
             def handle(request, visit, *values):
@@ -283,13 +333,19 @@ def build_app(demo: Demo, examples: Sequence[str | os.PathLike] | None = None):
         raw = {"preprocess": False, "api_visibility": "private"}
         model = {**raw, "concurrency_limit": 1, "concurrency_id": "model"}
         light = {**raw, "show_progress": "hidden", "trigger_mode": "always_last"}
-        image.change(event(page.new_image), [visit, image, *controls], [image, search, *shown], **model)
-        classes.input(event(page.choose), [visit, classes, *controls], shown, **model)
-        chosen.input(event(page.explain), [visit, *controls], shown, **model)
-        percentile.change(event(page.explain), [visit, *controls], shown, **{**light, **model})
-        opacity.change(event(page.draw), [visit, opacity], [visit, *panels], **light)
+        app.load(event(page.arrive), [visit, link], settings, js=_READ_LINK, **{**raw, "show_progress": "hidden"})
+        for explained in (  # maps first, as what removing their pixels does takes longer
+            image.change(event(page.new_image), [visit, image, *controls], [image, search, *shown], **model),
+            classes.input(event(page.choose), [visit, classes, *controls], shown, **model),
+            chosen.input(event(page.explain), [visit, *controls], shown, **model),
+            percentile.change(event(page.explain), [visit, *controls], shown, **{**light, **model}),
+            search.submit(event(page.take_first), [visit, search, *controls], shown, **model),
+        ):
+            explained.then(event(page.measure), [visit, removed], [visit, removal], **model)
+        opacity.change(event(page.draw), [visit, opacity], [visit, *panels, link], **light)
+        removed.input(event(page.remove), [visit, removed], [visit, removal, link], **light)
         search.input(event(page.search), [visit, search, chosen], classes, **light)
-        search.submit(event(page.take_first), [visit, search, *controls], shown, **model)
+        link.change(None, link, None, js=_WRITE_LINK)
         app.unload(leave)
     app.guard = Middleware(Guard, uploads=page.uploads)
     return app
@@ -300,6 +356,8 @@ class _Page:
 
     def __init__(self, demo: Demo, gr, directory: str, examples: Sequence[str] = ()):
         self.demo, self.gr, self.directory = demo, gr, directory
+        self.examples = _named(examples)
+        self.links = Links(demo.id2label, list(demo.explainers), demo.default, list(self.examples))
         self.uploads = Uploads(examples)
         self._visits: weakref.WeakValueDictionary[str, Visit] = weakref.WeakValueDictionary()  # Gradio holds them
 
@@ -327,36 +385,61 @@ class _Page:
         if visit is not None:
             _remove(visit.folders, visit.uploads, self.uploads)
 
-    def new_image(self, visit: Visit | None, file: dict[str, Any] | None, chosen, percentile, alpha):
+    def arrive(self, visit: Visit | None, query: str | None):
+        """A page is opened, maybe by a link; the picture it is set to comes as an event of its own."""
+        visit, update = visit or Visit(), self.gr.update
+        visit.view, problem = self.links.read(query if isinstance(query, str) else "")
+        visit.problem, view = problem, visit.view
+        message = update(value=plain(problem or ""), visible=problem is not None)
+        path = self.examples.get(view.picture)
+        picture = update() if path is None else update(value=path)
+        percentile = update() if view.percentile is None else update(value=view.percentile)
+        values = (list(view.explainers), view.opacity, view.removed)
+        chosen, opacity, removed = (update(value=value) for value in values)
+        return visit, message, picture, chosen, percentile, opacity, removed
+
+    def new_image(self, visit: Visit | None, file: dict[str, Any] | None, chosen, percentile, alpha, removed=None):
         visit = visit or Visit()
         visit.image, visit.target, visit.scores, visit.maps, visit.shown = None, None, {}, {}, []
-        picture, problem = self.gr.update(), None
+        picture = self.gr.update()
+        problem, visit.problem = visit.problem, None
         if file is None:  # also what taking away a damaged picture comes back as: its problem stays on the page
-            problem, visit.problem = visit.problem, None
+            visit.view.picture = ""
             self.uploads.release(visit.uploads)
         else:
             try:
                 path = file["path"]
                 if not self.uploads.claim(path, visit.uploads):
                     raise ValueError(NOT_YOURS)
-                visit.image, visit.problem = self.demo.open(path), None
+                visit.image = self.demo.open(path)
+                visit.target, visit.view.target = visit.view.target, None  # that a link asks for
+                visit.view.picture = next((name for name, own in self.examples.items() if own == path), "")
             except (ValueError, TypeError, OSError) as error:
                 problem = visit.problem = str(error)
                 picture = self.gr.update(value=None)
-        return picture, "", *self._show(visit, chosen, percentile, alpha, problem)
+        return picture, "", *self._show(visit, chosen, percentile, alpha, removed, problem, is_new=True)
 
-    def choose(self, visit: Visit | None, target: int | None, chosen, percentile, alpha):
+    def choose(self, visit: Visit | None, target: int | None, chosen, percentile, alpha, removed=None):
         visit = visit or Visit()
         if isinstance(target, int) and target in self.demo.id2label:
             visit.target = int(target)
-        return self._show(visit, chosen, percentile, alpha)
+        return self._show(visit, chosen, percentile, alpha, removed)
 
-    def explain(self, visit: Visit | None, chosen, percentile, alpha):
-        return self._show(visit or Visit(), chosen, percentile, alpha)
+    def explain(self, visit: Visit | None, chosen, percentile, alpha, removed=None):
+        return self._show(visit or Visit(), chosen, percentile, alpha, removed)
 
     def draw(self, visit: Visit | None, alpha: float):
         visit = visit or Visit()
-        return visit, *self._panels(visit, alpha)
+        return visit, *self._panels(visit, alpha), self._link(visit)
+
+    def measure(self, visit: Visit | None, removed: float):
+        visit = visit or Visit()
+        self.demo.measure(visit)
+        return visit, self._chart(visit, removed)
+
+    def remove(self, visit: Visit | None, removed: float):
+        visit = visit or Visit()
+        return visit, self._chart(visit, removed), self._link(visit)
 
     def search(self, visit: Visit | None, query: str | None, chosen):
         query = _query(query)
@@ -364,15 +447,15 @@ class _Page:
         choices = class_choices(self.demo.id2label, self._scores(visit, chosen), query, keep=target)
         return self.gr.update(choices=choices, value=target, visible=bool(choices))
 
-    def take_first(self, visit: Visit | None, query: str | None, chosen, percentile, alpha):
+    def take_first(self, visit: Visit | None, query: str | None, chosen, percentile, alpha, removed=None):
         visit, query = visit or Visit(), _query(query)
         found = class_choices(self.demo.id2label, self._scores(visit, chosen), query)
+        problem = None
         if query and found:
             visit.target = found[0][1]
         elif query:
             problem = f"No class is called {query!r}; search for a part of a name."
-            return self._show(visit, chosen, percentile, alpha, problem)
-        return self._show(visit, chosen, percentile, alpha)
+        return self._show(visit, chosen, percentile, alpha, removed, problem)
 
     def _scores(self, visit: Visit | None, chosen) -> list[float] | None:
         if visit is None or visit.image is None:
@@ -382,17 +465,23 @@ class _Page:
         except ValueError:  # which the page says where it shows maps
             return None
 
-    def _show(self, visit: Visit, chosen, percentile, alpha, problem: str | None = None):
+    def _show(
+        self, visit: Visit, chosen, percentile, alpha, removed, problem: str | None = None, is_new: bool = False
+    ):
         gr, demo = self.gr, self.demo
         classes, slider = gr.update(), gr.update()
         percentile = number(percentile, 0, 100, default=None)
         try:
             explainers = demo.check(chosen)
-            slider = gr.update(visible=any(explainer.takes_percentile for explainer in explainers))
+            takes_percentile = any(explainer.takes_percentile for explainer in explainers)
+            slider = gr.update(visible=takes_percentile)
+            visit.view.explainers = tuple(explainer.name for explainer in explainers)
+            visit.view.percentile = percentile if takes_percentile else None
             if visit.image is not None:
-                if visit.target is None:
-                    choices = class_choices(demo.id2label, demo.scores(visit, explainers[0]))
-                    visit.target = choices[0][1]
+                if is_new or visit.target is None:
+                    scores = demo.scores(visit, explainers[0])
+                    visit.target = class_choices(demo.id2label, scores)[0][1] if visit.target is None else visit.target
+                    choices = class_choices(demo.id2label, scores, keep=visit.target)
                     classes = gr.update(choices=choices, value=visit.target, visible=True)
                 else:
                     classes = gr.update(value=visit.target)
@@ -402,7 +491,9 @@ class _Page:
         except (ValueError, TypeError, OSError) as error:
             visit.shown, problem = [], problem or str(error)
         message = gr.update(value=plain(problem or ""), visible=problem is not None)
-        return visit, message, classes, slider, *self._panels(visit, alpha)
+        there = gr.update(visible=bool(visit.shown))
+        below = [there, self._chart(visit, removed), there, about([one.choice for one in visit.shown])]
+        return visit, message, classes, slider, *self._panels(visit, alpha), *below, self._link(visit)
 
     def _panels(self, visit: Visit, alpha: float | None) -> list:
         shown = visit.shown  # once: an event beside this one may replace it
@@ -410,7 +501,8 @@ class _Page:
         home = tempfile.mkdtemp(dir=self.directory)
         visit.folders.append(home)
         opacity = number(alpha, 0, 1, default=None)
-        opacity = OPACITY if opacity is None else opacity
+        visit.view.opacity = opacity = OPACITY if opacity is None else opacity
+        marks = shades([one.choice.kind for one in shown])
         for place in range(MAX_COMPARED):
             if place >= len(shown):
                 updates += [gr.update(visible=False), "", None, None, None]
@@ -419,10 +511,45 @@ class _Page:
             folder.mkdir()
             explained = shown[place]
             map_path, overlay_path = download_files(folder, explained.image, explained, opacity)
-            caption = f"**{plain(explained.explainer)}**: {plain(explained.caption)}"
-            updates += [gr.update(visible=True), caption, overlay_path, map_path, overlay_path]
+            caption = f"**{plain(explained.explainer)}** {plain(explained.caption)}"
+            column = gr.update(visible=True, elem_classes=["panel-column", marks[place]])
+            updates += [column, caption, overlay_path, map_path, overlay_path]
         _remove_folders(visit.folders, keep=_KEPT_FOLDERS)
         return updates
+
+    def _chart(self, visit: Visit, removed: float | None) -> str:
+        shown = visit.shown
+        percent = number(removed, 0, 100, default=None)
+        step = round((REMOVED if percent is None else percent) / STEP)
+        visit.view.removed = step * STEP
+        lines = [(one.choice, one.removal) for one in shown if one.removal is not None]
+        return chart(lines, shown[0].label, step) if lines else ""
+
+    def _link(self, visit: Visit) -> str:
+        return self.links.write(replace(visit.view, target=visit.target))
+
+
+def _theme():
+    """Gradio's own, in the package's blue, with no font to fetch."""
+    import gradio as gr
+
+    fonts = ["system-ui", "sans-serif"]
+    theme = gr.themes.Default(primary_hue="blue", secondary_hue="blue", neutral_hue="slate", font=fonts)
+    return theme.set(  # its grey texts are too faint
+        body_text_color_subdued="*neutral_600",
+        body_text_color_subdued_dark="*neutral_300",
+        block_info_text_color="*neutral_600",
+        block_info_text_color_dark="*neutral_300",
+    )
+
+
+def _named(examples: Sequence[str]) -> dict[str, str]:
+    """Examples by their names in a link."""
+    named: dict[str, str] = {}
+    for path in examples:
+        stem = Path(path).stem
+        named[f"{stem}-{len(named) + 1}" if stem in named else stem] = path
+    return named
 
 
 def _query(value: Any) -> str:

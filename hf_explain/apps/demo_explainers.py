@@ -15,18 +15,20 @@ from typing import Any
 import torch
 from PIL import Image
 
-from hf_explain.apps.quickstart.data import draw
+from hf_explain.apps.demo_link import View
+from hf_explain.apps.demo_removal import Removal, remove
 from hf_explain.io.images import load_rgb
 from hf_explain.io.labels import short_label
 from hf_explain.io.paths import base_name, public_name
 from hf_explain.io.pictures import OPACITY, overlay, save_image
 from hf_explain.io.processes import choose_device
 from hf_explain.pipeline import SaliencyPipeline, load_pipeline
-from hf_explain.registry import AutoModelForSaliency, default_method, methods_for
+from hf_explain.registry import METHOD_ENTRIES, AutoModelForSaliency, default_method, methods_for
 from hf_explain.tensors.options import DTYPES
 from hf_explain.tensors.scalars import check_choice
 
 
+PHOTOGRAPHS = [Path(__file__).with_name("photographs") / f"{name}.jpg" for name in ("coffee", "cat", "rocket")]
 MAX_COMPARED = 3
 TOP_K = 5
 MAX_PIXELS = 24 * 10**6  # a photograph of 6000 by 4000; one of 132 megapixels took 1.7 GB
@@ -47,6 +49,20 @@ class Choice:
     is_default: bool = False  # for this classifier
 
     @property
+    def kind(self) -> str:
+        """What it is, as a key of [`~hf_explain.io.colors.KINDS`]."""
+        if self.method is None:
+            return "trained head"
+        return "control" if METHOD_ENTRIES[self.method].control else "training-free method"
+
+    @property
+    def about(self) -> str:
+        """How it works, in a sentence."""
+        if self.method is None:
+            return "a head that was trained to explain this classifier, in one pass"
+        return METHOD_ENTRIES[self.method].summary
+
+    @property
     def takes_percentile(self) -> bool:
         """Whether it is a head whose map depends on a percentile (SCAN)."""
         if self.method is not None or self.pipe.head is None:
@@ -56,13 +72,23 @@ class Choice:
 
 @dataclass
 class Explained:
-    """One map: who made it, of which class, with the classifier's probability, at the size of the picture."""
+    """
+    One map: who made it, of which class, with the classifier's probability, at the size of the picture; and what
+    removing its pixels does to that probability, once that is measured of `seen`, the arguments of
+    [`~hf_explain.apps.demo_removal.remove`].
+    """
 
-    explainer: str
+    choice: Choice
     label: str
     score: float
     saliency: Image.Image
     image: Image.Image
+    seen: tuple[Any, ...]
+    removal: Removal | None = None
+
+    @property
+    def explainer(self) -> str:
+        return self.choice.name
 
     @property
     def caption(self) -> str:
@@ -80,6 +106,7 @@ class Visit:
     shown: list[Explained] = field(default_factory=list)
     folders: list[str] = field(default_factory=list)  # of what was drawn, the latest last
     problem: str | None = None  # with a picture that the page has yet to take away
+    view: View = field(default_factory=View)  # whose class is one that a link asks for, until there is a picture
     uploads: set[str] = field(default_factory=set)  # files that are this visitor's
     away: bool = False  # whether the page is closed
 
@@ -187,7 +214,12 @@ class Demo:
         self.explainers = _list_explainers(pipes)
         heads = [name for name, explainer in self.explainers.items() if explainer.method is None]
         plain = [name for name, explainer in self.explainers.items() if explainer.is_default]
-        self.default = (heads or plain)[:MAX_COMPARED]
+        # and beside it another kind of method where there is no head, and what chance does
+        chance = [name for name, explainer in self.explainers.items() if explainer.method == "random"]
+        free = [name for name, one in self.explainers.items() if one.method in ("gradcam", "input_x_gradient")]
+        own = heads + plain if heads else [*plain, *(name for name in free if name not in plain)][: MAX_COMPARED - 1]
+        self.default = [*own, *chance][:MAX_COMPARED]
+        self.title = " and ".join(dict.fromkeys(_tail(pipe.classifier.name_or_path) for pipe in pipes.values()))
 
     def open(self, source: Any) -> Image.Image:
         """
@@ -269,16 +301,33 @@ class Demo:
             key = (explainer.name, target, *options.values())
             if key not in visit.maps:
                 with self._lock:
-                    result = explainer.pipe(
-                        visit.image, target=target, method=explainer.method, dtype=self.dtype, **options
-                    )[0]
+                    found = self._explain(explainer, visit.image, target, options)
                 while len(visit.maps) >= _REMEMBERED:
                     visit.maps.pop(next(iter(visit.maps)))
-                found = (result["label"], result["score"], result["saliency"])
-                visit.maps[key] = Explained(explainer.name, *found, visit.image)
+                visit.maps[key] = found
             shown.append(visit.maps[key])
         visit.shown = shown
         return shown
+
+    def _explain(self, choice: Choice, image: Image.Image, target: int, options: Mapping[str, Any]) -> Explained:
+        pipe = choice.pipe
+        inputs = pipe.preprocess(image, target=target)
+        outputs = pipe.forward(dict(inputs), method=choice.method, dtype=self.dtype, **options)
+        # at the classifier's own resolution, where pixels are removed
+        seen = pipe, inputs["pixel_values"], outputs["saliency"][0], outputs["logits"][0], target
+        result = pipe.postprocess(outputs)[0]
+        return Explained(choice, result["label"], result["score"], result["saliency"], image, seen)
+
+    def measure(self, visit: Visit) -> None:
+        """Remove pixels by the maps that are shown, but for those of a regression, which gives no probabilities."""
+        for one in visit.shown:
+            with self._lock:
+                if one.removal is None and getattr(self._config(one), "problem_type", None) != "regression":
+                    one.removal = remove(*one.seen)
+
+    @staticmethod
+    def _config(one: Explained) -> Any:
+        return one.choice.pipe.classifier.config
 
 
 def download_files(
@@ -305,14 +354,13 @@ def download_files(
     return str(map_path), str(overlay_path)
 
 
-def example_files(directory: str | os.PathLike, examples: Sequence[str | os.PathLike] | None = None) -> list[str]:
+def example_files(examples: Sequence[str | os.PathLike] | None = None) -> list[str]:
     """
     Pictures to try, where one has none at hand.
 
     Args:
-        directory (`str` or `os.PathLike`): An existing folder for pictures drawn on the spot.
         examples (`Sequence[str or os.PathLike]`, *optional*): Own picture files, and folders of them. When not given,
-            three of the quickstart's pictures are drawn.
+            the photographs that come with the package; `SOURCES.md` beside them says whose they are.
 
     Returns:
         `list[str]`: Paths.
@@ -320,13 +368,9 @@ def example_files(directory: str | os.PathLike, examples: Sequence[str | os.Path
     Raises:
         FileNotFoundError: If a path does not exist, or a folder holds no picture.
     """
-    if not examples:
-        images = draw(6, seed=0, image_size=256, cue_rate=0.0, other_cue_rate=0.0)[0][:3]
-        pictures = [Image.fromarray(image.permute(1, 2, 0).numpy()) for image in images]
-        return [str(save_image(one, Path(directory, f"example{index}.png"))) for index, one in enumerate(pictures)]
     suffixes = {suffix for suffix, kind in Image.registered_extensions().items() if kind in ("PNG", "JPEG", "WEBP")}
     paths: list[str] = []
-    for entry in map(Path, examples):
+    for entry in map(Path, examples or PHOTOGRAPHS):
         found = [entry] if entry.is_file() else []
         if entry.is_dir():
             found = sorted(path for path in entry.iterdir() if path.suffix.lower() in suffixes)

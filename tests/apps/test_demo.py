@@ -26,7 +26,7 @@ from testing_zero_shot import save_zero_shot
 
 from hf_explain import LCamForSaliency, ScanForSaliency
 from hf_explain.apps import demo as demo_module
-from hf_explain.apps.demo import _Page, launch, write_space
+from hf_explain.apps.demo import _CSS, _Page, launch, write_space
 from hf_explain.apps.demo_explainers import (
     MAX_SIDE,
     Demo,
@@ -35,9 +35,13 @@ from hf_explain.apps.demo_explainers import (
     download_files,
     example_files,
 )
+from hf_explain.apps.demo_link import REMOVED, Links, View
+from hf_explain.apps.demo_removal import about, chart, shades
 from hf_explain.cli import main
+from hf_explain.io.colors import KINDS, OPACITY
 from hf_explain.io.pictures import overlay
 from hf_explain.metrics import path as metric_path
+from hf_explain.metrics.functional import auc_d
 from hf_explain.metrics.module import build_demo
 from hf_explain.registry import METHODS, methods_for
 
@@ -125,7 +129,8 @@ def test_methods_are_those_that_the_classifier_has(models, tmp_path):
     assert {"rollout", "raw_attention"}.isdisjoint(convolutional.explainers)
     assert {"rollout", "raw_attention"} <= set(transformer.explainers)
     assert set(transformer.explainers) == set(METHODS)
-    assert convolutional.default == ["gradcam"]
+    assert convolutional.default == ["gradcam", "input_x_gradient", "random"]  # side by side with what chance does
+    assert transformer.default == ["transformer_attribution", "gradcam", "random"]
 
 
 @pytest.mark.parametrize("family", ["resnet", "vit"])
@@ -142,7 +147,9 @@ def test_left_out_methods_refuse_the_classifier_and_no_other_does(family, tmp_pa
 
 
 def test_heads_share_their_classifier_and_come_first(demo):
-    assert list(demo.explainers)[:2] == demo.default == ["tiny-lcam", "tiny-scan"]
+    assert list(demo.explainers)[:2] == ["tiny-lcam", "tiny-scan"]
+    assert demo.default == ["tiny-lcam", "tiny-scan", "gradcam"]
+    assert [demo.explainers[name].kind for name in ("tiny-lcam", "gradcam", "random")] == list(KINDS)
     assert len({id(explainer.pipe.classifier) for explainer in demo.explainers.values()}) == 1
     assert all(
         one.pipe.head is None or one.pipe.head.backbone is one.pipe.classifier for one in demo.explainers.values()
@@ -267,17 +274,25 @@ def test_downloads_are_the_map_and_the_overlay(demo, visit, tmp_path):
         assert np.array_equal(picture, overlay(visit.image, explained.saliency, alpha=0.5))
 
 
-def test_examples_are_drawn_or_one_s_own(tmp_path):
-    drawn, own = tmp_path / "drawn", tmp_path / "own"
-    drawn.mkdir(), own.mkdir()
-    for path in example_files(drawn):
-        with Image.open(path) as picture:
-            assert picture.size == (256, 256)
+def test_examples_are_one_s_own(tmp_path):
+    own = tmp_path / "own"
+    own.mkdir()
     photo().save(own / "b.jpg"), photo().save(own / "a.png"), (own / "notes.txt").write_text("no picture")
-    assert example_files(drawn, [own]) == [str(own / "a.png"), str(own / "b.jpg")]
-    assert example_files(drawn, [own / "b.jpg"]) == [str(own / "b.jpg")]
+    assert example_files([own]) == [str(own / "a.png"), str(own / "b.jpg")]
+    assert example_files([own / "b.jpg"]) == [str(own / "b.jpg")]
     with pytest.raises(FileNotFoundError, match="`examples` .*none.png' is neither a picture nor a folder"):
-        example_files(drawn, [own / "none.png"])
+        example_files([own / "none.png"])
+
+
+def test_photographs_come_with_their_sources():
+    names = [Path(path).name for path in example_files()]
+    assert names == ["coffee.jpg", "cat.jpg", "rocket.jpg"]
+    sources = Path(example_files()[0]).with_name("SOURCES.md").read_text()
+    for path in map(Path, example_files()):
+        with Image.open(path) as picture:
+            assert picture.format == "JPEG" and max(picture.size) <= 640 and path.stat().st_size < 60_000
+        [row] = [line for line in sources.splitlines() if line.startswith(f"| `{path.name}`")]
+        assert "CC0" in row or "public domain" in row
 
 
 class Updates:
@@ -317,6 +332,144 @@ def test_events_that_overtake_one_another_find_their_files(demo, tmp_path):
     assert shown_files(page.draw(visit, 0.5)) == []
 
 
+# ------------------------------------------------------------------------------------------------- removing pixels
+
+
+def test_curves_are_those_of_the_metric(demo, visit):
+    """Its probability variant, step by step; each map is measured once."""
+    demo.explain(visit, ["tiny-lcam", "random"], 3)
+    assert [one.removal for one in visit.shown] == [None, None]  # maps are shown first
+    demo.measure(visit)
+    first, second = (one.removal for one in visit.shown)
+    for one in visit.shown:
+        pipe, pixel_values, saliency, logits, target = one.seen
+        mean, std = pipe.classifier.image_mean, pipe.classifier.image_std
+        settings = {"target": 3, "score": "probability", "image_mean": mean, "image_std": std}
+        expected = auc_d(pipe.classifier, pixel_values, saliency, **settings)
+        assert one.removal.positive == pytest.approx(expected.curves.positive[0].tolist(), abs=1e-5)
+        assert one.removal.negative == pytest.approx(expected.curves.negative[0].tolist(), abs=1e-5)
+        assert one.removal.auc_d == pytest.approx(expected.auc_d.item(), abs=1e-3)
+        assert one.removal.positive[0] == pytest.approx(one.score)
+    demo.explain(visit, ["random", "tiny-lcam"], 3)
+    demo.measure(visit)
+    assert [one.removal for one in visit.shown] == [second, first]
+
+
+def test_the_picture_loses_the_most_salient_pixels(demo, visit):
+    [one] = demo.explain(visit, ["centre"], 0)
+    demo.measure(visit)
+    whole, half, empty = (np.asarray(one.removal.picture(step)) for step in (0, 5, 10))
+    assert np.array_equal(whole, one.removal.seen) and empty.max() == 0
+    gone = (half == 0).all(-1) & (whole != 0).any(-1)
+    assert gone[16, 16] and not gone[0, 0]  # a map of the centre
+    assert (half == 0).all(-1).sum() >= half.shape[0] * half.shape[1] // 2
+    assert np.array_equal(half[~gone], whole[~gone])
+
+
+def test_probabilities_are_the_classifier_s_own(models):
+    """Of several labels at once each has a sigmoid; a regression has none, and no chart."""
+    demo = Demo(models["classifier"])
+    for problem in ("multi_label_classification", "regression"):
+        demo.explainers["gradcam"].pipe.classifier.config.problem_type = problem
+        visit = Visit(image=photo())
+        [one] = demo.explain(visit, ["gradcam"], 1)
+        demo.measure(visit)
+        if problem == "regression":
+            assert one.removal is None
+        else:
+            assert one.removal.positive[0] == pytest.approx(one.score)
+
+
+def test_chart_marks_the_step_and_holds_no_markup(demo, visit):
+    demo.explain(visit, ["tiny-lcam", "random"], 3)
+    demo.measure(visit)
+    lines = [(one.choice, one.removal) for one in visit.shown]
+    drawn = chart(lines, "<b>French</b> horn", 4)
+    assert (drawn.count("<figure"), drawn.count("<polyline")) == (2, 4)
+    assert "French" in drawn and "<b>French" not in drawn
+    removal = visit.shown[0].removal
+    assert f"{removal.positive[0]:.0%} → {removal.positive[4]:.0%}" in drawn
+    assert drawn.count("left:40%;bottom:") == 4  # a point on each curve
+    assert chart(lines, "horn", 5) != drawn
+    assert "Random" not in about([one.choice for one in visit.shown]) and "uniform" in about([visit.shown[1].choice])
+
+
+def test_a_colour_says_what_an_explainer_is():
+    assert shades(["trained head", "training-free method", "control", "training-free method"]) == [
+        "head0",
+        "free0",
+        "control0",
+        "free1",
+    ]
+    assert [f".head0 {{--kind: {KINDS['trained head'][0]}}}" in _CSS, "white 35%" in _CSS] == [True, True]
+
+
+# ------------------------------------------------------------------------------------------------------------- links
+
+
+@pytest.fixture
+def links():
+    return Links({**ID2LABEL, 5: "church"}, ["mine", "gradcam", "random"], ["mine", "gradcam"], ["coffee", "cat"])
+
+
+@pytest.mark.parametrize(
+    ("view", "query"),
+    [
+        (View("coffee", None, ("mine", "gradcam")), "picture=coffee"),
+        (View("", 2, ("mine", "gradcam")), "picture=&class=tiger+cat"),
+        (View("cat", 5, ("mine", "gradcam")), "picture=cat&class=5"),  # there are two churches
+        (
+            View("cat", 3, ("random",), 70, 0.25, 40),
+            "picture=cat&class=French+horn&explainer=random&removed=70&opacity=0.25&percentile=40",
+        ),
+    ],
+)
+def test_a_link_says_what_is_not_as_it_is_by_itself(links, view, query):
+    assert links.write(view) == query
+    assert links.read("?" + query) == (view, None)
+
+
+def test_an_address_without_settings_is_the_first_example(links):
+    for query in ("", "?", "?__theme=dark&utm_source=mail"):
+        assert links.read(query) == (View("coffee", None, ("mine", "gradcam"), REMOVED, OPACITY), None)
+
+
+@pytest.mark.parametrize(
+    ("query", "said"),
+    [
+        ("picture=dog", "no example 'dog'"),
+        ("class=zebra&explainer=gradcam&explainer=lime", "no class 'zebra', no explainer 'lime'"),
+        ("class=99", "no class '99'"),
+        ("removed=101&opacity=nan&percentile=x", "no removed '101', no opacity 'nan', no percentile 'x'"),
+        ("picture=" + "x" * 5000, "no example 'xx"),
+    ],
+)
+def test_what_a_link_asks_for_in_vain_is_said(links, query, said):
+    view, problem = links.read(query)
+    assert problem.startswith("The link asks for what is not here: " + said) and len(problem) < 300
+    assert view.target is None and view.removed == REMOVED and view.explainers in (("mine", "gradcam"), ("gradcam",))
+    assert links.read("a=1&" * 50)[1] == "The link cannot be read; it has too many parts."
+
+
+def test_a_link_opens_what_it_was_written_from(demo, tmp_path):
+    examples = [str(tmp_path / "one.png"), str(tmp_path / "two.png")]
+    for seed, path in enumerate(examples):
+        photo(seed=seed).save(path)
+    page = _Page(demo, Updates, str(tmp_path), examples)
+    visit = Visit()
+    page.arrive(visit, "?picture=two&class=church&explainer=random&removed=50")
+    shown = page.new_image(visit, {"path": examples[1]}, ["random"], 95, OPACITY, 50)
+    assert shown[-1] == "picture=two&class=church&explainer=random&removed=50" and visit.shown[0].label == "church"
+    assert page.remove(visit, 70)[-1].endswith("&removed=70")
+    link = page.choose(visit, 2, ["tiny-scan"], 40, OPACITY, 70)[-1]
+    again = Visit()
+    settings = page.arrive(again, "?" + link)
+    assert [one.get("value") for one in settings[2:]] == [examples[1], ["tiny-scan"], 40, OPACITY, 70]
+    assert page.new_image(again, {"path": examples[1]}, ["tiny-scan"], 40, OPACITY, 70)[-1] == link
+    page.new_image(again, {"path": examples[0]}, ["tiny-scan"], 40, OPACITY, 70)
+    assert again.target != 2 or again.shown[0].score == max(next(iter(again.scores.values())))  # its own class
+
+
 # ------------------------------------------------------------------------------------------------- starting, and Space
 
 
@@ -354,7 +507,7 @@ def test_a_port_that_is_none(port):
 def test_command_line(monkeypatch, tmp_path, capsys):
     calls = []
     monkeypatch.setattr(demo_module, "launch", lambda *args, **kwargs: calls.append((args, kwargs)))
-    assert main(["demo", "--model", "a", "--model", "b", "--classifier", "c", "--share", "--port", "7000"]) == 0
+    assert main(["demo", "a", "--model", "b", "--classifier", "c", "--share", "--port", "7000"]) == 0
     assert calls == [
         (
             (["a", "b"], "c"),
@@ -368,6 +521,8 @@ def test_command_line(monkeypatch, tmp_path, capsys):
             },
         ),
     ]
+    assert main(["demo"]) == 1
+    assert "MODEL is missing; name a head or a classifier" in capsys.readouterr().err
     assert main(["demo", "--model", "me/head", "--write-space", str(tmp_path / "space")]) == 0
     assert len(calls) == 1 and "Wrote " in capsys.readouterr().out
     trusted = ["demo", "--model", "me/head", "--write-space", str(tmp_path / "trusted"), "--trust_remote_code"]
@@ -435,7 +590,7 @@ def page(models, tmp_path):
         stack.callback(app.close)
         browser = webdriver.Chrome(service=webdriver.ChromeService(driver_path), options=options)
         stack.callback(browser.quit)
-        browser.get(app.local_url)
+        browser.get(app.local_url + "?picture=")
         yield browser, app.local_url
 
 
@@ -458,10 +613,13 @@ def test_the_page_in_a_browser(page, tmp_path):
         picture = browser.execute_cdp_cmd("Page.captureScreenshot", options)["data"]
         (tmp_path / name).write_bytes(base64.b64decode(picture))
 
-    browser.execute_script(
-        "window.toasts = []; new MutationObserver(() => document.querySelectorAll('.toast-body').forEach("
-        "toast => window.toasts.push(toast.innerText))).observe(document.body, {childList: true, subtree: true})"
-    )
+    def watch():
+        browser.execute_script(
+            "window.toasts = []; new MutationObserver(() => document.querySelectorAll('.toast-body').forEach("
+            "toast => window.toasts.push(toast.innerText))).observe(document.body, {childList: true, subtree: true})"
+        )
+
+    watch()
     photo((300, 200)).save(tmp_path / "photo.png")
     (tmp_path / "broken.png").write_bytes(b"\x89PNG\r\n\x1a\nnot really")
     wait(lambda: all_of("#picture input[type=file]"))[0].send_keys(str(tmp_path / "photo.png"))
@@ -484,12 +642,30 @@ def test_the_page_in_a_browser(page, tmp_path):
         all_of(f"{selector} input[type=range]")[0].send_keys("\ue012" * steps)
         wait(lambda before=before: source(1) not in (before, None))
 
+    def removals():
+        script = "return [...document.querySelectorAll('#removal img')].map(one => one.src)"
+        return browser.execute_script(script)
+
+    before = wait(removals)
+    all_of("#removed input[type=range]")[0].send_keys("\ue014" * 2)
+    wait(lambda: len(removals()) == 3 and not set(removals()) & set(before))
+    wait(lambda: "removed=50" in browser.current_url)
+    assert "picture=&class=church" in browser.current_url and "opacity=0.6" in browser.current_url
+
     wait(lambda: all_of("#map0"))[0].click()
     saved = tmp_path / "downloads" / "church-tiny-lcam-map.png"
     wait(saved.is_file)
     with Image.open(saved) as picture:
         assert picture.mode == "L" and picture.size == (300, 200)
     screenshot("desktop.png")
+
+    assert browser.execute_script("return window.toasts") == []  # Gradio's way to show what went wrong
+    browser.get(browser.current_url.replace("picture=", "picture=cat"))  # a link, with a picture that it can hold
+    watch()
+    wait(lambda: "church" in (source() or "") and len(removals()) == 3)
+    assert "picture=cat&class=church" in browser.current_url and "removed=50" in browser.current_url
+    assert all_of("#removed input[type=number]")[0].get_attribute("value") == "50"
+    screenshot("link.png")
 
     browser.set_window_size(500, 900)  # the narrowest window there is; narrower by emulation
     metrics = {"width": 390, "height": 844, "deviceScaleFactor": 2, "mobile": True}
@@ -505,7 +681,7 @@ def test_the_page_in_a_browser(page, tmp_path):
     wait(lambda: any(message in one.text for one in all_of("#message")))
     screenshot("phone-message.png")
 
-    assert browser.execute_script("return window.toasts") == []  # Gradio's way to show what went wrong
+    assert browser.execute_script("return window.toasts") == []
     assert [entry for entry in browser.get_log("browser") if entry["level"] == "SEVERE"] == []
     sent = [json.loads(entry["message"])["message"] for entry in browser.get_log("performance")]
     addresses = {one["params"]["request"]["url"] for one in sent if one["method"] == "Network.requestWillBeSent"}

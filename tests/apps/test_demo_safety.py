@@ -10,6 +10,7 @@ import io
 import json
 import os
 import random
+import re
 import shutil
 import signal
 import subprocess
@@ -34,7 +35,7 @@ MARKUP = (
     "<script>window.pwned=1</script>",
     "[here](javascript:window.pwned=1)",
     '"><svg onload=window.pwned=1> **bold** `code` http://evil.test',
-    "$$\\alpha$$ &lt;b&gt; _under_ www.evil.test",
+    "$$\\alpha$$ &lt;b&gt; _under_ www.evil.test ${window.pwned=1} {{window.pwned}}",
 )
 NOT_SENT = "The page sent something that does not fit; load it again."
 
@@ -315,6 +316,7 @@ EVENTS = {
     "another class": (("classes", "input"), 5),
     "other explainers": (("explainers", "input"), 4),
     "opacity": (("opacity", "change"), 2),
+    "removed": (("removed", "input"), 2),
     "a search": (("search", "input"), 3),
     "the first found": (("search", "submit"), 5),
 }
@@ -366,10 +368,30 @@ def test_labels_are_text_in_captions(client):
     client.show({"path": client.upload("mine.png", png())})
     for index, label in enumerate(MARKUP):
         answer = client.send(("classes", "input"), None, index, ["gradcam"], 95, 0.5)
-        captions = [one for one in answer["output"]["data"] if isinstance(one, str) and "gradcam" in one]
-        [caption] = captions
+        [caption] = [one for one in answer["output"]["data"] if isinstance(one, str) and one.startswith("**")]
         assert not set(caption) & set("<>[]()`$_\"'/\\")
-        assert html.unescape(caption).startswith(f"**gradcam**: {label.split(',')[0]} ")
+        assert html.unescape(caption).startswith(f"**gradcam** {label.split(',')[0]} ")
+        measured = next(one["id"] for (_, event), one in client.events.items() if event == "then")
+        [chart] = [one for one in client.send(measured, None, 40)["output"]["data"] if isinstance(one, str)]
+        shown = re.search(r"Probability of <b>([^<]*)</b>", chart)[1]
+        assert not set(shown) & set("<>[]()`$_\"'/\\") and html.unescape(shown) == label.split(",")[0]
+
+
+@pytest.mark.parametrize(
+    "link", ["picture=/etc/passwd", "picture=../x", "class=<img src=x>", "explainer=**x**", "%00%ff"]
+)
+def test_a_link_holds_no_file_and_no_markup(client, link):
+    answer = client.send((None, "load"), None, "?" + link)
+    [message] = [one for one in answer["output"]["data"] if isinstance(one, dict) and "visible" in one]
+    assert not set(message["value"]) & set("<>*")
+    files = [one["value"]["path"] for one in answer["output"]["data"][2:3] if "value" in one]
+    assert [Path(path).name for path in files] in ([], ["coffee.jpg"])
+
+
+def test_a_link_of_every_kind(client, canary):
+    for value in strange_values(canary.url):
+        assert client.send((None, "load"), None, value)["success"]
+    assert canary.seen == []
 
 
 # ------------------------------------------------------------------------------------------------------ large pictures
@@ -602,7 +624,7 @@ def test_markup_in_names_is_text_in_a_browser(tmp_path):
         stack.callback(app.close)
         browser = webdriver.Chrome(service=webdriver.ChromeService(driver_path), options=options)
         stack.callback(browser.quit)
-        browser.get(app.local_url)
+        browser.get(app.local_url + "?picture=")
 
         def all_of(selector):
             return browser.find_elements("css selector", selector)
@@ -617,7 +639,7 @@ def test_markup_in_names_is_text_in_a_browser(tmp_path):
             all_of("#classes input")[index].click()
             label = all_of("#classes label")[index].text.rsplit(" (", 1)[0]
             assert label in MARKUP
-            wanted = "gradcam: " + label.split(",")[0]
+            wanted = "gradcam\n" + label.split(",")[0]
             eventually(lambda wanted=wanted: any(one.text.startswith(wanted) for one in all_of(".panel-title")), 60)
         browser.save_screenshot(str(tmp_path / "markup.png"))
         browser.execute_script("document.querySelector('#picture button[aria-label=\"Remove Image\"]').click()")
