@@ -27,6 +27,8 @@ if TYPE_CHECKING:
     from hf_explain.heads.lcam import LCamForSaliency as LCamForSaliency
     from hf_explain.heads.scan import ScanConfig as ScanConfig
     from hf_explain.heads.scan import ScanForSaliency as ScanForSaliency
+    from hf_explain.heads.shapley import ShapleyConfig as ShapleyConfig
+    from hf_explain.heads.shapley import ShapleyForSaliency as ShapleyForSaliency
     from hf_explain.heads.ttame import TTameConfig as TTameConfig
     from hf_explain.heads.ttame import TTameForSaliency as TTameForSaliency
     from hf_explain.io.charts import plot_curves as plot_curves
@@ -52,6 +54,8 @@ _HOMES = {
     "SaliencyPipeline": "pipeline",
     "ScanConfig": "heads.scan",
     "ScanForSaliency": "heads.scan",
+    "ShapleyConfig": "heads.shapley",
+    "ShapleyForSaliency": "heads.shapley",
     "TTameConfig": "heads.ttame",
     "TTameForSaliency": "heads.ttame",
     "compare": "evaluation.comparison",

@@ -32,10 +32,17 @@ from hf_explain.io.image_processor import (
 )
 from hf_explain.io.images import is_image_cell, load_rgb
 from hf_explain.io.transformers_names import _BaseAutoModelClass, dynamic_module_utils
-from hf_explain.methods.common import class_probabilities, positive_part
-from hf_explain.registry import METHOD_ENTRIES, default_method, load_model, method_allows_bfloat16, resolve_method
+from hf_explain.methods.common import class_probabilities
+from hf_explain.registry import (
+    HEADS,
+    METHOD_ENTRIES,
+    default_method,
+    load_model,
+    method_allows_bfloat16,
+    resolve_method,
+)
 from hf_explain.tensors.checks import checks_together, refuse
-from hf_explain.tensors.maps import CropGeometry, min_max, signed_maps, uncrop
+from hf_explain.tensors.maps import CropGeometry, min_max, positive_part, signed_maps, uncrop
 from hf_explain.tensors.options import DTYPES
 from hf_explain.tensors.outputs import SaliencyOutput
 from hf_explain.tensors.scalars import check_choice, check_count
@@ -394,8 +401,10 @@ class SaliencyPipeline(Pipeline):
             used, preset = default_method(classifier) if method is None else (method, {})
             explain, options = resolve_method(used), {**preset, **options}
         _check_options(explain, used if head is None else type(head).__name__, options)
-        if signed or against is not None:
-            _check_sign(used, "signed" if against is None else "against")
+        if against is not None:
+            _check_sign(used, "against")
+        elif signed and not (head is not None and head.signed):
+            _check_sign(used, "signed")
 
         def explain_images(images: torch.Tensor, targets: torch.Tensor | None) -> SaliencyOutput:
             output = explain(classifier, images, targets, **options)
@@ -406,10 +415,7 @@ class SaliencyPipeline(Pipeline):
                 output.contributions = (
                     output.contributions - explain(classifier, images, other, **options).contributions
                 )
-            if signed or against is not None:
-                output.saliency = (
-                    signed_maps(output.contributions) if signed else min_max(positive_part(output.contributions))
-                )
+                output.saliency = min_max(positive_part(output.contributions))
             return output
 
         own = [targets is None for targets in asked]
@@ -441,6 +447,9 @@ class SaliencyPipeline(Pipeline):
                     images = pixel_values if everyone else pixel_values[rows]
                     outputs.append(explain_images(images, targets))
 
+        if signed:
+            for output in outputs:
+                output.saliency = signed_maps(output.contributions)
         # from round by round to image by image
         places = [row for rows in rounds for row in rows]
         order = sorted(range(len(places)), key=places.__getitem__)
@@ -629,11 +638,11 @@ def _check_sign(method: str, argument: str) -> None:
     able = [
         name for name, entry in METHOD_ENTRIES.items() if (entry.linear if argument == "against" else entry.signed)
     ]
+    if argument == "signed":
+        able.append("heads: " + ", ".join(name for name, head in HEADS.items() if head.model.signed))
     if method not in able:
         what = "are not linear in the class's score" if argument == "against" else "do not say what speaks against it"
-        raise ValueError(
-            f"`{argument}` cannot be had of {method!r}, whose maps {what}; the methods that can are {', '.join(able)}."
-        )
+        raise ValueError(f"`{argument}` cannot be had of {method!r}, whose maps {what}; what can: {', '.join(able)}.")
 
 
 def _check_options(function, name: str, options: dict[str, Any]) -> None:

@@ -15,6 +15,7 @@ from transformers import pipeline
 from hf_explain import AutoModelForSaliency, FrozenClassifier, LCamForSaliency, SaliencyPipeline
 from hf_explain.evaluation.explainer import PassCounter, resolve_explainer
 from hf_explain.heads.scan import ScanForSaliency
+from hf_explain.heads.shapley import ShapleyForSaliency
 from hf_explain.heads.ttame import TTameForSaliency
 from hf_explain.pipeline import load_pipeline
 from hf_explain.registry import METHODS, default_method
@@ -107,10 +108,14 @@ def test_signed_and_contrastive_maps(pipe, head_pipe):
         for (one,), other in zip(found, swapped, strict=True):
             np.testing.assert_allclose(one["saliency_map"], -other["saliency_map"], atol=1e-5)
     assert pipe(PICTURES[0], target="cat", against=2)[0]["saliency_map"].min() >= 0
+    shapley = pipeline("saliency", model=ShapleyForSaliency.from_classifier(pipe.classifier, hidden_size=4))
+    for signed in (False, True):
+        for one in shapley(PICTURES[0], top_k=2, signed=signed):
+            assert one["method"] == "shapley" and bool(one["saliency_map"].min() < 0) == signed
     for asked, options, message in (
         (pipe, {"method": "layercam", "signed": True}, "`signed` cannot be had of 'layercam', whose maps do not say"),
         (pipe, {"method": "lime", "against": 1}, "`against` cannot be had of 'lime', whose maps are not linear"),
-        (head_pipe, {"signed": True}, "`signed` cannot be had of 'lcam', .*; the methods that can are gradcam, "),
+        (head_pipe, {"signed": True}, "`signed` cannot be had of 'lcam', .*; what can: gradcam, .*, heads: shapley"),
         (pipe, {"target": "cat", "against": "cat"}, "`against` 'cat' is the class that is explained"),
         (pipe, {"against": 9}, "9 is out of range"),
     ):

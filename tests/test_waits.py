@@ -50,6 +50,7 @@ HEADS = {
     "lcam": ("resnet", {}),
     "ttame": ("vit", {"preset": "ranking"}),
     "scan": ("convnext", {}),
+    "shapley": ("vit", {"num_coalitions": 2}),
 }
 
 

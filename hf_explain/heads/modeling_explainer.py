@@ -58,6 +58,7 @@ class ExplainerPreTrainedModel(PreTrainedModel):
     config: ExplainerConfig
     presets: ClassVar[dict[str, dict[str, Any]]] = {}  # fields of the config that go together, by name
     one_graph: ClassVar[bool] = True  # whether exporters can trace the forward pass
+    signed: ClassVar[bool] = False  # whether its outputs have `contributions`: what speaks against the class, too
     allows_bfloat16: ClassVar[bool] = False  # whether its maps were measured to be as good from a pass in bfloat16
     base_model_prefix = "explainer"
     main_input_name = "pixel_values"

@@ -12,13 +12,13 @@ from hf_explain.methods.common import (
     chunks,
     contributions,
     features_and_target,
-    positive_part,
     repeat_features,
     saliency_output,
     signed_output,
     tail_gradient,
     target_logits,
 )
+from hf_explain.tensors.maps import positive_part
 from hf_explain.tensors.outputs import SaliencyOutput
 from hf_explain.tensors.scalars import check_count
 

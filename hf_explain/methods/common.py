@@ -11,7 +11,7 @@ from hf_explain.classifiers.frozen_classifier import FrozenClassifier
 from hf_explain.classifiers.passes import shared_pass
 from hf_explain.classifiers.targets import Target
 from hf_explain.tensors.checks import check_pixel_values, refuse
-from hf_explain.tensors.maps import check_finite, min_max, position_contributions
+from hf_explain.tensors.maps import check_finite, min_max, position_contributions, positive_part
 from hf_explain.tensors.outputs import SaliencyOutput
 from hf_explain.tensors.perturbation import fill_values
 from hf_explain.tensors.sharing import shared
@@ -153,16 +153,6 @@ def check_reaches_logits(classifier: FrozenClassifier, layer: str, effect: torch
         )
 
     refuse(~effect.any(), error)
-
-
-def positive_part(maps: torch.Tensor) -> torch.Tensor:
-    """
-    ReLU of each map; a map without a single positive value is kept as it is.
-
-    A ReLU would make such a map all zeros, which shows nothing. Without it, the map still shows where the evidence
-    against the class is weakest.
-    """
-    return torch.where((maps > 0).flatten(1).any(1)[:, None, None], maps.clamp(min=0), maps)
 
 
 def saliency_output(maps: torch.Tensor, logits: torch.Tensor, classes: torch.Tensor) -> SaliencyOutput:

@@ -17,7 +17,6 @@ from hf_explain.methods.common import (
     features_and_target,
     logits_and_target,
     mask_fill,
-    positive_part,
     prepare_pixels,
     saliency_output,
     score_masked,
@@ -26,7 +25,7 @@ from hf_explain.methods.common import (
 )
 from hf_explain.tensors.batch_size import batches
 from hf_explain.tensors.grids import Grid, grid_cells, spread_cells
-from hf_explain.tensors.maps import min_max, resize_maps
+from hf_explain.tensors.maps import min_max, positive_part, resize_maps
 from hf_explain.tensors.outputs import SaliencyOutput
 from hf_explain.tensors.perturbation import mask_space_fill
 from hf_explain.tensors.randomness import image_keys, random_uniform

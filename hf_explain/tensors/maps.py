@@ -61,6 +61,16 @@ def min_max(maps: torch.Tensor) -> torch.Tensor:
     return torch.where(span > 0, (maps - low) / torch.where(span > 0, span, torch.ones_like(span)), 0.0)
 
 
+def positive_part(maps: torch.Tensor) -> torch.Tensor:
+    """
+    ReLU of each map; a map without a single positive value is kept as it is.
+
+    A ReLU would make such a map all zeros, which shows nothing. Without it, the map still shows where the evidence
+    against the class is weakest.
+    """
+    return torch.where((maps > 0).flatten(1).any(1)[:, None, None], maps.clamp(min=0), maps)
+
+
 def signed_maps(maps: torch.Tensor) -> torch.Tensor:
     """
     Scale every map to [-1, 1] by its largest magnitude, so that 0 stays 0; a map of zeros stays one.

@@ -646,7 +646,7 @@ def test_command_trains_with_the_attention_asked_for(new_head):
     assert [head.backbone.model.config._attn_implementation for head in asked] == ["sdpa", "eager"]
 
 
-@pytest.mark.parametrize("head", ["lcam", "ttame", "scan"])
+@pytest.mark.parametrize("head", ["lcam", "ttame", "scan", "shapley"])
 def test_command_draws_the_first_weights_from_the_seed(new_head, head):
     torch.manual_seed(7)
     first, again, other = (
