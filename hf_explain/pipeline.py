@@ -449,6 +449,7 @@ class SaliencyPipeline(Pipeline):
 
         if signed:
             for output in outputs:
+                assert output.contributions is not None  # checked above
                 output.saliency = signed_maps(output.contributions)
         # from round by round to image by image
         places = [row for rows in rounds for row in rows]
