@@ -9,6 +9,30 @@ Beside the heads, for a notebook or a paper:
 - [`compare`] measures several explainers of one classifier side by side and writes tables, charts (PNG, and SVG and
   PDF for print) and pictures.
 - [`plot_curves`] draws curves such as those that it writes, with `kinds=` in the colours of its charts.
+
+Where things are, from the ground floor up; a file imports only from rooms below its own (tests/test_imports.py holds
+it), and tests/ has the same rooms:
+
+- `tensors/`: maps and the geometry of image processors, perturbed images, seeded randomness, checks of arguments
+- `io/`: files written whole, paths, downloads, the image decoder, data sets, names of classes, pictures, charts,
+  pages, processes
+- `classifiers/`: the frozen classifier: features of every layer, the tail from any of them; how each architecture is
+  built is in `architectures.py`
+- `metrics/`: `functional.py` and its neighbours: tensors in, numbers out; one `evaluate` module per folder
+- `training/`: the Accelerate loop, its settings, batches and checkpoints; it knows no head
+- `heads/<name>/`: the trained heads; the base class is `modeling_explainer.py`, the masking loss
+  `modeling_mask_trained.py`
+- `methods/`: the training-free methods, one function each
+- `registry.py`: the one list of heads and the one of methods, with what is known of each
+- `pipeline.py`: images in, maps on the original image out
+- `evaluation/`: explainers on a data set: numbers, comparisons, sanity checks, the study of mistakes
+- `publish/`: model cards, and what goes to the Hub
+- `apps/`: what people start: a module per command, the quickstart, the demo
+- `cli.py`: the program `hf-explain`
+
+A new head is one folder under heads/ (its classes and presets, and its entry: paper, citation, names), its name in
+registry.py, one tester class, one golden file, one card; a head of another package calls `registry.register_head`.
+scripts/ has training, evaluation and export for `accelerate launch`, the papers' runs, the benchmark and the checks.
 """
 
 import sys

@@ -134,7 +134,8 @@ METHOD_ENTRIES = {
 }
 METHODS = {name: method.function for name, method in METHOD_ENTRIES.items()}
 # What explains a classifier where nobody names a method, with options that differ from the method's own: by the
-# `model_type`; of a plain vision transformer; of any other. Chosen by AUC-D (README, "Without training").
+# `model_type`; of a plain vision transformer; of any other. Chosen by AUC-D ("Without training" in
+# model_cards/findings.md).
 DEFAULT_METHODS: dict[str, tuple[str, Mapping[str, Any]]] = {
     "convnext": ("hirescam", {"layer": "stage2"}),
 }

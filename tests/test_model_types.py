@@ -30,9 +30,9 @@ Layer: the default one, as the classifier names it, with its grid in the tiny on
 patches attend to one another, which the methods of attention read. `timm_wrapper` is run around a stand-in for timm,
 which needs torchvision. A row without a grid says why there is none.
 
-Beside these, models that match images with texts are explained, CLIP among them ([README](../README.md#use)).
-Detectors, segmenters and models of video are not: image classifiers only. What does work is a `torch.nn.Module` around
-one that returns one score for each image and class.
+Beside these, models that match images with texts are explained, CLIP among them
+([README](../README.md#your-own-classifier-in-three-lines)). Detectors, segmenters and models of video are not: image
+classifiers only. What does work is a `torch.nn.Module` around one that returns one score for each image and class.
 
 | model type | class | layer | grid | attention | default method |
 |---|---|---|---|---:|---|

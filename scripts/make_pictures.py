@@ -1,0 +1,149 @@
+#!/usr/bin/env python
+"""
+Make the pictures of README.md: images of free licences, explained by a classifier of ImageNet's classes.
+
+    python scripts/make_pictures.py --classifier resnet-imagenette128 --head ttame-resnet \
+        --images church parachute --output model_cards/pictures/photographs.jpg
+    python scripts/make_pictures.py --classifier classifiers/efficientnet-lite0 \
+        --images coffee camera chelsea --output photographs.jpg
+
+Every image stands beside Grad-CAM's map, RISE's and one of random numbers; with `--head DIR`, a head trained on the
+same classifier, its map stands before them. The classifier must know the image's class, and the head must have seen it
+in training. `scripts/make_classifiers.py` makes both classifiers.
+
+The images come inside packages; nothing is downloaded (`pip install scikit-image`; for those of Debian
+`dpkg -x PACKAGE.deb ROOT`, and `--debian_root ROOT`):
+
+{table}
+"""
+
+import argparse
+import importlib.util
+import io
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+
+from PIL import Image
+
+from hf_explain import AutoModelForSaliency
+from hf_explain.io.images import load_rgb
+from hf_explain.io.pictures import overlay, saliency_grid, save_image
+from hf_explain.pipeline import load_pipeline
+
+
+@dataclass(frozen=True)
+class Photograph:
+    """A photograph of a package: `debian` says that it is one of Debian, whose files lie where the system has them."""
+
+    file: str
+    package: str
+    author: str
+    licence: str
+    target: str
+    said: str  # the class in a word
+    credit: str  # beneath the picture
+
+    def read(self, root: Path) -> bytes:
+        """The file; of one inside a resource of Qt (`file#start`) the WebP picture that starts there."""
+        name, _, start = self.file.partition("#")
+        if self.package.startswith("Debian's "):
+            path = root / name
+        else:
+            module, _, inside = name.partition("/")
+            found = importlib.util.find_spec(module)
+            folder = (found.submodule_search_locations or [""])[0] if found else ""
+            path = Path(folder, inside)
+        if not path.is_file():
+            raise SystemExit(f"error: {str(path)!r} is not there; it comes with {self.package}: install that first.")
+        data = path.read_bytes()
+        if start:
+            data = data[int(start) :]
+            data = data[: int.from_bytes(data[4:8], "little") + 8]  # RIFF: how long it is stands behind the name
+        return data
+
+
+SKIMAGE = "scikit-image 0.26"
+PHOTOGRAPHS = {
+    "coffee": Photograph(
+        "skimage/data/coffee.png", SKIMAGE, "Rachel Michetti", "CC0", "espresso", "espresso", "R. Michetti, CC0",
+    ),
+    "camera": Photograph(
+        "skimage/data/camera.png", SKIMAGE, "Lav Varshney", "CC0", "tripod", "tripod", "L. Varshney, CC0",
+    ),
+    "chelsea": Photograph(
+        "skimage/data/chelsea.png", SKIMAGE, "Stéfan van der Walt", "CC0", "tiger cat", "tiger cat",
+        "S. van der Walt, CC0",
+    ),
+    "church": Photograph(
+        "usr/share/gcompris-qt/rcc/details.rcc#1489890", "Debian's gcompris-qt-data", "Vincent van Gogh, 1890",
+        "public domain", "church", "church", "van Gogh, 1890",
+    ),
+    "parachute": Photograph(
+        "usr/share/tuxpaint/stamps/military/paratrooper.png", "Debian's tuxpaint-stamps-default", "Albert Cahalan",
+        "GPL-2", "parachute", "parachute", "A. Cahalan, GPL-2",
+    ),
+}  # fmt: skip
+MASKS = 300
+METHODS = {  # heading: method and its options
+    "Grad-CAM": ("gradcam", {}),
+    f"RISE ({MASKS + 1} passes)": ("rise", {"num_masks": MASKS}),
+    "random": ("random", {}),
+}
+CELL, TEXT = 300, 27  # pixels of a picture and of its text, which a phone still shows
+
+
+def parse(argv=None) -> argparse.Namespace:
+    table = "\n".join(
+        f"- {name}: {one.file} of {one.package}; {one.author}; {one.licence}" for name, one in PHOTOGRAPHS.items()
+    )
+    parser = argparse.ArgumentParser(
+        description=(__doc__ or "").format(table=table), formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--classifier", required=True, help="directory or Hub id of one of ImageNet's classes")
+    parser.add_argument("--head", help="directory of a head trained on it")
+    parser.add_argument("--images", nargs="+", choices=PHOTOGRAPHS, default=["coffee", "camera", "chelsea"])
+    parser.add_argument("--debian_root", type=Path, default=Path("/"), help="where Debian packages are unpacked")
+    parser.add_argument("--output", required=True, type=Path, help="file of the picture")
+    return parser.parse_args(argv)
+
+
+def picture(args) -> Image.Image:
+    """The grid: a row per photograph."""
+    pipe = load_pipeline(args.classifier)
+    explainers = [(heading, pipe, method, options) for heading, (method, options) in METHODS.items()]
+    if args.head:
+        head = AutoModelForSaliency.from_pretrained(args.head, classifier=args.classifier)
+        explainers.insert(0, ("T-TAME (trained)", load_pipeline(head), None, {}))
+    rows, captions = [], []
+    for name in args.images:
+        photograph = PHOTOGRAPHS[name]
+        image = on_white(photograph.read(args.debian_root))
+        image.thumbnail((2 * CELL, 2 * CELL))
+        row, said = [image], [photograph.credit]
+        for _, explainer, method, options in explainers:
+            chosen = {} if method is None else {"method": method, **options}
+            (found,) = explainer(image, target=photograph.target, **chosen)
+            row.append(overlay(image, found["saliency_map"], colormap="inferno", grayscale=True))
+            said.append(f"{photograph.said}, {100 * found['score']:.0f} %")
+        rows.append(row)
+        captions.append(said)
+    return saliency_grid(rows, ["image", *(one[0] for one in explainers)], captions, None, CELL, TEXT)
+
+
+def on_white(data: bytes) -> Image.Image:
+    """A picture without transparency."""
+    with Image.open(io.BytesIO(data)) as opened:
+        image = opened.convert("RGBA")
+    sheet = Image.new("RGBA", image.size, "white")
+    sheet.alpha_composite(image)
+    return load_rgb(sheet.convert("RGB"))
+
+
+def main(argv=None) -> None:
+    args = parse(argv)
+    print(save_image(picture(args), args.output))
+
+
+if __name__ == "__main__":
+    sys.exit(main())
