@@ -522,6 +522,8 @@ class _Page:
         percent = number(removed, 0, 100, default=None)
         step = round((REMOVED if percent is None else percent) / STEP)
         visit.view.removed = step * STEP
+        if any(one.is_unmeasured for one in shown):
+            return '<p class="note">Removing pixels and running the classifier on what is left …</p>'
         lines = [(one.choice, one.removal) for one in shown if one.removal is not None]
         return chart(lines, shown[0].label, step) if lines else ""
 

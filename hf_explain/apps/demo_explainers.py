@@ -87,6 +87,12 @@ class Explained:
     removal: Removal | None = None
 
     @property
+    def is_unmeasured(self) -> bool:
+        """Whether removing pixels would say something that is not known yet; a regression has no probability."""
+        config = self.choice.pipe.classifier.config
+        return self.removal is None and getattr(config, "problem_type", None) != "regression"
+
+    @property
     def explainer(self) -> str:
         return self.choice.name
 
@@ -322,12 +328,8 @@ class Demo:
         """Remove pixels by the maps that are shown, but for those of a regression, which gives no probabilities."""
         for one in visit.shown:
             with self._lock:
-                if one.removal is None and getattr(self._config(one), "problem_type", None) != "regression":
+                if one.is_unmeasured:
                     one.removal = remove(*one.seen)
-
-    @staticmethod
-    def _config(one: Explained) -> Any:
-        return one.choice.pipe.classifier.config
 
 
 def download_files(
