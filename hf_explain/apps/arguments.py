@@ -368,6 +368,7 @@ class CardCommand(CardFields):
         metavar="FILE",
     )
     user: str | None = option(None, "whose repositories the snippets name")
+    unreleased: bool = option(False, "say that the weights are not on the Hub yet, and the command that trains them")
 
 
 @dataclass(kw_only=True)

@@ -37,6 +37,7 @@ def run_card(arguments: CardCommand) -> None:
         arguments.output_dir,
         evaluations=arguments.evaluation,
         user=arguments.user,
+        unreleased=arguments.unreleased,
         **_given(arguments, CardFields),
     ):
         print(path)

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import json
 import os
 import re
+import shlex
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, fields
 from functools import cache
@@ -57,6 +59,7 @@ def build_model_card(
     license: str | None = None,
     limitations: str | None = None,
     card_directory: str | os.PathLike | None = None,
+    unreleased: bool = False,
 ) -> ModelCard:
     """
     The model card of a trained head.
@@ -81,6 +84,8 @@ def build_model_card(
         license (`str`, *optional*): Licence of the head's weights, a Hub licence identifier.
         limitations (`str`, *optional*): Markdown, added to the limitations that follow from the configuration.
         card_directory (`str` or `os.PathLike`, *optional*): Where the card will lie, if not in the head's directory.
+        unreleased (`bool`, *optional*, defaults to `False`): Say that the weights are not on the Hub yet, and the
+            command that trains them.
 
     Returns:
         `huggingface_hub.ModelCard`.
@@ -125,6 +130,7 @@ def build_model_card(
         picture=None if picture is None else Path(picture).as_posix(),
         limitations=limitations,
         unknown=unknown,
+        train_command=_train_command(config, classifier, trained) if unreleased else None,
         **trained,
         **tested.on_the_card(),
     )
@@ -350,6 +356,36 @@ def _trained(
     }
 
 
+# What of the recipe the command takes, by its row on the card
+_FLAGS = {
+    "steps": "max_steps",
+    "images per step": "per_device_batch_size",
+    "optimizer": "optimizer",
+    "schedule": "lr_scheduler",
+    "learning rate": "learning_rate",
+    "weight decay": "weight_decay",
+    "augmentation": "augmentation",
+    "explained class": "target",
+    "mixed precision": "mixed_precision",
+    "seed": "seed",
+}
+
+
+def _train_command(config: Mapping[str, Any], classifier: Mapping[str, Any], trained: Mapping[str, Any]) -> str:
+    """The command that trains such a head: the settings that are not its method's defaults, and what was recorded."""
+    own = HEADS[config["model_type"]].model.config_class().to_dict()
+    options = {"feature_layers": list(config.get("feature_layers") or [])}
+    options |= {key: value for key, value in _own_settings(config) if value != own.get(key)}
+    recipe = dict(trained["recipe"])
+    lines = [
+        f"hf-explain train --classifier {classifier['name'] or 'CLASSIFIER'} --head {config['model_type']}",
+        f"--dataset {_hub_dataset(trained['dataset']) or 'DATASET'} --output_dir HEAD",
+        " ".join(f"--{flag} {recipe[label]}" for label, flag in _FLAGS.items() if label in recipe),
+        *(f"--head_option {shlex.quote(f'{key}={json.dumps(value)}')}" for key, value in options.items()),
+    ]
+    return " \\\n    ".join(filter(None, lines))
+
+
 # --------------------------------------------------------------------------------------------------------- its numbers
 
 
@@ -369,6 +405,7 @@ class _Tested:
         verdict = (self.sanity.verdict if self.sanity else None) or ""
         return {
             "results": [_row(one, self.references) for one in self.measurements],
+            "headline": [_row(one, self.references) for one in _main_numbers(self.measurements)],
             "references": list(self.references),
             "tested_on": self.on,
             "tested_split": self.dataset.get("split"),

@@ -1,8 +1,10 @@
 """Model cards: what they say is what was recorded, what nobody recorded is named, and their snippets run."""
 
+import argparse
 import copy
 import json
 import re
+import shlex
 from pathlib import Path
 
 import pytest
@@ -13,8 +15,17 @@ from huggingface_hub import ModelCard, ModelCardData
 from huggingface_hub.utils import validate_repo_id
 from testing_training import picture_dataset
 
-from hf_explain import HEADS, AutoModelForSaliency, FrozenClassifier, LCamForSaliency, SaliencyEvaluator, metrics
-from hf_explain.cli import main
+from hf_explain import (
+    HEADS,
+    AutoModelForSaliency,
+    FrozenClassifier,
+    LCamForSaliency,
+    SaliencyEvaluator,
+    TTameForSaliency,
+    metrics,
+)
+from hf_explain.apps.command_line import add_options, read_options
+from hf_explain.cli import COMMANDS, main
 from hf_explain.evaluation.comparison import compare
 from hf_explain.evaluation.results import Comparison
 from hf_explain.metrics.number import Number
@@ -140,6 +151,22 @@ def test_the_card_names_what_it_does_not_know(saved):
     )
 
 
+def test_the_card_of_weights_that_are_not_on_the_hub_yet(saved):
+    """It says so and names the command, whose words the command knows; the numbers stand above everything else."""
+    head = TTameForSaliency.from_classifier("user/resnet", mask_fills=["black", "blur"])
+    card = build_model_card(head, training_record=RECORD, evaluation=EVALUATION, explainer="lcam", unreleased=True)
+    assert "**AUC-D: 41.25 [40.00, 42.50]** (higher is better), random -0.50;" in "".join(card.text.splitlines()[:5])
+    command = re.search(r"not on the Hub yet.*?```bash\n(.*?)```", card.text, re.DOTALL).group(1)
+    program, name, *words = shlex.split(command.replace("\\\n", " "))
+    assert (program, name) == ("hf-explain", "train")
+    parser = argparse.ArgumentParser()
+    add_options(parser, COMMANDS[name].options)
+    read = read_options(COMMANDS[name].options, parser.parse_args(words))
+    assert (read.dataset, read.optimizer, read.learning_rate) == ("user/photographs", "sgd", 0.05)
+    assert read.head_options["mask_fills"] == ["black", "blur"] and "contrast" not in read.head_options
+    assert "not on the Hub yet" not in build_model_card(head, training_record=RECORD).text
+
+
 def test_cards_that_cannot_be_made(saved):
     with pytest.raises(ValueError, match="compares several explainers .*ttame, other.*; say with `explainer`"):
         several = {"explainers": {"ttame": {"auc_d": {"auc_d": 1.0}}, "other": {"auc_d": {"auc_d": 2.0}}}}
@@ -242,7 +269,8 @@ def test_one_command_writes_the_cards_of_many_heads(measured, tmp_path, capsys):
             assert one.protocol["metric"] == one.metric_id and one.protocol["seed"] == 0
             shown = next(line for line in card.text.splitlines() if line.startswith(f"| {one.title} |"))
             assert float(shown.split("|")[3].split("[")[0]) == pytest.approx(one.value, abs=0.0051)
-        protocols = card.text.partition("How it was measured:")[2].partition("\n## ")[0].strip().split("\n")
+        protocols = card.text.partition("How it was measured:</summary>")[2].partition("</details>")[0]
+        protocols = protocols.strip().split("\n")
         assert [line.split(":")[0].count(",") + 1 for line in protocols] == [3, 9]
         assert all("; image_size 32, 32; seed 0" in line for line in protocols)
         # and the main ones for the Hub, unrounded
