@@ -57,7 +57,7 @@ _CSS = (
 footer {display: none !important}
 #title h1 {margin: .2em 0 .1em}
 #title p {max-width: 46rem; color: var(--body-text-color-subdued)}
-#message {border-left: 4px solid #D55E00; padding: 6px 12px}
+#message {border-left: 4px solid var(--error-border-color); padding: 6px 12px}
 #classes .wrap {max-height: 320px; overflow-y: auto; flex-direction: column; gap: 4px}
 #classes label {width: 100%}
 #hint {text-align: center; padding: 48px 12px}
