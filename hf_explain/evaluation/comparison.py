@@ -158,6 +158,18 @@ def compare(
     Raises:
         ValueError: If the arguments cannot work, or the controls cannot be measured.
         OSError: If the classifier cannot be loaded, or `output_dir` not be written to, or another run is using it.
+
+    Example:
+
+    ```python
+    from datasets import load_dataset
+    from hf_explain import compare
+
+    explainers = {"mine": "runs/ttame", "gradcam": None, "layercam": None}
+    data = load_dataset("imagefolder", data_dir="pictures", split="train")
+    results = compare("microsoft/resnet-50", data, explainers, output_dir="results", max_examples=500)
+    results["explainers"]["mine"]["auc_d"]["auc_d"]  # and results/table.md, charts and pictures
+    ```
     """
     arguments = ComparisonArguments(
         metrics=metrics,

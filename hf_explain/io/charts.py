@@ -64,6 +64,17 @@ def plot_curves(
     Raises:
         ValueError: If there are no curves, lengths differ, values are not finite, a band has no curve, or a kind or
             the format of a file is unknown.
+
+    Example:
+
+    ```python
+    >>> from hf_explain import plot_curves
+
+    >>> curves = {"mine": [95, 30, 4, 0], "gradcam": [95, 60, 20, 0], "random": [95, 80, 40, 0]}
+    >>> kinds = {"mine": "trained head", "gradcam": "training-free method", "random": "control"}
+    >>> plot_curves(curves, [0, 30, 60, 100], kinds=kinds, y_label="probability (%)").width
+    720
+    ```
     """
     if not curves:
         raise ValueError("`curves` is empty; give at least one curve.")

@@ -64,6 +64,18 @@ def overlay(
     Raises:
         ValueError: If the map's size is not the image's, values are NaN or out of range, or an option is unknown.
         TypeError: If `image` or `saliency_map` is of another type.
+
+    Example:
+
+    ```python
+    >>> import numpy as np
+    >>> from hf_explain import overlay
+
+    >>> image = np.full((240, 320, 3), 200, dtype=np.uint8)  # or a `PIL.Image.Image`
+    >>> saliency_map = np.linspace(0, 1, 240 * 320).reshape(240, 320)  # `pipe(image)[0]["saliency_map"]`
+    >>> overlay(image, saliency_map, legend=True, grayscale=True).size
+    (320, 269)
+    ```
     """
     if not 0 <= alpha <= 1:
         raise ValueError(f"`alpha` is an opacity and must lie in [0, 1], got {alpha}.")

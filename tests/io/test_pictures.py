@@ -1,5 +1,7 @@
 """Pictures: colours where they belong, sizes right, one clear sentence for every bad input."""
 
+import doctest
+import inspect
 import sys
 from concurrent.futures import ThreadPoolExecutor
 
@@ -297,3 +299,10 @@ def test_save_image_is_atomic_and_explains_itself(tmp_path):
         save_image(image.convert("RGBA"), path.rename(tmp_path / "picture.jpg"))
     assert [entry.name for entry in tmp_path.iterdir()] == ["picture.jpg"]
     assert (np.asarray(Image.open(tmp_path / "picture.jpg")) == RED).all()
+
+
+@pytest.mark.parametrize("function", [overlay, plot_curves])
+def test_examples_in_docstrings_run(function):
+    text = inspect.getdoc(function).replace("```", "")
+    example = doctest.DocTestParser().get_doctest(text, {}, function.__name__, None, 0)
+    assert doctest.DocTestRunner().run(example) == doctest.TestResults(0, len(example.examples)) and example.examples
