@@ -55,9 +55,10 @@ def holes(kind, height, width, share, seed=0):
 def test_against_the_direct_solution(size, kind, share):
     images = torch.randn(2, 3, *size, generator=torch.Generator().manual_seed(1))
     removed = torch.stack([holes(kind, *size, share, seed) for seed in (0, 1)])
-    imputed = linear_imputation(images, removed)
-    for image, hole, result in zip(images, removed, imputed):
-        assert (result.double() - direct_solution(image, hole)).abs().max() < 1e-3
+    imputed, loosely = linear_imputation(images, removed, tolerance=2e-3), linear_imputation(images, removed)
+    for image, hole, result, rough in zip(images, removed, imputed, loosely):
+        exact = direct_solution(image, hole)
+        assert (result.double() - exact).abs().max() < 1e-3 and (rough.double() - exact).abs().max() < 5e-3
         assert torch.equal(result[:, ~hole], image[:, ~hole])
 
 
@@ -83,7 +84,7 @@ def sparse_solution(image, removed):
 def test_against_the_sparse_direct_solution_at_full_size(kind):
     images = torch.randn(1, 3, 224, 224, generator=torch.Generator().manual_seed(1))
     removed = holes(kind, 224, 224, 0.9)[None]
-    imputed = linear_imputation(images, removed)
+    imputed = linear_imputation(images, removed, tolerance=2e-3)
     assert (imputed[0].double() - sparse_solution(images[0], removed[0])).abs().max() < 1e-3
 
 
@@ -109,11 +110,11 @@ def test_constant_and_untouched_images_stay_what_they_are():
 def test_blocks_change_nothing(monkeypatch):
     images = torch.randn(5, 3, 28, 28, generator=torch.Generator().manual_seed(1))
     removed = torch.stack([holes("smooth", 28, 28, 0.1 + 0.15 * seed, seed) for seed in range(5)])
-    whole, before = linear_imputation(images, removed), images.clone()
+    whole, before = linear_imputation(images, removed, 2e-3), images.clone()
     monkeypatch.setattr("hf_explain.metrics.imputation._CPU_BLOCK_BYTES", 4 * 2 * 3 * 28 * 28)
-    torch.testing.assert_close(linear_imputation(images, removed), whole, atol=1e-3, rtol=0)
+    torch.testing.assert_close(linear_imputation(images, removed, 2e-3), whole, atol=1e-3, rtol=0)
     assert torch.equal(images, before)
-    half = linear_imputation(images.bfloat16(), removed)
+    half = linear_imputation(images.bfloat16(), removed, 2e-3)
     assert half.dtype == torch.bfloat16
     torch.testing.assert_close(half.float(), whole, atol=0.05, rtol=0.05)
 
