@@ -2,10 +2,10 @@
 """
 Make the pictures of README.md: images of free licences, explained by a classifier of ImageNet's classes.
 
-    python scripts/make_pictures.py --classifier resnet-imagenette128 --head ttame-resnet \
-        --images church parachute --output model_cards/pictures/photographs.jpg
     python scripts/make_pictures.py --classifier classifiers/efficientnet-lite0 \
-        --images coffee camera chelsea --output photographs.jpg
+        --images coffee camera --output model_cards/pictures/photographs.jpg
+    python scripts/make_pictures.py --classifier classifiers/resnet-imagenette128 --head ttame-resnet \
+        --images church --output model_cards/pictures/painting.jpg
 
 Every image stands beside Grad-CAM's map, RISE's and one of random numbers; with `--head DIR`, a head trained on the
 same classifier, its map stands before them. The classifier must know the image's class, and the head must have seen it
@@ -34,7 +34,7 @@ from hf_explain.pipeline import load_pipeline
 
 @dataclass(frozen=True)
 class Photograph:
-    """A photograph of a package: `debian` says that it is one of Debian, whose files lie where the system has them."""
+    """A picture inside a package, its author and licence, and the class to explain."""
 
     file: str
     package: str
@@ -66,10 +66,10 @@ class Photograph:
 SKIMAGE = "scikit-image 0.26"
 PHOTOGRAPHS = {
     "coffee": Photograph(
-        "skimage/data/coffee.png", SKIMAGE, "Rachel Michetti", "CC0", "espresso", "espresso", "R. Michetti, CC0",
+        "skimage/data/coffee.png", SKIMAGE, "Rachel Michetti", "CC0", "espresso", "espresso", "Rachel Michetti, CC0",
     ),
     "camera": Photograph(
-        "skimage/data/camera.png", SKIMAGE, "Lav Varshney", "CC0", "tripod", "tripod", "L. Varshney, CC0",
+        "skimage/data/camera.png", SKIMAGE, "Lav Varshney", "CC0", "tripod", "tripod", "Lav Varshney, CC0",
     ),
     "chelsea": Photograph(
         "skimage/data/chelsea.png", SKIMAGE, "Stéfan van der Walt", "CC0", "tiger cat", "tiger cat",
@@ -79,15 +79,11 @@ PHOTOGRAPHS = {
         "usr/share/gcompris-qt/rcc/details.rcc#1489890", "Debian's gcompris-qt-data", "Vincent van Gogh, 1890",
         "public domain", "church", "church", "van Gogh, 1890",
     ),
-    "parachute": Photograph(
-        "usr/share/tuxpaint/stamps/military/paratrooper.png", "Debian's tuxpaint-stamps-default", "Albert Cahalan",
-        "GPL-2", "parachute", "parachute", "A. Cahalan, GPL-2",
-    ),
 }  # fmt: skip
-MASKS = 300
+MASKS = 300  # of RISE: as many passes and one
 METHODS = {  # heading: method and its options
     "Grad-CAM": ("gradcam", {}),
-    f"RISE ({MASKS + 1} passes)": ("rise", {"num_masks": MASKS}),
+    "RISE": ("rise", {"num_masks": MASKS}),
     "random": ("random", {}),
 }
 CELL, TEXT = 300, 27  # pixels of a picture and of its text, which a phone still shows
@@ -114,7 +110,7 @@ def picture(args) -> Image.Image:
     explainers = [(heading, pipe, method, options) for heading, (method, options) in METHODS.items()]
     if args.head:
         head = AutoModelForSaliency.from_pretrained(args.head, classifier=args.classifier)
-        explainers.insert(0, ("T-TAME (trained)", load_pipeline(head), None, {}))
+        explainers.insert(0, ("T-TAME", load_pipeline(head), None, {}))
     rows, captions = [], []
     for name in args.images:
         photograph = PHOTOGRAPHS[name]
