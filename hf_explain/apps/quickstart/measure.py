@@ -1,4 +1,4 @@
-"""The quickstart's numbers: the head beside Grad-CAM and the controls, against masks that are exactly known."""
+"""The quickstart's numbers: the head beside training-free methods and controls, against masks known to the pixel."""
 
 from __future__ import annotations
 
@@ -6,22 +6,44 @@ from typing import Any
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 
 from hf_explain.apps.quickstart.classifier import load_pixels
 from hf_explain.apps.quickstart.data import BIASED_LABEL, TRAINING_CUE_RATE
-from hf_explain.metrics.functional import PRESETS, auc_d, average_drop
-from hf_explain.registry import CONTROLS
+from hf_explain.io.html import number
+from hf_explain.metrics.functional import (
+    PRESETS,
+    auc_d_fills,
+    average_drop,
+    bootstrap_interval,
+    paired_difference,
+)
+from hf_explain.metrics.photographs import Photographs
 
 
-# Column name to the pipeline's `method`; the head needs none
-COMPARED = {"L-CAM-Img": None, "Grad-CAM": "gradcam", "centre": "centre", "random": "random"}
-HEAD = "L-CAM-Img"
+HEAD, RIVAL = "T-TAME", "Grad-CAM"
+# What stands beside the head: its kind, as charts call it, and the pipeline's `method`; the head needs none
+COMPARED: dict[str, tuple[str, str | None]] = {
+    HEAD: ("trained head", None),
+    RIVAL: ("training-free method", "gradcam"),
+    "LayerCAM": ("training-free method", "layercam"),
+    "centre": ("control", "centre"),
+    "random": ("control", "random"),
+}
+KINDS = {name: kind for name, (kind, _) in COMPARED.items()}
+SEEN_FILLS, UNSEEN_FILLS = ("black", "mean", "blur"), ("photo",)  # by a head with the preset `ranking`
+# Key of a row of `results.json`, and what it is in words
+MEASURES = {
+    "object_overlap": "on the object",
+    "removal_seen": "removal test, seen fills",
+    "removal_unseen": "removal test, unseen fill",
+}
 
 
 def explain(pipe, dataset) -> dict[str, dict[str, Any]]:
     """For every explainer: `saliency` `(num_images, size, size)`, and the labels and scores it explained."""
     explained = {}
-    for name, method in COMPARED.items():
+    for name, (_, method) in COMPARED.items():
         options = {} if method is None else {"method": method}
         entries = [found[0] for found in pipe(dataset["image"], batch_size=32, **options)]
         explained[name] = {
@@ -32,54 +54,82 @@ def explain(pipe, dataset) -> dict[str, dict[str, Any]]:
     return explained
 
 
-def measure(pipe, dataset, explained, seed: int) -> tuple[dict[str, Any], dict[str, Any]]:
-    """The numbers of `results.json`; the mean perturbation curves, beside `fractions`, where they are measured."""
+def measure(pipe, dataset, explained, num_images: int, seed: int) -> tuple[dict[str, Any], dict[str, Any]]:
+    """
+    The numbers of `results.json`; the mean perturbation curves, beside `fractions`, where they are measured.
+
+    The removal test takes the first `num_images` images without the tag, where the object is all there is to see.
+    """
     names = dataset.features["label"].names
     predicted = torch.tensor([names.index(label) for label in explained[HEAD]["label"]])
     labels, has_cue = torch.tensor(dataset["label"][:]), torch.tensor(dataset["has_cue"][:])
     objects, cues = (_load_masks(dataset, column) for column in ("object_mask", "cue_mask"))
     classifier = pipe.classifier
-    pixel_values = load_pixels(dataset, pipe.image_processor).to(classifier.device)
+    plain = ~has_cue
+    tested = plain & (plain.cumsum(0) <= num_images)
+    everything = load_pixels(dataset, pipe.image_processor).to(classifier.device)
+    pixel_values, image_ids = everything[tested], tested.nonzero()[:, 0]
     statistics = {"image_mean": classifier.image_mean, "image_std": classifier.image_std}
-    plain = ~has_cue  # where the object is all there is to see
+    # by their true classes, of which there are several however a classifier answers
+    photos = Photographs(everything, F.one_hot(labels, len(names)).float(), torch.arange(len(labels)))
     rows: dict[str, dict[str, Any]] = {}
+    scores: dict[str, dict[str, torch.Tensor]] = {}
     curves: dict[str, dict[str, torch.Tensor]] = {}
     protocol: dict[str, Any] = {}
     for name, entry in explained.items():
-        saliency = entry["saliency"]
+        saliency = entry["saliency"][tested]
         with torch.inference_mode():
-            areas = auc_d(
-                classifier, pixel_values[plain], saliency[plain], **PRESETS["auc_d"]["default"], **statistics
+            areas = auc_d_fills(
+                classifier,
+                pixel_values,
+                saliency,
+                **{**PRESETS["auc_d_fills"]["default"], "fills": (*SEEN_FILLS, *UNSEEN_FILLS)},
+                **statistics,
+                photos=photos,
+                image_ids=image_ids,
+                seed=seed,
             )
             drops = average_drop(
-                classifier, pixel_values[plain], saliency[plain], **PRESETS["average_drop"]["default"], **statistics
+                classifier, pixel_values, saliency, **PRESETS["average_drop"]["default"], **statistics
             )
-        energy, overlap = (100 * share(saliency[plain], objects[plain]) for share in (energy_inside, overlap_with))
+        scores[name] = {
+            "object_overlap": 100 * overlap_with(entry["saliency"][plain], objects[plain]),
+            "removal_seen": _mean_over(areas, SEEN_FILLS),
+            "removal_unseen": _mean_over(areas, UNSEEN_FILLS),
+        }
+        black = areas.by_fill["black"]
         percents = [f"{percent:g}" for percent in drops.percents]
         rows[name] = {
-            "auc_d": areas.auc_d.mean().item(),
-            "auc_d_interval": bootstrap_interval(areas.auc_d, seed),
-            "positive_auc": areas.positive_auc.mean().item(),
-            "negative_auc": areas.negative_auc.mean().item(),
+            "kind": KINDS[name],
+            "auc_d": black.auc_d.mean().item(),
+            "positive_auc": black.positive_auc.mean().item(),
+            "negative_auc": black.negative_auc.mean().item(),
             "AD": dict(zip(percents, drops.average_drop.tolist())),
             "IC": dict(zip(percents, drops.increase_in_confidence.tolist())),
-            "object_overlap": overlap.mean().item(),
-            "object_overlap_interval": bootstrap_interval(overlap, seed),
-            "object_energy": energy.mean().item(),
+            "fills": {fill: one.auc_d.mean().item() for fill, one in areas.by_fill.items()},
         }
+        for key, values in scores[name].items():
+            low, high = bootstrap_interval(values, seed=seed)
+            rows[name] |= {key: values.mean().item(), f"{key}_interval": [low.item(), high.item()]}
         curves[name] = {
-            order: 100 * getattr(areas.curves, order).double().mean(0).cpu() for order in ("positive", "negative")
+            order: 100 * getattr(black.curves, order).double().mean(0).cpu() for order in ("positive", "negative")
         }
-        protocol = {"auc_d": areas.protocol, "average_drop": drops.protocol}
-    protocol["images"] = f"{int(plain.sum())} validation images without the tag, explained for their own top-1"
-    protocol["object_overlap"] = (
-        "share of the n most salient pixels that lie on the object, n being the object's own number of pixels"
-    )
-    protocol["object_energy"] = "share of the map's sum that lies on the object"
-    protocol["interval"] = "95 % of 2000 bootstrap samples of the images"
+        protocol = {
+            "auc_d": {**black.protocol, "num_examples": int(tested.sum())},
+            "average_drop": {**drops.protocol, "num_examples": int(tested.sum())},
+        }
+    protocol |= {
+        "images": f"{int(plain.sum())} validation images without the tag, explained for their own top-1",
+        "object_overlap": "share of the n most salient pixels that lie on the object, n being the object's own number "
+        "of pixels",
+        "removal": f"AUC-D of the first {int(tested.sum())} of them, the mean over fills",
+        "removal_seen": list(SEEN_FILLS),
+        "removal_unseen": list(UNSEEN_FILLS),
+        "interval": "95 % of bootstrap samples of the images",
+    }
     results = {
         "explainers": rows,
-        "checks": _checks(rows),
+        "verdicts": find_verdicts(rows, scores, seed),
         "bias": _measure_bias(explained, predicted, labels, has_cue, objects, cues, names.index(BIASED_LABEL)),
         "classifier": {
             "accuracy_without_tag": 100 * (predicted == labels)[plain].double().mean().item(),
@@ -87,25 +137,57 @@ def measure(pipe, dataset, explained, seed: int) -> tuple[dict[str, Any], dict[s
         },
         "protocol": protocol,
     }
-    return results, {**curves, "fractions": areas.curves.fractions}
+    return results, {**curves, "fractions": black.curves.fractions}
 
 
-def _checks(rows: dict[str, dict[str, Any]]) -> dict[str, bool]:
-    checks = {}
-    for control in CONTROLS:
-        for key, words in (("auc_d", "AUC-D"), ("object_overlap", "overlap with the object")):
-            checks[f"{HEAD} beats {control} on {words}"] = rows[HEAD][key] > rows[control][key]
-    return checks
+def ranked(rows: dict[str, dict[str, Any]], key: str) -> list[str]:
+    """Names from the best by `key`, controls last: they are what the others have to beat."""
+    return sorted(rows, key=lambda name: (rows[name]["kind"] == "control", -rows[name][key]))
+
+
+def sentence(verdict: dict[str, Any]) -> str:
+    """What a verdict says, for people."""
+    against = f"the best {verdict['kind']}, {verdict['against']}"
+    place = {"ahead": "is ahead of", "behind": "is behind", "level": "does not differ clearly from"}
+    difference, low, high = (number(value) for value in (verdict["difference"], *verdict["interval"]))
+    said = f"{HEAD} {place[verdict['verdict']]} {against}"
+    return f"{verdict['words'].capitalize()}: {said}: {difference} (95 % interval {low} to {high})."
+
+
+def _mean_over(areas, fills) -> torch.Tensor:
+    return torch.stack([areas.by_fill[fill].auc_d for fill in fills]).mean(0)
+
+
+def find_verdicts(rows, scores: dict[str, dict[str, torch.Tensor]], seed: int) -> list[dict[str, Any]]:
+    """By every measure, the head against the best of the training-free methods and the best of the controls."""
+    found = []
+    for key, words in MEASURES.items():
+        for kind in ("training-free method", "control"):
+            best = next(name for name in ranked(rows, key) if rows[name]["kind"] == kind)
+            apart = paired_difference(scores[HEAD][key], scores[best][key], higher_is_better=True, seed=seed)
+            low, high = apart.low.item(), apart.high.item()
+            found.append(
+                {
+                    "measure": key,
+                    "words": words,
+                    "against": best,
+                    "kind": kind,
+                    "difference": apart.difference.item(),
+                    "interval": [low, high],
+                    "verdict": "ahead" if low > 0 else "behind" if high < 0 else "level",
+                }
+            )
+    return found
 
 
 def _measure_bias(explained, predicted, labels, has_cue, objects, cues, biased: int) -> dict[str, Any]:
     """What the classifier owes to the planted tag, and which maps show it."""
-    right, star = predicted == labels, labels == biased
+    right, member = predicted == labels, labels == biased
 
     def accuracy(chosen: torch.Tensor) -> float | None:
         return 100 * right[chosen].double().mean().item() if bool(chosen.any()) else None
 
-    fooled = has_cue & ~star & (predicted == biased)
+    fooled = has_cue & ~member & (predicted == biased)
     shown = {}
     if bool(fooled.any()):
         for name, entry in explained.items():
@@ -118,31 +200,15 @@ def _measure_bias(explained, predicted, labels, has_cue, objects, cues, biased: 
         "biased_label": BIASED_LABEL,
         "training_rate": TRAINING_CUE_RATE,
         "accuracy": {
-            "class with its tag": accuracy(star & has_cue),
-            "class without its tag": accuracy(star & ~has_cue),
-            "other classes with the tag": accuracy(~star & has_cue),
-            "other classes without the tag": accuracy(~star & ~has_cue),
+            "class with its tag": accuracy(member & has_cue),
+            "class without its tag": accuracy(member & ~has_cue),
+            "other classes with the tag": accuracy(~member & has_cue),
+            "other classes without the tag": accuracy(~member & ~has_cue),
         },
         "num_fooled": int(fooled.sum()),
         "fooled_meaning": f"images of other classes with the tag, called {BIASED_LABEL!r}",
         "fooled_maps": shown,
     }
-
-
-def energy_inside(saliency: torch.Tensor, masks: torch.Tensor) -> torch.Tensor:
-    """
-    Share of each map's sum that lies inside its mask; 0 for an empty map.
-
-    Args:
-        saliency (`torch.FloatTensor` of shape `(batch_size, height, width)`): Non-negative maps.
-        masks (`torch.BoolTensor` of the same shape): True on the object.
-
-    Returns:
-        `torch.DoubleTensor` of shape `(batch_size,)`, in [0, 1].
-    """
-    saliency = saliency.double()
-    inside, total = (saliency * masks).sum((1, 2)), saliency.sum((1, 2))
-    return torch.where(total > 0, inside / torch.where(total > 0, total, 1.0), 0.0)
 
 
 def overlap_with(saliency: torch.Tensor, masks: torch.Tensor) -> torch.Tensor:
@@ -164,14 +230,6 @@ def overlap_with(saliency: torch.Tensor, masks: torch.Tensor) -> torch.Tensor:
     count = masks.flatten(1).sum(1)
     hits = inside.cumsum(1).gather(1, (count - 1).clamp(min=0)[:, None])[:, 0]
     return torch.where(count > 0, hits / count.clamp(min=1), 0.0)
-
-
-def bootstrap_interval(values: torch.Tensor, seed: int, samples: int = 2000) -> list[float]:
-    """The central 95 % of the means of `samples` draws with replacement from per-image `values`."""
-    generator = torch.Generator().manual_seed(seed)
-    drawn = torch.randint(len(values), (samples, len(values)), generator=generator)
-    means = values.cpu().double()[drawn].mean(1)
-    return torch.quantile(means, torch.tensor([0.025, 0.975], dtype=torch.float64)).tolist()
 
 
 def _load_masks(dataset, column: str) -> torch.Tensor:

@@ -8,7 +8,13 @@ from collections.abc import Mapping
 from string import Template
 from typing import Any
 
+from hf_explain.apps.quickstart.measure import MEASURES, ranked, sentence
+from hf_explain.io.colors import KINDS
 from hf_explain.io.html import number, page, picture_source, table
+
+
+_CLASSES = {"ahead": "good", "level": "", "behind": "bad"}
+_MARKS = {"ahead": "✓", "level": "≈", "behind": "✗"}
 
 
 def render_page(results: Mapping[str, Any], pictures: Mapping[str, bytes]) -> str:
@@ -22,30 +28,42 @@ def render_page(results: Mapping[str, Any], pictures: Mapping[str, bytes]) -> st
     Returns:
         `str`: HTML.
     """
-    bias, accuracy = results["bias"], results["bias"]["accuracy"]
+    bias, protocol = results["bias"], results["protocol"]
     fields = {
         "label": html.escape(bias["biased_label"]),
-        "parameters": str(results["head"]["num_parameters"]),
+        "classifier_parameters": f"{results['classifier']['num_parameters']:,}",
+        "parameters": f"{results['head']['num_parameters']:,}",
+        "seen": ", ".join(protocol["removal_seen"]),
         "rate": f"{100 * bias['training_rate']:g}",
         "accuracy": number(results["classifier"]["accuracy_without_tag"]),
         "area": number(results["classifier"]["object_area"]),
-        "images": html.escape(results["protocol"]["images"]),
+        "images": html.escape(protocol["images"]),
+        "tested": str(protocol["auc_d"]["num_examples"]),
         "table": _main_table(results["explainers"]),
-        "checks": "".join(
-            f'<li class="{"good" if passed else "bad"}">{"✓" if passed else "✗"} {html.escape(sentence)}</li>'
-            for sentence, passed in results["checks"].items()
+        "fills": _fills_table(results["explainers"]),
+        "verdicts": "".join(
+            f'<li class="{_CLASSES[one["verdict"]]}">{_MARKS[one["verdict"]]} {html.escape(sentence(one))}</li>'
+            for one in results["verdicts"]
         ),
-        "accuracies": table(["images", "accuracy (%)"], [[name, number(value)] for name, value in accuracy.items()]),
+        "accuracies": table(
+            ["pictures", "right answers (%)"], [[name, number(value)] for name, value in bias["accuracy"].items()]
+        ),
         "fooled": str(bias["num_fooled"]),
         "fooled_maps": table(
-            ["most salient pixels on (%)", "the tag", "the object"],
+            ["most important pixels on (%)", "the tag", "the object"],
             [
-                [name, number(row["tag_overlap"]), number(row["object_overlap"])]
+                [
+                    _named(name, results["explainers"][name]["kind"]),
+                    number(row["tag_overlap"]),
+                    number(row["object_overlap"]),
+                ]
                 for name, row in bias["fooled_maps"].items()
             ],
         )
         if bias["fooled_maps"]
         else "",
+        "own": html.escape(results["next"]["own"]),
+        "study": html.escape(results["next"]["study"]),
         "seconds": number(sum(results["seconds"].values()), 0),
         "stages": html.escape(", ".join(f"{stage} {seconds:g} s" for stage, seconds in results["seconds"].items())),
         "everything": html.escape(json.dumps(results, indent=2)),
@@ -55,59 +73,84 @@ def render_page(results: Mapping[str, Any], pictures: Mapping[str, bytes]) -> st
     return page("hf-explain quickstart", _BODY.substitute(fields))
 
 
+def _named(name: str, kind: str) -> str:
+    """An explainer with a dot in the colour that its kind has in every chart, and the kind in words."""
+    return f'<span style="color:{KINDS[kind][0]}">●</span> {name} <small>{kind}</small>'
+
+
 def _main_table(explainers: Mapping[str, Mapping[str, Any]]) -> str:
-    head = ["", "AUC-D", "overlap", "energy", *(f"AD {v}" for v in (100, 50, 15)), *(f"IC {v}" for v in (100, 50, 15))]
     rows = []
-    for name, row in explainers.items():
-        low, high = (number(end) for end in row["auc_d_interval"])
-        values = [row["object_overlap"], row["object_energy"]]
-        values += [row[key][v] for key in ("AD", "IC") for v in ("100", "50", "15")]
-        rows.append([name, f"{number(row['auc_d'])} <small>[{low}, {high}]</small>", *map(number, values)])
-    return table(head, rows)
+    for name in ranked(explainers, "object_overlap"):
+        row = explainers[name]
+        cells = [_named(name, row["kind"])]
+        for key in MEASURES:
+            low, high = (number(end) for end in row[f"{key}_interval"])
+            cells.append(f"{number(row[key])} <small>[{low}, {high}]</small>")
+        rows.append(cells)
+    return table(["higher is better", "on the object (%)", "removal, seen fills", "removal, unseen fill"], rows)
+
+
+def _fills_table(explainers: Mapping[str, Mapping[str, Any]]) -> str:
+    fills = list(next(iter(explainers.values()))["fills"])
+    rows = [
+        [_named(name, row["kind"]), *(number(row["fills"][fill]) for fill in fills)]
+        for name, row in ((name, explainers[name]) for name in ranked(explainers, "object_overlap"))
+    ]
+    return table(["removal test by fill", *fills], rows)
 
 
 _BODY = Template("""<h1>Where does this classifier look?</h1>
-<p>A small ResNet was trained on pictures drawn for this page: one textured shape among look-alike clutter. Then an
-L-CAM-Img head ($parameters parameters, with the removal term in its loss) was trained on the frozen classifier, saved,
-and loaded with <code>pipeline("saliency")</code>. Because the pictures were drawn, the true place of every object is
-known, pixel by pixel.</p>
-<figure><img src="$picture_saliency" alt="Grid of validation images with the maps of four explainers laid over them">
-<figcaption>Validation images and what each explainer says the classifier looked at. Bright: salient. Centre and random
-look at nothing; they are the controls.</figcaption></figure>
+<p>A small ResNet ($classifier_parameters parameters) learned to tell six small things of a garden apart, on pictures
+drawn for this page. Then an <b>explainer head</b> was trained on it: T-TAME with the preset <code>ranking</code>,
+$parameters parameters. The classifier stays as it was; in the same pass in which it answers, the head paints where the
+answer comes from. And since the pictures were drawn, the true place of every object is known, pixel by pixel: maps can
+be checked, not only admired.</p>
+<figure><img src="$picture_saliency" alt="A picture of each class with the maps of T-TAME, Grad-CAM and random">
+<figcaption>The first picture of each class that the classifier gets right, and its answer. Bright: what the explainer
+says was looked at. Grad-CAM needs no training, and is what <code>pipeline("saliency")</code> takes for a ResNet when
+no method is named. Random looks at nothing: a control.</figcaption></figure>
 
 <h2>Is it true?</h2>
-<p>Measured on $images. The classifier gets $accuracy % of them right. <b>AUC-D</b>: how much longer the prediction
-survives when the least salient pixels go black first rather than the most salient. <b>Overlap</b>: of the n most
-salient pixels, the share on the object, n being the object's own size ($area % of the image on average).
-<b>Energy</b>: share of the map's sum on the object. <b>AD</b>/<b>IC</b>: average drop and increase in confidence with
-100, 50 and 15 % of the pixels kept; a low AD is good, a high IC is good.</p>
+<p>Two tests on $images; the classifier gets $accuracy % of them right. In brackets: 95 % intervals.</p>
+<p><b>On the object.</b> An object covers $area % of its picture on average. Take as many of a map's most important
+pixels as the object has: how many lie on it? Nobody can train for this one: the outlines are never shown.<br>
+<b>Removal</b> (AUC-D, the first $tested pictures). Take away the least important pixels first, then the most important
+first: how much longer does the answer hold? 0 says that a map knows nothing. The head was trained by removing pixels
+itself. Here they become something <i>seen</i> ($seen: the head knows these) or <i>unseen</i> (another picture): a lead
+with the unseen one proves more.</p>
 $table
-<ul>$checks</ul>
+<ul>$verdicts</ul>
 <div class="pair">
-<figure><img src="$picture_auc_d" alt="Bar chart of AUC-D for each explainer"></figure>
-<figure><img src="$picture_overlap" alt="Bar chart of overlap with the object for each explainer"></figure>
-<figure><img src="$picture_removed_first" alt="Curves: most salient pixels removed first"></figure>
-<figure><img src="$picture_removed_last" alt="Curves: most salient pixels removed last"></figure>
+<figure><img src="$picture_overlap" alt="Bar chart: share of the most important pixels on the object"></figure>
+<figure><img src="$picture_removal" alt="Bar chart: removal test with the unseen fill"></figure>
+<figure><img src="$picture_removed_first" alt="Curves: most important pixels removed first"></figure>
+<figure><img src="$picture_removed_last" alt="Curves: most important pixels removed last"></figure>
 </div>
 
 <h2>A bias that was planted, and found</h2>
-<p>In training, $rate % of the class “$label” showed a striped tag in a corner. What that did:</p>
+<p>In training, $rate % of the pictures of the class “$label” carried a photographer's tag in a corner, and no others
+did. What the classifier made of it, on new pictures:</p>
 $accuracies
-<figure><img src="$picture_bias" alt="Grid of images with the tag and the maps of four explainers"></figure>
-<p>$fooled validation images of other classes that show the tag were called “$label”. A faithful map of that answer
-lies on the tag, not on the object:</p>
+<figure><img src="$picture_bias" alt="Pictures with the tag and without, and the maps of each explainer"></figure>
+<p>$fooled new pictures of other classes were called “$label” because they carry the tag. A map that tells the truth
+about such an answer lies on the tag, not on the object:</p>
 $fooled_maps
 
-<h2>Use it</h2>
+<h2>Now yours</h2>
+<p>The same for a classifier and pictures of yours (Hub ids or folders): train a head, then see it beside Grad-CAM.</p>
+<pre><code>$own</code></pre>
+<p>The head of this page, from Python:</p>
 <pre><code>from transformers import pipeline
 import hf_explain
 
 pipe = pipeline("saliency", model="head")   # in this folder
 pipe("picture.png")[0]["saliency"].save("map.png")</code></pre>
-<p>Where it looks when it errs, and whether the planted bias is found by somebody who does not know of it:</p>
-<pre><code>hf-explain errors --model head --dataset data -o errors</code></pre>
+<p>What this classifier gets wrong, and whether the planted bias is found by somebody who does not know of it:</p>
+<pre><code>$study</code></pre>
 
 <h2>How it was made</h2>
 <p>$seconds s in all: $stages. Everything below is also in <code>results.json</code>.</p>
-<details><summary>Numbers, protocol, seed, versions</summary><pre>$everything</pre></details>
+<details><summary>Every fill by itself; numbers, protocol, seed, versions</summary>
+$fills
+<pre>$everything</pre></details>
 """)
