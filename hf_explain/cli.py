@@ -38,7 +38,7 @@ COMMANDS = {
         options.QuickstartCommand,
         "hf_explain.apps.quickstart.run:run",
         "train a classifier and a head on pictures made on the spot, and measure the head",
-        "Make a small picture data set, train a ResNet and an L-CAM head on it, explain, measure and write a page "
+        "Make a small picture data set, train a ResNet and a T-TAME head on it, explain, measure and write a page "
         "with the pictures and the numbers. No network, a few minutes on two CPU cores.",
     ),
     "train": Command(

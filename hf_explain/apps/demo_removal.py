@@ -89,9 +89,9 @@ def remove(
         left = classifier(torch.where(gone[:, None], filled, pixel_values)).cpu()
     whole, *scores = (float(pipe.scores(row)[target]) for row in [logits, *left])
     most, least = scores[: len(steps)], scores[len(steps) :]
-    pictures = (to_picture(values[0], mean, std) for values in (pixel_values, filled))
+    seen, empty = (to_picture(values[0], mean, std) for values in (pixel_values, filled))
     order = ranks[0].to(torch.int32).cpu().numpy()
-    return Removal(*pictures, order, tuple(counts), (whole, *most), (whole, *least, most[-1]))
+    return Removal(seen, empty, order, tuple(counts), (whole, *most), (whole, *least, most[-1]))
 
 
 class Explainer(Protocol):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
@@ -140,7 +141,7 @@ def measure(pipe, dataset, explained, num_images: int, seed: int) -> tuple[dict[
     return results, {**curves, "fractions": black.curves.fractions}
 
 
-def ranked(rows: dict[str, dict[str, Any]], key: str) -> list[str]:
+def ranked(rows: Mapping[str, Mapping[str, Any]], key: str) -> list[str]:
     """Names from the best by `key`, controls last: they are what the others have to beat."""
     return sorted(rows, key=lambda name: (rows[name]["kind"] == "control", -rows[name][key]))
 
