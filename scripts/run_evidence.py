@@ -569,7 +569,7 @@ def table(args) -> bool:
         lines += [f"\n### {file.parent.parent.name}, {file.parent.name}: {comparison.classifier['id']}\n"]
         lines.append(f"{photographs_of(comparison)}\n")
         notes |= dict.fromkeys(name.partition("@")[0] for name in rows)
-        headings = [" @".join([one.number.heading_of(one.key), *one.metric.split("@")[1:]]) for one in columns]
+        headings = [one.number.heading_of(one.key) for one in columns]
         lines += ["| explainer | images | " + " | ".join([*headings, "ms/image", "passes"]) + " |"]
         lines += ["|---" + "|---:" * (len(headings) + 3) + "|"]
         for name, results in sorted(rows.items(), key=lambda row: -mean(values(row[1], columns[0]))):

@@ -73,7 +73,7 @@ def test_a_head_from_outside_is_trained_loaded_compared_and_published(hub, outsi
     assert head.config.scale == 2.0 and not torch.equal(head.mix.weight, new.mix.weight)
     (found,) = pipeline("saliency", model=str(trained))(tiny_image())
     assert found["saliency_map"].shape == (40, 60) and found["saliency_map"].max() > 0
-    assert Demo([trained]).default == ["trained"]
+    assert Demo([trained]).default == ["trained", "gradcam", "random"]
 
     result = compare(
         "user/resnet", picture_dataset(2), {"outside": trained}, "auc_d", output_dir=tmp_path / "results", pictures=0,
