@@ -401,10 +401,8 @@ class SaliencyPipeline(Pipeline):
             used, preset = default_method(classifier) if method is None else (method, {})
             explain, options = resolve_method(used), {**preset, **options}
         _check_options(explain, used if head is None else type(head).__name__, options)
-        if against is not None:
-            _check_sign(used, "against")
-        elif signed and not (head is not None and head.signed):
-            _check_sign(used, "signed")
+        if signed or against is not None:
+            _check_sign(used, "signed" if against is None else "against")
 
         def explain_images(images: torch.Tensor, targets: torch.Tensor | None) -> SaliencyOutput:
             output = explain(classifier, images, targets, **options)
@@ -640,7 +638,7 @@ def _check_sign(method: str, argument: str) -> None:
         name for name, entry in METHOD_ENTRIES.items() if (entry.linear if argument == "against" else entry.signed)
     ]
     if argument == "signed":
-        able.append("heads: " + ", ".join(name for name, head in HEADS.items() if head.model.signed))
+        able += [name for name, head in HEADS.items() if head.model.signed]
     if method not in able:
         what = "are not linear in the class's score" if argument == "against" else "do not say what speaks against it"
         raise ValueError(f"`{argument}` cannot be had of {method!r}, whose maps {what}; what can: {', '.join(able)}.")

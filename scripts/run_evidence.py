@@ -150,6 +150,8 @@ SHOWN = (
     "insertion_auc",
     "deletion_auc",
     "road",
+    "grid_pointing",
+    "single_deletion",
 )
 
 
@@ -429,11 +431,17 @@ def method_options(methods: list[str], args) -> list[str]:
     ]
 
 
+def by_patches(metric: str) -> bool:
+    """Whether the preset that `metric`, NAME or NAME@PRESET, names removes patches."""
+    name, _, preset = metric.partition("@")
+    return PRESETS.get(name, {}).get(preset or "default", {}).get("grid") == "patch"
+
+
 def compare(classifier: str, trained: dict[str, Path], directory: Path, args) -> bool:
     frozen = FrozenClassifier.from_pretrained(classifier)
     undefined = set(METHODS).difference(methods_for(frozen))
     # patches are a transformer's: what is measured by them is measured of transformers
-    metrics = [one for one in args.metrics.split(",") if frozen.patch_size or not one.endswith("patch")]
+    metrics = [one for one in args.metrics.split(",") if frozen.patch_size or not by_patches(one)]
     if not metrics:
         return True
     methods = [name for name in args.methods if name not in undefined]

@@ -115,7 +115,7 @@ def test_signed_and_contrastive_maps(pipe, head_pipe):
     for asked, options, message in (
         (pipe, {"method": "layercam", "signed": True}, "`signed` cannot be had of 'layercam', whose maps do not say"),
         (pipe, {"method": "lime", "against": 1}, "`against` cannot be had of 'lime', whose maps are not linear"),
-        (head_pipe, {"signed": True}, "`signed` cannot be had of 'lcam', .*; what can: gradcam, .*, heads: shapley"),
+        (head_pipe, {"signed": True}, "`signed` cannot be had of 'lcam', .*; what can: gradcam, .*, shapley\\."),
         (pipe, {"target": "cat", "against": "cat"}, "`against` 'cat' is the class that is explained"),
         (pipe, {"against": 9}, "9 is out of range"),
     ):

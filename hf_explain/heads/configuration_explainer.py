@@ -48,7 +48,12 @@ class ExplainerConfig(PreTrainedConfig):
     # Fields under the names they had before, which files and callers may still use
     renamed: ClassVar[dict[str, str]] = {}
     # What `Trainer` does not keep of every prediction; it keeps maps, logits and targets
-    keys_to_ignore_at_inference: ClassVar[list[str]] = ["saliency_logits", "reconstruction", "loss_terms"]
+    keys_to_ignore_at_inference: ClassVar[list[str]] = [
+        "saliency_logits",
+        "contributions",
+        "reconstruction",
+        "loss_terms",
+    ]
 
     backbone: str | None = None
     backbone_revision: str | None = None

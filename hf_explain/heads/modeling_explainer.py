@@ -103,6 +103,20 @@ class ExplainerPreTrainedModel(PreTrainedModel):
         tapped layers are known by then.
         """
 
+    @classmethod
+    def check_several_classes(cls, classifier: FrozenClassifier) -> None:
+        """
+        For heads that learn from what masks do to a softmax.
+
+        Raises:
+            ValueError: If the classifier has one class.
+        """
+        if classifier.num_labels < 2:
+            raise ValueError(
+                f"`classifier` has one class, whose softmax is 1 however much is masked, so {cls.__name__} "
+                "could learn nothing: it needs two; use ScanForSaliency, or a training-free method such as gradcam."
+            )
+
     def saliency_logits(self, features: ClassifierFeatures, target: torch.Tensor) -> torch.Tensor:
         """The raw maps of `target` from the tapped features, `(batch_size, height, width)`, unbounded."""
         raise TypeError(f"{type(self).__name__} does not define `saliency_logits`.")

@@ -155,11 +155,7 @@ class MaskTrainedExplainer(ExplainerPreTrainedModel):
 
     @classmethod
     def complete_config(cls, classifier: FrozenClassifier, config: Any) -> None:
-        if classifier.num_labels < 2:
-            raise ValueError(
-                f"`classifier` has one class, whose softmax is 1 however much is masked, so {cls.__name__} "
-                "could learn nothing: it needs two; use ScanForSaliency, or a training-free method such as gradcam."
-            )
+        cls.check_several_classes(classifier)
         if config.mask_grid == "patch":
             grid_cells("patch", classifier, classifier.image_size, "mask_grid")  # says so where it has no patches
 

@@ -29,7 +29,7 @@ from hf_explain.tensors.scalars import check_number, check_numbers
 
 
 _DEFAULT = PRESETS["road"]["default"]
-_TOLERANCE = 1e-2  # of which ROAD's number knows less than 0.01 points: the noise added afterwards is as large
+_TOLERANCE = 1e-2  # as large as the noise that ROAD adds afterwards
 # A CPU solves in blocks of so many bytes of images, which stay in its cache; other devices take everything at once.
 _CPU_BLOCK_BYTES = 16 * 2**20
 

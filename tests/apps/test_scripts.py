@@ -14,6 +14,8 @@ from testing_training import picture_dataset
 
 from hf_explain import SaliencyEvaluator
 from hf_explain.cli import main
+from hf_explain.metrics import metric_numbers
+from hf_explain.metrics import names as metric_names
 
 
 ROOT = Path(__file__).parents[2]
@@ -367,3 +369,10 @@ def test_a_classifier_fine_tuned_on_removals_says_so(tmp_path, capsys):
             str(tmp_path / name), picture_dataset(2), **options, metric_options={"single_deletion": {"patches": 2}}
         )
         assert result["single_deletion"]["protocol"]["in_domain"] is said
+
+
+def test_evidence_tables_show_every_metric():
+    shown = load_script("run_evidence").SHOWN
+    # of two explainers at a time; of masks that these photographs do not have
+    missing = [name for name in metric_names() if not {one.key for one in metric_numbers(name)} & set(shown)]
+    assert sorted(missing) == ["pointing", "win_rate"]

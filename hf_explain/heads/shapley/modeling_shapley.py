@@ -14,6 +14,7 @@ from hf_explain.heads.class_maps import ClassConv2d, class_maps
 from hf_explain.heads.distributed import GlobalBatchNorm2d, batch_uniform
 from hf_explain.heads.modeling_explainer import ExplainerPreTrainedModel
 from hf_explain.heads.shapley.configuration_shapley import ShapleyConfig
+from hf_explain.heads.taps import last_stages, spread_blocks
 from hf_explain.tensors.grids import cell_means, grid_cells
 from hf_explain.tensors.maps import min_max, positive_part
 from hf_explain.tensors.outputs import SaliencyOutput
@@ -64,21 +65,11 @@ class ShapleyForSaliency(ExplainerPreTrainedModel):
 
     @classmethod
     def default_feature_layers(cls, classifier: FrozenClassifier, config: Any) -> list[str]:
-        names = classifier.layer_names
-        if classifier.is_transformer:
-            last = len(names) - 2
-            return [names[layer] for layer in dict.fromkeys(round(1 + place * (last - 1) / 3) for place in range(4))]
-        if all(name.startswith("stage") for name in names[1:]):
-            return list(names[1:][-3:])[::-1]
-        return [classifier.default_layer]
+        return spread_blocks(classifier) if classifier.is_transformer else last_stages(classifier)[::-1]
 
     @classmethod
     def complete_config(cls, classifier: FrozenClassifier, config: Any) -> None:
-        if classifier.num_labels < 2:
-            raise ValueError(
-                f"`classifier` has one class, whose softmax is 1 whatever is removed, so {cls.__name__} could learn "
-                "nothing: it needs two; use ScanForSaliency, or a training-free method such as gradcam."
-            )
+        cls.check_several_classes(classifier)
         if config.grid is not None:
             grid_cells(config.grid, classifier, classifier.image_size)  # says so where they do not divide it
 

@@ -12,6 +12,7 @@ from hf_explain.classifiers.frozen_classifier import FrozenClassifier
 from hf_explain.heads.class_maps import ClassConv2d, class_maps, is_bare
 from hf_explain.heads.distributed import GlobalBatchNorm2d
 from hf_explain.heads.modeling_mask_trained import MaskTrainedExplainer
+from hf_explain.heads.taps import last_stages, spread_blocks
 from hf_explain.heads.ttame.configuration_ttame import TTameConfig
 
 
@@ -66,20 +67,13 @@ class TTameForSaliency(MaskTrainedExplainer):
 
     @classmethod
     def default_feature_layers(cls, classifier: FrozenClassifier, config: Any) -> list[str]:
-        names = classifier.layer_names
-        if classifier.is_transformer:
-            return list(names[-4:-1])
-        if all(name.startswith("stage") for name in names[1:]):
-            return list(names[1:][-3:])
-        return [classifier.default_layer]
+        return list(classifier.layer_names[-4:-1]) if classifier.is_transformer else last_stages(classifier)
 
     @classmethod
     def preset_fields(cls, preset: str, classifier: FrozenClassifier) -> dict[str, Any]:
         fields = super().preset_fields(preset, classifier)
         if classifier.is_transformer:
-            last = len(classifier.layer_names) - 2
-            spread = (round(1 + place * (last - 1) / 3) for place in range(4))
-            fields["feature_layers"] = [classifier.layer_names[layer] for layer in dict.fromkeys(spread)]
+            fields["feature_layers"] = spread_blocks(classifier)
         elif getattr(classifier.config, "model_type", "").startswith("convnext"):
             # a ResNet and a ViT gained nothing from it
             fields["context_size"] = 3
