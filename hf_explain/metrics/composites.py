@@ -12,8 +12,10 @@ import torch.nn.functional as F
 from hf_explain.metrics.localization import pointing
 from hf_explain.metrics.photographs import Photographs
 from hf_explain.metrics.presets import PRESETS
+from hf_explain.tensors.checks import check_saliency
+from hf_explain.tensors.maps import resize_maps
 from hf_explain.tensors.randomness import image_keys, random_bits
-from hf_explain.tensors.scalars import check_count, check_number
+from hf_explain.tensors.scalars import check_choice, check_count, check_number
 
 
 _DEFAULT = PRESETS["grid_pointing"]["default"]
@@ -150,6 +152,7 @@ def grid_pointing(
     *,
     image_size: tuple[int, int],
     cells: int = _DEFAULT["cells"],
+    scale: str = _DEFAULT["scale"],
 ) -> GridPointing:
     """
     The grid pointing game: the share of a composite's map that lies in the cell of the class explained.
@@ -157,6 +160,9 @@ def grid_pointing(
     Formula, with `L` the map at the composite's size, and `C` the pixels of the cell:
 
         share = Σ_{i in C} L_i / Σ_i L_i, by chance 1 / cells²
+
+    With `scale="top"` (ours) `L` is 1 for the most salient `1 / cells²` of the pixels, as many as a cell has, and 0
+    elsewhere, so that only the order of a map's values counts; equal values at the limit share what is left.
 
     Source: Böhle et al. 2021 (https://huggingface.co/papers/2104.00032), section 4; Rao et al. 2022
     (https://huggingface.co/papers/2205.10435).
@@ -167,12 +173,14 @@ def grid_pointing(
         cell (`torch.LongTensor` of shape `(batch_size,)`): Cell of each map's class, row by row from the top left.
         image_size (`tuple[int, int]`): `(height, width)` of the composites in pixels.
         cells (`int`, *optional*, defaults to 2): Cells along each side.
+        scale (`str`, *optional*, defaults to `"map"`): What counts: a map's values, as published, or with `"top"` its
+            order.
 
     Returns:
         [`GridPointing`].
 
     Raises:
-        ValueError: If maps are not finite and non-negative, or a cell is out of range.
+        ValueError: If maps are not finite and non-negative, a cell is out of range, or there is no such scale.
 
     Example:
 
@@ -187,6 +195,7 @@ def grid_pointing(
     ```
     """
     check_count(cells, "cells", minimum=2)
+    check_choice(scale, "scale", ("map", "top"))
     slices = _cell_slices(cells, image_size)
     masks = torch.zeros(len(slices), *image_size)
     for mask, (rows, columns) in zip(masks, slices):
@@ -196,9 +205,23 @@ def grid_pointing(
         raise ValueError(
             f"`cell` must lie in 0 ... {len(slices) - 1} for {cells} × {cells} cells, got {cell.tolist()}."
         )
-    share = pointing(saliency, masks[cell.to(masks.device)]).energy
     chance = 1 / len(slices)
-    return GridPointing(share, chance, {"cells": cells, "image_size": list(image_size), "chance": 100 * chance})
+    if scale == "top":
+        saliency = _top(check_saliency(saliency, len(cell)), image_size, chance)
+    share = pointing(saliency, masks[cell.to(masks.device)]).energy
+    protocol = {"cells": cells, "scale": scale, "image_size": list(image_size), "chance": 100 * chance}
+    return GridPointing(share, chance, protocol)
+
+
+def _top(saliency: torch.Tensor, size: tuple[int, int], part: float) -> torch.Tensor:
+    """Maps at that size that are 1 for the most salient part of their pixels and 0 elsewhere."""
+    # equal values that interpolation makes differ in float64's last digits are equal again in float32
+    maps = resize_maps(saliency.double(), size).float()
+    count = round(part * maps[0].numel())
+    limit = maps.flatten(1).topk(count).values[:, -1, None, None]
+    above, equal = maps > limit, maps == limit
+    left = count - above.sum((1, 2), keepdim=True)
+    return above.float() + equal * (left / equal.sum((1, 2), keepdim=True))
 
 
 def _cell_slices(cells: int, size: Sequence[int]) -> list[tuple[slice, slice]]:

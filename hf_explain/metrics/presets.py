@@ -49,7 +49,7 @@ _RISE: dict[str, Any] = {"steps": 28, "deletion_fill": "mean", "insertion_fill":
 _ROAD: dict[str, Any] = {"percents": (10, 20, 30, 40, 50, 60, 70, 80, 90), "score": "probability", "noise": 0.01}
 
 # Boehle et al. 2021: 2 x 2 photographs, and as large a picture as one of them
-_GRID_GAME: dict[str, Any] = {"cells": 2, "confidence": 0.95, "enlarged": False}
+_GRID_GAME: dict[str, Any] = {"cells": 2, "confidence": 0.95, "enlarged": False, "scale": "map"}
 # Hesse et al. 2024: the logit, 4 x 4 patches, zeros in `pixel_values`
 _IDSDS: dict[str, Any] = {"patches": 4, "score": "logit", "fill": "mean"}
 _FILLS: dict[str, Any] = {
@@ -93,6 +93,8 @@ PRESETS: dict[str, dict[str, dict[str, Any]]] = {
         "3x3": {**_GRID_GAME, "cells": 3},
         # as Rao et al. 2022, for classifiers that take any size
         "enlarged": {**_GRID_GAME, "enlarged": True},
+        # ours: as the default, of the order of a map's values alone
+        "top": {**_GRID_GAME, "scale": "top"},
     },
     "insertion_deletion": {"default": _RISE, "rise": _RISE, "patch": {**_RISE, **_PATCH}},
     "pointing": {"default": {"margin": 0}, "excitation_backprop": {"margin": 15}},

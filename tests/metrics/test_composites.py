@@ -71,10 +71,27 @@ def test_the_share_by_hand():
     saliency[:, 0, 3], saliency[:, 3, 0] = 3, 1  # three quarters at the top right, one at the bottom left
     result = grid_pointing(saliency, [0, 1, 2, 3], image_size=(4, 4))
     assert result.share.tolist() == [0, 0.75, 0.25, 0] and result.chance == 0.25
-    assert result.protocol == {"cells": 2, "image_size": [4, 4], "chance": 25.0}
+    assert result.protocol == {"cells": 2, "scale": "map", "image_size": [4, 4], "chance": 25.0}
     even = grid_pointing(torch.ones(9, 1, 1), range(9), image_size=(9, 9), cells=3)
     torch.testing.assert_close(even.share, torch.full((9,), 1 / 9))
     assert even.chance == pytest.approx(1 / 9)
     assert grid_pointing(torch.zeros(1, 2, 2), [0], image_size=(4, 4)).share.item() == 0
+    with pytest.raises(ValueError, match="`scale` must be one of map, top, got 'rank'"):
+        grid_pointing(saliency, [0, 1, 2, 3], image_size=(4, 4), scale="rank")
     with pytest.raises(ValueError, match=r"`cell` must lie in 0 ... 3 for 2 × 2 cells, got \[4\]"):
         grid_pointing(torch.ones(1, 2, 2), [4], image_size=(4, 4))
+
+
+def test_the_top_by_hand():
+    """A quarter of the pixels, the most salient: where they lie, whatever the values."""
+    saliency = torch.full((1, 4, 4), 0.2)
+    saliency[0, 0, 2:] = torch.tensor([0.9, 0.8])  # two at the top right, one at the bottom left, of the four
+    saliency[0, 3, 0] = 0.7
+    shares = [grid_pointing(saliency, [cell], image_size=(4, 4), scale="top").share.item() for cell in range(4)]
+    # the fourth is shared by thirteen that are equal: 4, 2, 3 and 4 of them in the cells
+    assert shares == pytest.approx([4 / 52, (2 + 2 / 13) / 4, (1 + 3 / 13) / 4, 4 / 52])
+    brighter = grid_pointing(saliency**4 + 5, [1], image_size=(4, 4), scale="top")
+    assert brighter.share.item() == pytest.approx(shares[1]) and brighter.protocol["scale"] == "top"
+    assert grid_pointing(torch.zeros(1, 2, 2), [0], image_size=(4, 4), scale="top").share.item() == 0.25
+    even = torch.ones(1, 2, 2)
+    assert grid_pointing(even, [3], image_size=(9, 9), cells=3, scale="top").share.item() == pytest.approx(1 / 9)

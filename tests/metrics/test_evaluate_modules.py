@@ -317,6 +317,9 @@ def test_the_grid_pointing_game_explains_composites(batch):
     assert result["protocol"]["note"] == "chance is 25.0 %; every photograph is shown at 1/2 of its size"
     wide = load("grid_pointing", "3x3")
     assert wide.compute(**wide.measure(**inputs))["grid_pointing_chance"] == pytest.approx(100 / 9)
+    top = load("grid_pointing", "top")
+    expected = functional.grid_pointing(pixel_values.mean(1).abs(), composites.cell, image_size=(8, 8), scale="top")
+    assert top.measure(**inputs)["grid_pointing"] == pytest.approx((100 * expected.share).tolist())
     large = metric.compute(**metric.measure(**inputs, enlarged=True))
     assert large["protocol"]["image_size"] == [16, 16] and "at its own size" in large["protocol"]["note"]
     with pytest.raises(ValueError, match="`photos` is needed for the grid pointing game"):

@@ -59,7 +59,7 @@ _CITATION = """
 
 
 class GridPointing(SaliencyMetric):
-    """Grid pointing game: presets `default` (2 × 2), `3x3`, `enlarged`."""
+    """Grid pointing game: presets `default` (2 × 2), `3x3`, `enlarged`, `top`."""
 
     metric_name = "grid_pointing"
     numbers = (
@@ -68,7 +68,7 @@ class GridPointing(SaliencyMetric):
     )
     presets = PRESETS["grid_pointing"]
     inputs = ("image_ids", "photos", "explain")
-    options = ("cells", "confidence", "enlarged", "seed")
+    options = ("cells", "confidence", "enlarged", "scale", "seed")
     needs_labels = True
 
     def photos_needed(self, overrides):
@@ -93,12 +93,13 @@ class GridPointing(SaliencyMetric):
                 )
         # `max_batch` and `max_bytes` limit forward passes, and there are none but those of `explain`
         settings = {name: options[name] for name in self.options if name in options}
+        scale = settings.pop("scale")
         composites = grid_composites(photos, image_ids, **settings)
         like = photos.pixel_values if pixel_values is None else pixel_values
         found = explain(composites.pixel_values.to(like), composites.target.to(like.device), image_ids)
         height, width = composites.pixel_values.shape[-2:]
-        size, cells = (height, width), settings["cells"]
-        result = grid_pointing(getattr(found, "saliency", found).cpu(), composites.cell, image_size=size, cells=cells)
+        cells, maps = settings["cells"], getattr(found, "saliency", found).cpu()
+        result = grid_pointing(maps, composites.cell, image_size=(height, width), cells=cells, scale=scale)
         protocol = {
             **result.protocol,
             **{name: settings[name] for name in ("confidence", "enlarged")},
