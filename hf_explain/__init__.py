@@ -49,6 +49,8 @@ if TYPE_CHECKING:
     from hf_explain.evaluation.evaluator import SaliencyEvaluator as SaliencyEvaluator
     from hf_explain.heads.lcam import LCamConfig as LCamConfig
     from hf_explain.heads.lcam import LCamForSaliency as LCamForSaliency
+    from hf_explain.heads.ptame import PTameConfig as PTameConfig
+    from hf_explain.heads.ptame import PTameForSaliency as PTameForSaliency
     from hf_explain.heads.scan import ScanConfig as ScanConfig
     from hf_explain.heads.scan import ScanForSaliency as ScanForSaliency
     from hf_explain.heads.shapley import ShapleyConfig as ShapleyConfig
@@ -73,6 +75,8 @@ _HOMES = {
     "FrozenClassifier": "classifiers.frozen_classifier",
     "LCamConfig": "heads.lcam",
     "LCamForSaliency": "heads.lcam",
+    "PTameConfig": "heads.ptame",
+    "PTameForSaliency": "heads.ptame",
     "SaliencyEvaluator": "evaluation.evaluator",
     "SaliencyOutput": "tensors.outputs",
     "SaliencyPipeline": "pipeline",

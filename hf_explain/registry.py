@@ -13,7 +13,7 @@ from typing import Any
 from transformers import AutoConfig, AutoModel
 
 from hf_explain.classifiers.frozen_classifier import FrozenClassifier
-from hf_explain.heads import lcam, scan, shapley, ttame
+from hf_explain.heads import lcam, ptame, scan, shapley, ttame
 from hf_explain.heads.configuration_explainer import ExplainerConfig
 from hf_explain.heads.entry import Head
 from hf_explain.heads.modeling_explainer import ExplainerPreTrainedModel
@@ -258,7 +258,7 @@ def register_head(head: Head) -> None:
     HEADS[name] = head
 
 
-for _head in (lcam.HEAD, ttame.HEAD, scan.HEAD, shapley.HEAD):
+for _head in (lcam.HEAD, ttame.HEAD, ptame.HEAD, scan.HEAD, shapley.HEAD):
     register_head(_head)
 
 

@@ -11,7 +11,7 @@ import pytest
 import torch
 from hub_clients import pixels, push_classifier, push_quietly, tiny_image
 from huggingface_hub import ModelCard
-from testing_common import random_pixels, tiny_classifier
+from testing_common import needed, random_pixels, tiny_classifier
 from testing_training import parquet_shards, picture_dataset
 from transformers import CONFIG_MAPPING, MODEL_MAPPING, AutoModel, pipeline
 
@@ -251,7 +251,8 @@ def test_maps_are_float32_in_any_precision():
         fast = [name for name in methods_for(classifier) if name not in SLOW_METHODS]
         explained = {name: METHODS[name](classifier, pixel_values) for name in fast}
         explained["rise"] = METHODS["rise"](classifier, pixel_values, num_masks=4)
-        explained |= {name: entry.model.from_classifier(classifier)(pixel_values) for name, entry in HEADS.items()}
+        heads = {name: entry.model.from_classifier(classifier, **needed(name)) for name, entry in HEADS.items()}
+        explained |= {name: head(pixel_values) for name, head in heads.items()}
     for name, output in explained.items():
         assert output.saliency.dtype == torch.float32, name
         assert 0 <= output.saliency.min() and output.saliency.max() <= 1, name

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
-from testing_common import random_pixels, tiny_classifier, tiny_model, tiny_processor
+from testing_common import needed, random_pixels, tiny_classifier, tiny_model, tiny_processor
 from torch import nn
 from transformers import pipeline
 
@@ -52,7 +52,8 @@ def jobs_on(family: str, directory) -> tuple[nn.Module, dict]:
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(0)
             # a second FrozenClassifier around the same model, as another pipeline has it
-            explainer = head.model.from_classifier(FrozenClassifier(model, image_processor=processor))
+            frozen = FrozenClassifier(model, image_processor=processor)
+            explainer = head.model.from_classifier(frozen, **needed(name))
         calls[name] = pipeline("saliency", model=explainer, image_processor=processor)
     return model, {
         name: lambda call=call: torch.from_numpy(call(image)[0]["saliency_map"]) for name, call in calls.items()

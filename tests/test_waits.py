@@ -7,7 +7,7 @@ not `non_blocking` would make a GPU finish first, and is counted.
 
 import pytest
 import torch
-from testing_common import image_size, tiny_classifier
+from testing_common import image_size, needed, tiny_classifier
 from testing_training import TinyHead, picture_dataset, processor
 from torch.utils._python_dispatch import TorchDispatchMode
 
@@ -51,6 +51,7 @@ HEADS = {
     "ttame": ("vit", {"preset": "ranking"}),
     "scan": ("convnext", {}),
     "shapley": ("vit", {"num_coalitions": 2}),
+    "ptame": ("vit", needed("ptame")),
 }
 
 

@@ -190,6 +190,11 @@ def tiny_classifier(family: str, num_labels: int = len(LABELS), seed: int = 0) -
     return FrozenClassifier(tiny_model(family, num_labels, seed))
 
 
+def needed(head: str) -> dict[str, Any]:
+    """What a head of this name is made with besides the classifier."""
+    return {"auxiliary": tiny_classifier("resnet", num_labels=3, seed=7)} if head == "ptame" else {}
+
+
 def save_classifier(family: str, directory, num_labels: int = len(LABELS), seed: int = 0) -> str:
     """A classifier with its image processor in a directory, as the Hub holds them."""
     tiny_model(family, num_labels, seed).save_pretrained(directory)
@@ -289,6 +294,8 @@ class ExplainerTesterMixin:
     - `head_class`: the head.
     - `variants`: name to configuration fields; most tests run on the first, those of arithmetic on all.
     - `max_kilobytes`: how large the saved head of a tiny classifier may be.
+    - `from_classifier(classifier, **options)`: how a head is made, where it takes more than a classifier.
+    - `first_layers`: the names of the first layers that it could tap in a ViT, for an error that lists them.
     - `expected_size(head, pixel_values)`: the map's size where it is not the first tapped layer's.
 
     A test of what depends on the family takes `family` and runs on every one; `options` adds the variants, the first
@@ -298,6 +305,7 @@ class ExplainerTesterMixin:
     head_class = None
     variants: dict[str, dict] = {"default": {}}
     max_kilobytes = 64
+    first_layers = "stem, layer1"
 
     def pytest_generate_tests(self, metafunc):
         first, *others = self.variants
@@ -316,12 +324,20 @@ class ExplainerTesterMixin:
         layer = head.config.feature_layers[0]
         return tuple(head.backbone.forward_to_features(pixel_values, layer).feature_map.shape[-2:])
 
+    @staticmethod
+    def prefixes(head) -> tuple[str, ...]:
+        """What the names of the frozen classifiers' tensors start with."""
+        return tuple(f"{name}." for name in head.config.classifiers)
+
     def make_head(self, classifier, seed: int = 1, **options):
         """A head whose own weights are as large as its inputs, so that its maps differ from place to place."""
         options = options or next(iter(self.variants.values()))
         if isinstance(classifier, str) and not os.path.isdir(classifier):
             classifier = tiny_classifier(classifier)
         torch.manual_seed(seed)
+        return self.from_classifier(classifier, **options)
+
+    def from_classifier(self, classifier, **options):
         return self.head_class.from_classifier(classifier, **options)
 
     @pytest.fixture(scope="class")
@@ -493,7 +509,8 @@ class ExplainerTesterMixin:
         assert all(map(torch.isfinite, map(torch.tensor, losses)))
         assert_unchanged(head.backbone, classifier)
         after = snapshot(head)
-        own = [name for name, _ in head.named_parameters() if not name.startswith("backbone.")]
+        own = [name for name, _ in head.named_parameters() if not name.startswith(self.prefixes(head))]
+        assert all(torch.equal(after[name], before[name]) for name in before if name.startswith(self.prefixes(head)))
         assert any(not torch.equal(after[name], before[name]) for name in own)
 
     def test_training_with_self_contained_weights_leaves_the_classifier_too(self, either):
@@ -513,7 +530,7 @@ class ExplainerTesterMixin:
         torch.testing.assert_close(sum(output.loss_terms.values()), output.loss.detach())
         output.loss.backward()
         for name, parameter in head.named_parameters():
-            if name.startswith("backbone."):
+            if name.startswith(self.prefixes(head)):
                 assert parameter.grad is None, name
             else:
                 assert parameter.grad is not None and parameter.grad.isfinite().all(), name
@@ -539,12 +556,14 @@ class ExplainerTesterMixin:
         )
         for call in calls:
             call(head)
-            assert_frozen(head.backbone)
+            for classifier in head.frozen.values():
+                assert_frozen(classifier)
             assert_unchanged(head.backbone, before)
             assert torch.equal(head(pixel_values).logits, logits)
         head.requires_grad_(False)
         head.requires_grad_(True)
-        assert all(p.requires_grad for name, p in head.named_parameters() if not name.startswith("backbone."))
+        own = [p for name, p in head.named_parameters() if not name.startswith(self.prefixes(head))]
+        assert own and all(p.requires_grad for p in own)
         # a container's requires_grad_ reaches the parameters directly; training must not notice
         container = nn.ModuleList([head]).train().requires_grad_(True)
         optimizer = torch.optim.SGD(container.parameters(), lr=0.1, weight_decay=0.1)
@@ -560,7 +579,7 @@ class ExplainerTesterMixin:
         for made in (copy.deepcopy(head), pickle.loads(pickle.dumps(head))):
             made.train().requires_grad_(True)
             assert_frozen(made.backbone)
-            assert not any(key.startswith("backbone.") for key in made.state_dict())
+            assert not any(key.startswith(self.prefixes(head)) for key in made.state_dict())
             again = made.eval()(pixel_values)
             assert torch.equal(again.saliency, expected.saliency) and torch.equal(again.logits, expected.logits)
             before = snapshot(head)
@@ -600,7 +619,7 @@ class ExplainerTesterMixin:
         train_steps(head, random_pixels(family), steps=1)
         head.save_pretrained(tmp_path / "head")
         tensors = safetensors.torch.load_file(tmp_path / "head" / "model.safetensors")
-        assert tensors and not any("backbone" in name for name in tensors)
+        assert tensors and not any(name.startswith(self.prefixes(head)) for name in tensors)
         size = sum(path.stat().st_size for path in (tmp_path / "head").iterdir())
         assert size < self.max_kilobytes * 1024
         assert size < (tmp_path / "classifier" / "model.safetensors").stat().st_size
@@ -623,11 +642,13 @@ class ExplainerTesterMixin:
         assert torch.equal(loaded.train()(pixel_values, return_loss=True).loss, first)
 
     def test_self_contained_round_trip(self, family, saved, caplog):
-        head, directory, classifier = saved(family, self_contained=True)
+        head, directory, _ = saved(family, self_contained=True)
         assert head.config.self_contained is False  # saving does not change the head
-        shutil.rmtree(classifier)
+        for beside in directory.parent.iterdir():
+            if beside != directory:
+                shutil.rmtree(beside)
         tensors = safetensors.torch.load_file(directory / "model.safetensors")
-        assert any(name.startswith("backbone.") for name in tensors)
+        assert all(any(name.startswith(prefix) for name in tensors) for prefix in self.prefixes(head))
         loaded = self.head_class.from_pretrained(directory)
         assert_frozen(loaded.backbone)
         assert_unchanged(loaded.backbone.model, snapshot(tiny_model(family)))
@@ -665,7 +686,7 @@ class ExplainerTesterMixin:
         """What Accelerate checkpoints, also when the head sits inside a wrapper as DistributedDataParallel has it."""
         head = self.make_head(either)
         state = {name: tensor.clone() for name, tensor in head.state_dict().items()}
-        assert state and not any(name.startswith("backbone.") for name in state)
+        assert state and not any(name.startswith(self.prefixes(head)) for name in state)
         other = self.make_head(either, seed=2)
         classifier = snapshot(other.backbone)
         result = other.load_state_dict(state)
@@ -709,10 +730,10 @@ class ExplainerTesterMixin:
         assert str(classifier) in str(error.value)
 
     def test_moved_together_with_its_classifier(self, either, saved, tmp_path):
-        head, directory, classifier = saved(either)
+        head, directory, _ = saved(either)
         (tmp_path / "elsewhere").mkdir()
-        shutil.move(classifier, tmp_path / "elsewhere" / "classifier")
-        shutil.move(directory, tmp_path / "elsewhere" / "head")
+        for beside in set(directory.parent.iterdir()) - {tmp_path / "elsewhere"}:
+            shutil.move(beside, tmp_path / "elsewhere" / beside.name)
         loaded = self.head_class.from_pretrained(tmp_path / "elsewhere" / "head")
         pixel_values = random_pixels(either)
         assert torch.equal(loaded(pixel_values).saliency, head(pixel_values).saliency)
@@ -729,7 +750,7 @@ class ExplainerTesterMixin:
         """The rounded weights are what was explained; the file on disk is not rounded, and is the same classifier."""
         classifier = save_classifier(either, tmp_path / "classifier")
         torch.manual_seed(0)
-        head = self.head_class.from_classifier(classifier, dtype=torch.bfloat16)
+        head = self.from_classifier(classifier, dtype=torch.bfloat16)
         assert head.backbone.dtype == torch.bfloat16
         assert {p.dtype for p in head.parameters()} == {torch.bfloat16}
         head.save_pretrained(tmp_path / "head")
@@ -752,7 +773,7 @@ class ExplainerTesterMixin:
             for name in ("eager", "sdpa"):
                 loaded = self.head_class.from_pretrained(directory, attn_implementation=name)
                 assert loaded.backbone.model.config._attn_implementation == name
-                made = self.head_class.from_classifier(classifier, attn_implementation=name)
+                made = self.from_classifier(str(classifier), attn_implementation=name)
                 assert made.backbone.model.config._attn_implementation == name
                 made.set_attn_implementation("eager")
                 assert made.backbone.model.config._attn_implementation == "eager"
@@ -848,11 +869,11 @@ class ExplainerTesterMixin:
         with pytest.raises(ValueError, match=r"got \(2, 1, 32, 32\)"):
             head(pixel_values[:, :1])
         with pytest.raises(TypeError, match="has no field 'varant'; its fields are"):
-            self.head_class.from_classifier(tiny_classifier("vit"), varant="fm")
-        with pytest.raises(ValueError, match="`layer` 'stage9' does not exist; the layers are stem, layer1"):
-            self.head_class.from_classifier(tiny_classifier("vit"), feature_layers=["stage9"])
+            self.from_classifier(tiny_classifier("vit"), varant="fm")
+        with pytest.raises(ValueError, match=f"`layer` 'stage9' does not exist; the layers are {self.first_layers}"):
+            self.from_classifier(tiny_classifier("vit"), feature_layers=["stage9"])
         with pytest.raises(ValueError, match="`feature_layers` is empty"):
-            self.head_class.from_classifier(tiny_classifier("vit"), feature_layers=[])
+            self.from_classifier(tiny_classifier("vit"), feature_layers=[])
 
     def test_what_is_not_finite_is_no_map_of_zeros(self, family, options):
         head, pixel_values = self.make_head(family, **options), random_pixels(family, 3)

@@ -105,7 +105,7 @@ class TrainCommand(ClassesArguments, DatasetArguments, ExplainerTrainingArgument
     attn_implementation: str | None = option(
         None, "attention of the classifier; for a small ViT in bf16 on a CPU 'eager' is faster"
     )
-    head: str = option("lcam", "kind of head: lcam, ttame, scan, shapley")
+    head: str = option("lcam", "kind of head: lcam, ttame, ptame, scan, shapley")
     preset: str | None = option(
         None, "fields of the head's config that go together: ttame has 'ranking', scan 'contribution'"
     )

@@ -57,7 +57,10 @@ def run(arguments: TrainCommand) -> dict[str, Any]:
         "classifier_revision": arguments.classifier_revision,
         "head": arguments.head,
         "preset": arguments.preset,
-        "head_options": fields,
+        "head_options": {
+            name: public_name(value) if name in head_class.config_class.classifiers else value
+            for name, value in fields.items()
+        },
         **arguments.classes,
         "dataset": public_name(arguments.dataset),
         "dataset_config": arguments.dataset_config,

@@ -36,7 +36,7 @@ from hf_explain.io.downloads import check_shapes, read_config, whole_downloads
 from hf_explain.io.image_processor import load_image_processor, normalisation
 from hf_explain.io.paths import is_hub_id
 from hf_explain.io.transformers_names import CONFIG_MAPPING_NAMES, MODEL_FOR_IMAGE_CLASSIFICATION_MAPPING_NAMES
-from hf_explain.tensors.maps import grid_to_tokens, tokens_to_grid
+from hf_explain.tensors.maps import CropGeometry, grid_to_tokens, tokens_to_grid
 
 
 # of kinds of models that are image classifiers, too
@@ -306,6 +306,18 @@ class FrozenClassifier(nn.Module):
     def image_size(self) -> tuple[int, int]:
         """`(height, width)` in pixels of the images the classifier was made for, as far as it tells; else 224."""
         return self._hooked.image_size
+
+    @property
+    def picture_size(self) -> tuple[int, int]:
+        """
+        `(height, width)` in pixels of what the image processor makes of a picture; `image_size` where there is none,
+        or it makes several sizes.
+        """
+        if self.image_processor is None:
+            return self.image_size
+        shapes = ((900, 1800), (900, 900))
+        made = {CropGeometry.from_processor(self.image_processor, shape).crop_size for shape in shapes}
+        return made.pop() if len(made) == 1 else self.image_size
 
     @property
     def device(self) -> torch.device:

@@ -359,7 +359,8 @@ def _settings_of(head: ExplainerPreTrainedModel) -> dict[str, Any]:
     """What a head's configuration says of how it was made; not where it lies, and not in what it was saved."""
     others = ("transformers_version", "self_contained", "dtype", "auto_map")
     values = head.config.to_dict().items()
-    return {name: value for name, value in values if not name.startswith(("_", "backbone")) and name not in others}
+    hidden = ("_", *head.config.classifiers)
+    return {name: value for name, value in values if not name.startswith(hidden) and name not in others}
 
 
 def _resolve(

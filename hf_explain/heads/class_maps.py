@@ -31,8 +31,8 @@ class ClassConv2d(nn.Conv2d):
         if target is None:
             assert isinstance(features, torch.Tensor)
             return super().forward(features)
-        assert self.bias is not None and size is not None
-        rows, bias = self.weight[target], self.bias[target]
+        assert size is not None
+        rows = self.weight[target]
         parts, start = [], 0
         for branch in features:
             own = rows[:, start : start + branch.shape[1]]
@@ -42,7 +42,8 @@ class ClassConv2d(nn.Conv2d):
             else:
                 part = torch.bmm(own.flatten(1)[:, None], branch.flatten(2))[:, 0].unflatten(1, branch.shape[-2:])
             parts.append(resize_maps(part, size))
-        return functools.reduce(torch.add, parts) + bias[:, None, None]
+        maps = functools.reduce(torch.add, parts)
+        return maps if self.bias is None else maps + self.bias[target][:, None, None]
 
 
 def class_maps(

@@ -43,6 +43,11 @@ class ExplainerConfig(PreTrainedConfig):
 
     model_type = "saliency_explainer"
     sub_configs = {"backbone_config": AutoConfig}
+    # The frozen classifiers that a head is made around. Each is an attribute of the head; which one it is, say the
+    # fields NAME, NAME_revision, NAME_config and NAME_fingerprint.
+    classifiers: ClassVar[tuple[str, ...]] = ("backbone",)
+    # The one of them that `feature_layers` are layers of
+    tapped: ClassVar[str] = "backbone"
     # What goes beyond the head's paper, in words, by the field that asks for it with another value than its default
     additions: ClassVar[dict[str, str]] = {}
     # Fields under the names they had before, which files and callers may still use
@@ -72,16 +77,19 @@ class ExplainerConfig(PreTrainedConfig):
             if before in kwargs:
                 setattr(self, name, kwargs.pop(before))
         check_sizes({**kwargs, "feature_channels": self.feature_channels})
-        if isinstance(self.backbone_config, dict):
-            values = dict(self.backbone_config)
-            check_sizes(values, "backbone_config")
-            model_type = values.pop("model_type", None)
-            if model_type not in CONFIG_MAPPING:
-                raise ValueError(f"`backbone_config` has model_type {model_type!r}, which transformers does not know.")
-            self.backbone_config = CONFIG_MAPPING[model_type](**values)
-        if self.backbone_config is not None and "id2label" not in kwargs and self.id2label is None:
-            self.id2label = copy.copy(self.backbone_config.id2label)
-            self.label2id = copy.copy(self.backbone_config.label2id)
+        for field in (f"{name}_config" for name in self.classifiers):
+            nested = getattr(self, field)
+            if isinstance(nested, dict):
+                values = dict(nested)
+                check_sizes(values, field)
+                model_type = values.pop("model_type", None)
+                if model_type not in CONFIG_MAPPING:
+                    raise ValueError(f"`{field}` has model_type {model_type!r}, which transformers does not know.")
+                setattr(self, field, CONFIG_MAPPING[model_type](**values))
+        explained: Any = self.backbone_config
+        if explained is not None and "id2label" not in kwargs and self.id2label is None:
+            self.id2label = copy.copy(explained.id2label)
+            self.label2id = copy.copy(explained.label2id)
         super().__post_init__(**kwargs)
         self.validate_explainer()
 
@@ -112,28 +120,32 @@ class ExplainerConfig(PreTrainedConfig):
         kinds = {name: kind for cls in own for name, kind in inspect.get_annotations(cls).items()}
         for name, kind in kinds.items():
             _check_kind(name, getattr(self, name), kind.__name__ if isinstance(kind, type) else str(kind))
-        if self.backbone_revision and not _REVISION.fullmatch(self.backbone_revision):
-            raise ValueError(
-                f"`backbone_revision` must be a commit of 40 digits or the name of a branch or tag, got "
-                f"{self.backbone_revision!r}."
-            )
+        for field in (f"{name}_revision" for name in self.classifiers):
+            revision = getattr(self, field)
+            if revision and not _REVISION.fullmatch(revision):
+                raise ValueError(
+                    f"`{field}` must be a commit of 40 digits or the name of a branch or tag, got {revision!r}."
+                )
         if self.feature_layers is not None and len(self.feature_layers) == 0:
             raise ValueError("`feature_layers` is empty; name at least one layer, or leave it out for the default.")
 
     def save_pretrained(self, save_directory: str | os.PathLike[str], *args: Any, **kwargs: Any) -> None:
         """As Transformers does; a classifier's directory is written by its way from `save_directory`."""
-        backbone = self.backbone
+        sources = {name: getattr(self, name) for name in self.classifiers}
         try:
-            self.backbone = relative_name(backbone, final_place(Path(save_directory)))
+            for name, source in sources.items():
+                setattr(self, name, relative_name(source, final_place(Path(save_directory))))
             super().save_pretrained(save_directory, *args, **kwargs)
         finally:
-            self.backbone = backbone
+            for name, source in sources.items():
+                setattr(self, name, source)
 
     def to_dict(self) -> dict[str, Any]:
         output = super().to_dict()
-        nested = output.get("backbone_config")
-        if isinstance(nested, dict):
-            nested.pop("_name_or_path", None)  # would publish a path of the machine it was trained on
+        for name in self.classifiers:
+            nested = output.get(f"{name}_config")
+            if isinstance(nested, dict):
+                nested.pop("_name_or_path", None)  # would publish a path of the machine it was trained on
         return output
 
 

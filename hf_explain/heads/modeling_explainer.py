@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import os
+from collections.abc import Sequence
 from dataclasses import fields, replace
 from pathlib import Path
 from typing import Any, ClassVar, Self
@@ -30,12 +31,12 @@ from hf_explain.tensors.outputs import SaliencyOutput
 
 
 logger = logging.get_logger(__name__)
-_BACKBONE = "backbone."
 # Fields of a configuration that say where something is or which version wrote it, and nothing of what a head does;
-# the classifier's weights are told by its fingerprint, the classes of the heads by their names
-_PLACES = ("backbone", "backbone_revision", "backbone_fingerprint", "transformers_version", "_name_or_path", "dtype",
-           "torch_dtype", "auto_map", "custom_pipelines", "architectures", "_attn_implementation",
-           "_attn_implementation_internal")  # fmt: skip
+# the classes of the heads are told by their names
+_PLACES = ("transformers_version", "_name_or_path", "dtype", "torch_dtype", "auto_map", "custom_pipelines",
+           "architectures", "_attn_implementation", "_attn_implementation_internal")  # fmt: skip
+# The same of a classifier, whose weights are told by its fingerprint
+_CLASSIFIER_PLACES = ("", "_revision", "_fingerprint")
 # What `from_pretrained` is told about loading that the classifier must hear too
 _SHARED_LOADING = (
     "dtype", "torch_dtype", "device_map", "max_memory", "offload_folder", "offload_buffers", "token", "cache_dir",
@@ -74,12 +75,13 @@ class ExplainerPreTrainedModel(PreTrainedModel):
                 f"to no head; make a new head for a classifier with {type(self).__name__}.from_classifier(classifier)."
             )
         self.backbone: FrozenClassifier | None = None
-        if config.self_contained:
-            if config.backbone_config is None:
-                raise ValueError("`self_contained` is true but the config has no `backbone_config` to build it from.")
-            self.backbone = FrozenClassifier.from_config(config.backbone_config)
-        self.register_state_dict_post_hook(_drop_backbone)
-        self.register_load_state_dict_post_hook(_forget_backbone)
+        for name in config.classifiers:
+            nested = getattr(config, f"{name}_config")
+            if config.self_contained and nested is None:
+                raise ValueError(f"`self_contained` is true but the config has no `{name}_config` to build it from.")
+            setattr(self, name, FrozenClassifier.from_config(nested) if config.self_contained else None)
+        self.register_state_dict_post_hook(_drop_classifiers)
+        self.register_load_state_dict_post_hook(_forget_classifiers)
 
     # ------------------------------------------------------------------ what a head implements
 
@@ -89,12 +91,36 @@ class ExplainerPreTrainedModel(PreTrainedModel):
         return [classifier.default_layer]
 
     @classmethod
+    def take_classifiers(
+        cls, classifier: FrozenClassifier, fields: dict[str, Any], loading: dict[str, Any]
+    ) -> dict[str, FrozenClassifier]:
+        """
+        The frozen classifiers of a new head, by the names of `config_class.classifiers`. Heads with others beside the
+        explained one take them out of `fields`, load them with `loading`, and may put in what depends on several.
+        """
+        return {"backbone": classifier}
+
+    @classmethod
+    def published_fields(cls, classifier: FrozenClassifier) -> dict[str, Any]:
+        """Without a preset: fields whose published value depends on the classifier and differs from the default."""
+        return {}
+
+    @classmethod
     def preset_fields(cls, preset: str, classifier: FrozenClassifier) -> dict[str, Any]:
         """The fields a preset of this head stands for; heads add what depends on the classifier."""
         if preset not in cls.presets:
             known = " and ".join(map(repr, cls.presets)) or "none, so leave it out"
             raise ValueError(f"`preset` {preset!r} does not exist; {cls.__name__} has {known}.")
         return copy.deepcopy(cls.presets[preset])  # a config is its owner's to change
+
+    @classmethod
+    def preset_taps(cls, preset: str, tapped: FrozenClassifier) -> dict[str, Any]:
+        """And the fields that depend on the classifier whose layers are tapped."""
+        return {}
+
+    @classmethod
+    def complete_taps(cls, tapped: FrozenClassifier, config: Any) -> None:
+        """As [`~ExplainerPreTrainedModel.complete_config`], by the classifier whose layers are tapped."""
 
     @classmethod
     def complete_config(cls, classifier: FrozenClassifier, config: Any) -> None:
@@ -152,6 +178,12 @@ class ExplainerPreTrainedModel(PreTrainedModel):
             )
         return self.backbone
 
+    @property
+    def frozen(self) -> dict[str, FrozenClassifier]:
+        """The classifiers it is made around, as far as it has them, by the names of `config.classifiers`."""
+        found = {name: getattr(self, name) for name in self.config.classifiers}
+        return {name: classifier for name, classifier in found.items() if classifier is not None}
+
     def forward_features(self, pixel_values: torch.Tensor) -> ClassifierFeatures:
         """
         The frozen classifier's pass: the tapped features and the logits, without a graph.
@@ -166,7 +198,7 @@ class ExplainerPreTrainedModel(PreTrainedModel):
             with torch.no_grad():
                 return self.attached.features(pixel_values, self.config.feature_layers)
         except KeyError as error:
-            raise lost_weights(error) from error
+            raise lost_weights(error, self.config.classifiers) from error
 
     def select_features(self, features: ClassifierFeatures, rows: list[int]) -> ClassifierFeatures:
         """
@@ -251,24 +283,28 @@ class ExplainerPreTrainedModel(PreTrainedModel):
         if return_loss is None:
             return_loss = labels is not None or (self.training and target is not None)
         if return_loss:
-            # a container's requires_grad_ goes straight to the parameters and so past the classifier's own
-            self.attached.requires_grad_(False)
+            # a container's requires_grad_ goes straight to the parameters and so past the classifiers' own
+            self.freeze()
         return target, return_loss
 
     def training_identity(self) -> dict[str, dict[str, Any]]:
         """
-        What training this head depends on, for its checkpoints: the classifier's weights and every field of the
+        What training this head depends on, for its checkpoints: the classifiers' weights and every field of the
         configuration but names of places and versions, which may change.
 
         Returns:
-            `dict[str, dict]`: JSON values, the groups `classifier` and `head`.
+            `dict[str, dict]`: JSON values, the groups `classifier` and `head`, and one of each other classifier.
         """
         config = {name: value for name, value in self.config.to_dict().items() if name not in _PLACES}
-        if isinstance(config.get("backbone_config"), dict):
-            own = config["backbone_config"].items()
-            config["backbone_config"] = {name: value for name, value in own if name not in _PLACES}
-        weights = fingerprint(self.attached.model)
-        return {"classifier": {"fingerprint": weights}, "head": {"class": type(self).__name__, **config}}
+        for name in self.config.classifiers:
+            for place in _CLASSIFIER_PLACES:
+                del config[f"{name}{place}"]
+            nested = config[f"{name}_config"]
+            if isinstance(nested, dict):
+                config[f"{name}_config"] = {key: value for key, value in nested.items() if key not in _PLACES}
+        weights = {name: {"fingerprint": fingerprint(one.model)} for name, one in self.frozen.items()}
+        explained = weights.pop("backbone")
+        return {"classifier": explained, "head": {"class": type(self).__name__, **config}, **weights}
 
     def training_defaults(self) -> dict[str, dict[str, Any]]:
         """What a checkpoint of a version that did not have some field yet was trained with, by group, likewise."""
@@ -284,9 +320,13 @@ class ExplainerPreTrainedModel(PreTrainedModel):
     def requires_grad_(self, requires_grad: bool = True) -> Self:
         """Switch gradients of the head's parameters; the classifier's stay off."""
         super().requires_grad_(requires_grad)
-        if self.backbone is not None:
-            self.backbone.requires_grad_(False)
+        self.freeze()
         return self
+
+    def freeze(self) -> None:
+        """Switch the gradients of the classifiers' parameters off, whatever switched them on."""
+        for classifier in self.frozen.values():
+            classifier.requires_grad_(False)
 
     def set_attn_implementation(self, attn_implementation: str | dict[str, str], *args: Any, **kwargs: Any) -> None:
         """
@@ -361,26 +401,42 @@ class ExplainerPreTrainedModel(PreTrainedModel):
                 f"{classifier.name_or_path or classifier.model_class!r} has {classifier.num_labels}; "
                 "load the classifier the head was trained on."
             )
-        channels = [classifier.num_channels(layer) for layer in config.taps]
-        if channels != list(config.taps.values()):
-            raise ValueError(
-                f"This head taps {list(config.taps)} with {list(config.taps.values())} channels, the "
-                f"classifier has {channels} there; load the classifier the head was trained on."
-            )
-        recorded = config.backbone_fingerprint if verify_fingerprint else None
+        self.check_classifier("backbone", classifier, verify_fingerprint)
+        self.backbone = classifier
+        return self
+
+    def check_classifier(self, name: str, classifier: FrozenClassifier, verify_fingerprint: bool) -> None:
+        """
+        Refuse one of the head's frozen classifiers if it is not what the configuration says.
+
+        Args:
+            name (`str`): Which one, of `config.classifiers`.
+            classifier ([`FrozenClassifier`]): The classifier.
+            verify_fingerprint (`bool`): Whether its weights must be those that were recorded.
+
+        Raises:
+            ValueError: If it lacks a tapped layer, or its weights differ.
+        """
+        config, role = self.config, _role(name)
+        if name == config.tapped:
+            channels = [classifier.num_channels(layer) for layer in config.taps]
+            if channels != list(config.taps.values()):
+                raise ValueError(
+                    f"This head taps {list(config.taps)} with {list(config.taps.values())} channels, the "
+                    f"{role} has {channels} there; load the {role} the head was trained on."
+                )
+        recorded = getattr(config, f"{name}_fingerprint") if verify_fingerprint else None
         if recorded and is_quantized(classifier.model):
             logger.warning(
-                f"The classifier {classifier.name_or_path or classifier.model_class!r} is quantised: its "
+                f"The {role} {classifier.name_or_path or classifier.model_class!r} is quantised: its "
                 "weights have no fingerprint that shows whether it is the one this head was trained on."
             )
         elif recorded and not matches(classifier.model, recorded):
             raise ValueError(
-                f"The classifier {classifier.name_or_path or classifier.model_class!r} is not the one this "
-                "head was trained on: its weights have another fingerprint. Load the right classifier, or pass "
-                "verify_fingerprint=False to explain this one all the same."
+                f"The {role} {classifier.name_or_path or classifier.model_class!r} is not the one this "
+                f"head was trained on: its weights have another fingerprint. Load the right {role}, or pass "
+                f"verify_fingerprint=False to {'explain' if name == 'backbone' else 'use'} this one all the same."
             )
-        self.backbone = classifier
-        return self
 
     @classmethod
     def from_classifier(
@@ -438,35 +494,45 @@ class ExplainerPreTrainedModel(PreTrainedModel):
             classifier = FrozenClassifier(classifier)
         if texts:
             classifier = classifier.for_texts(texts.get("candidate_labels"), texts.get("hypothesis_template"))
+        others = {key: value for key, value in loading.items() if key in _SHARED_LOADING}
+        frozen = cls.take_classifiers(classifier, kwargs, others)
+        tapped = frozen[cls.config_class.tapped]
         self_contained = kwargs.pop("self_contained", False)
-        if self_contained and not isinstance(classifier.config, PreTrainedConfig):
-            raise ValueError(
-                f"`self_contained` needs a Transformers classifier; {classifier.model_class} has no config "
-                "to rebuild it from."
-            )
-        if preset is not None:
-            kwargs = cls.preset_fields(preset, classifier) | kwargs
+        for one in frozen.values():
+            if self_contained and not isinstance(one.config, PreTrainedConfig):
+                raise ValueError(
+                    f"`self_contained` needs a Transformers classifier; {one.model_class} has no config to rebuild it "
+                    "from."
+                )
+        if preset is None:
+            kwargs = cls.published_fields(classifier) | kwargs
+        else:
+            kwargs = cls.preset_fields(preset, classifier) | cls.preset_taps(preset, tapped) | kwargs
         config = cls.config_class(**kwargs)
-        config.backbone = portable_name(classifier.name_or_path)
-        config.backbone_revision = classifier.revision
-        if isinstance(classifier.config, PreTrainedConfig):
-            # a copy: the live config would share its attention implementation with the head's
-            config.backbone_config = copy.deepcopy(classifier.config)
-            config.backbone_config._name_or_path = ""
-            # a config that was never saved does not say its class, and "deit" alone has two
-            config.backbone_config.architectures = [classifier.model_class]
+        for name, one in frozen.items():
+            setattr(config, name, portable_name(one.name_or_path))
+            setattr(config, f"{name}_revision", one.revision)
+            if isinstance(one.config, PreTrainedConfig):
+                # a copy: the live config would share its attention implementation with the head's
+                nested = copy.deepcopy(one.config)
+                nested._name_or_path = ""
+                # a config that was never saved does not say its class, and "deit" alone has two
+                nested.architectures = [one.model_class]
+                setattr(config, f"{name}_config", nested)
+            setattr(config, f"{name}_fingerprint", fingerprints(one.model) or None)
         config.id2label = dict(classifier.id2label)
         config.label2id = {label: index for index, label in classifier.id2label.items()}
-        config.backbone_fingerprint = fingerprints(classifier.model) or None
         config.image_mean, config.image_std = list(classifier.image_mean), list(classifier.image_std)
-        layers = config.feature_layers or cls.default_feature_layers(classifier, config)
-        names = [classifier.resolve_layer(layer) for layer in layers]
-        config.feature_layers, config.feature_channels = names, [classifier.num_channels(name) for name in names]
+        layers = config.feature_layers or cls.default_feature_layers(tapped, config)
+        names = [tapped.resolve_layer(layer) for layer in layers]
+        config.feature_layers, config.feature_channels = names, [tapped.num_channels(name) for name in names]
+        cls.complete_taps(tapped, config)
         cls.complete_config(classifier, config)
         config.validate_explainer()
         model = cls(config)
         nn.Module.to(model, device=classifier.device, dtype=classifier.dtype)
-        model.attach(classifier, verify_fingerprint=False)
+        for name, one in frozen.items():
+            model._attach(name, one, verify_fingerprint=False)
         config.self_contained = self_contained
         return model.eval()
 
@@ -493,7 +559,8 @@ class ExplainerPreTrainedModel(PreTrainedModel):
                 those the head was trained on.
             kwargs: As for `PreTrainedModel.from_pretrained`; dtype, device_map, token, cache_dir, local_files_only,
                 trust_remote_code and the options of offloading also reach the classifier, attn_implementation and
-                quantization_config the classifier alone.
+                quantization_config the classifier alone. A head's other classifiers are given as `classifier` is, by
+                their names (`auxiliary=`).
 
         Returns:
             The head in eval mode, with its classifier attached.
@@ -505,6 +572,8 @@ class ExplainerPreTrainedModel(PreTrainedModel):
         """
         in_memory = pretrained_model_name_or_path is None
         name = cls.__name__ if pretrained_model_name_or_path is None else os.fspath(pretrained_model_name_or_path)
+        given = {each: kwargs.pop(each, None) for each in cls.config_class.classifiers if each != "backbone"}
+        given["backbone"] = classifier
         own = {key: kwargs.pop(key) for key in _CLASSIFIER_LOADING if key in kwargs}
         own = {key: value for key, value in own.items() if value is not None}
         attn_implementation = own.get("attn_implementation")
@@ -526,7 +595,7 @@ class ExplainerPreTrainedModel(PreTrainedModel):
         if not fill_up:
             check_shapes(info["mismatched_keys"], name, "the head ")
         missing = sorted(info["missing_keys"])  # filled with random numbers, which explain nothing
-        lost = [key for key in missing if key.startswith(_BACKBONE)]
+        lost = [key for key in missing if key.partition(".")[0] in model.config.classifiers]
         if lost:
             raise ValueError(
                 f"{name!r} says self_contained=true but its weights lack the classifier ({len(lost)} tensors, "
@@ -537,11 +606,13 @@ class ExplainerPreTrainedModel(PreTrainedModel):
                 f"The weights of the head {name!r} lack {len(missing)} tensors, such as {missing[0]!r}; it was saved "
                 "incompletely or by another version: save or download it again."
             )
-        if model.config.backbone and os.path.isdir(name):
-            model.config.backbone = resolved_name(model.config.backbone, name)
+        for each in model.config.classifiers:
+            if (source := getattr(model.config, each)) and os.path.isdir(name):
+                setattr(model.config, each, resolved_name(source, name))
         if model.config.self_contained:
-            model.backbone.requires_grad_(False)  # the meta device forgets what __init__ froze and laid out
-            model.backbone.lay_out()
+            model.freeze()  # the meta device forgets what __init__ froze and laid out
+            for inside in model.frozen.values():
+                inside.lay_out()
             if texts := texts_of(model.config.backbone_config):
                 options = {**hub_options, "trust_remote_code": bool(shared.get("trust_remote_code"))}
                 model.backbone.model.tokenizer_source = {"name": "" if in_memory else name, **options}
@@ -556,17 +627,20 @@ class ExplainerPreTrainedModel(PreTrainedModel):
                     f"`quantization_config` is for a classifier that is loaded, but {name!r} has its own inside; pass "
                     "from_pretrained(..., classifier=...) as well."
                 )
-        if classifier is not None or not model.config.self_contained:
+        for each, source in given.items():
+            if source is None and model.config.self_contained:
+                continue
+            options = shared | own if each == "backbone" else shared
             with usable_files(name):
-                found = model._load_classifier(name, classifier, shared | own, in_memory)
-            if "device_map" not in shared and not isinstance(classifier, (nn.Module,)):
+                found = model._load_classifier(each, name, source, options, in_memory)
+            if "device_map" not in shared and not isinstance(source, (nn.Module,)):
                 found.to(model.device)
             try:
                 with usable_files(name):
-                    model.attach(found, verify_fingerprint=verify_fingerprint)
-                if verify_fingerprint and not model.config.backbone_fingerprint:
+                    model._attach(each, found, verify_fingerprint=verify_fingerprint)
+                if verify_fingerprint and not getattr(model.config, f"{each}_fingerprint"):
                     logger.warning(
-                        f"The head {name!r} has no fingerprint of its classifier (`backbone_fingerprint`): nothing "
+                        f"The head {name!r} has no fingerprint of its {_role(each)} (`{each}_fingerprint`): nothing "
                         f"shows whether {found.name_or_path or found.model_class!r} is the one it was "
                         "trained on."
                     )
@@ -580,12 +654,17 @@ class ExplainerPreTrainedModel(PreTrainedModel):
         result: Any = (model, info) if want_info else model  # Transformers' annotation leaves the pair out, too
         return result
 
+    def _attach(self, name: str, classifier: FrozenClassifier, *, verify_fingerprint: bool) -> None:
+        attach = self.attach if name == "backbone" else getattr(self, f"attach_{name}")
+        attach(classifier, verify_fingerprint=verify_fingerprint)
+
     def _load_classifier(
         self,
+        role: str,
         head_name: str,
         classifier: str | os.PathLike[str] | nn.Module | None,
         options: dict[str, Any],
-        in_memory: bool = False,
+        in_memory: bool,
     ) -> FrozenClassifier:
         if isinstance(classifier, FrozenClassifier):
             return classifier
@@ -593,28 +672,24 @@ class ExplainerPreTrainedModel(PreTrainedModel):
             return FrozenClassifier(classifier)
         if classifier is not None:
             return FrozenClassifier.from_pretrained(classifier, **options)
-        config = self.config
-        if not config.backbone:
+        name, revision = getattr(self.config, role), getattr(self.config, f"{role}_revision")
+        words, given = _role(role), f"from_pretrained(..., {'classifier' if role == 'backbone' else role}=...)"
+        if not name:
             raise ValueError(
-                f"The head {head_name!r} does not name its classifier (it was trained on an instance); pass "
-                "from_pretrained(..., classifier=...)."
+                f"The head {head_name!r} does not name its {words} (it was trained on an instance); pass {given}."
             )
-        if in_memory:
-            name = config.backbone
-        elif os.path.isdir(head_name):
-            name = _find_classifier(config.backbone, head_name)
-        elif not is_hub_id(config.backbone):
+        if not in_memory and os.path.isdir(head_name):
+            name = _find_classifier(name, head_name, words, given)
+        elif not in_memory and not is_hub_id(name):
             raise ValueError(
-                f"The head {head_name!r} from the Hub names a local path, {config.backbone!r}, as its classifier, "
-                "which is refused; pass from_pretrained(..., classifier=...) with the classifier you mean."
+                f"The head {head_name!r} from the Hub names a local path, {name!r}, as its {words}, which is refused; "
+                f"pass {given} with the {words} you mean."
             )
-        else:
-            name = config.backbone
         try:
-            return FrozenClassifier.from_pretrained(name, revision=config.backbone_revision, **options)
+            return FrozenClassifier.from_pretrained(name, revision=revision, **options)
         except OSError as error:
             kind = type(error) if type(error) in (FileNotFoundError, PermissionError, ConnectionError) else OSError
-            raise kind(f"The head {head_name!r} needs its classifier, which did not load: {error}") from error
+            raise kind(f"The head {head_name!r} needs its {words}, which did not load: {error}") from error
 
     # ------------------------------------------------------------------ saving
 
@@ -627,14 +702,14 @@ class ExplainerPreTrainedModel(PreTrainedModel):
         **kwargs: Any,
     ) -> None:
         """
-        Save the head (and with `self_contained=True` the classifier) and its image processor, all or nothing.
+        Save the head (and with `self_contained=True` its classifiers) and its image processor, all or nothing.
 
         Everything is written to a temporary directory first and then moved in place, a new directory as a whole and
         the files of an existing one with a way back, so a failed save leaves what was there before.
 
         Args:
             save_directory (`str` or `os.PathLike`): Directory; created where missing.
-            self_contained (`bool`, *optional*): Whether to save the classifier's weights too; the config's setting
+            self_contained (`bool`, *optional*): Whether to save the classifiers' weights too; the config's setting
                 when not given.
             push_to_hub (`bool`, *optional*, defaults to `False`): Upload afterwards, as in Transformers.
             kwargs: As for `PreTrainedModel.save_pretrained`.
@@ -647,7 +722,7 @@ class ExplainerPreTrainedModel(PreTrainedModel):
             raise NotADirectoryError(f"`save_directory` {str(target)!r} is a file; give a directory.")
         before = self.config.self_contained
         if self_contained:
-            if self.config.backbone_config is None:
+            if any(getattr(self.config, f"{name}_config") is None for name in self.config.classifiers):
                 raise ValueError("`self_contained` needs a Transformers classifier; this one has no config to save.")
         hub = {key: kwargs.pop(key) for key in ("repo_id", "commit_message", "private", "token") if key in kwargs}
         try:
@@ -676,21 +751,28 @@ class ExplainerPreTrainedModel(PreTrainedModel):
             args, kwargs: As for `PreTrainedModel.push_to_hub`.
 
         Raises:
-            ValueError: If the classifier is a local directory, which nobody else has.
+            ValueError: If a classifier is a local directory, which nobody else has.
         """
-        backbone = self.config.backbone
-        local = bool(backbone and not is_hub_id(backbone))
-        if local and not self.config.self_contained:
-            raise ValueError(
-                "The head's classifier (`backbone`) is a local directory, which nobody else has; push the classifier "
-                "first and train or attach the head from there, or set config.self_contained to true."
-            )
+        sources = {name: getattr(self.config, name) for name in self.config.classifiers}
+        local = {name: source for name, source in sources.items() if source and not is_hub_id(source)}
+        for name in local:
+            if not self.config.self_contained:
+                raise ValueError(
+                    f"The head's {_role(name)} (`{name}`) is a local directory, which nobody else has; push the "
+                    "classifier first and train or attach the head from there, or set config.self_contained to true."
+                )
         try:
-            if local:
-                self.config.backbone = None  # its weights go along; where they came from stays private
+            for name in local:
+                setattr(self.config, name, None)  # its weights go along; where they came from stays private
             return super().push_to_hub(repo_id, *args, **kwargs)  # type: ignore[arg-type]  # `self` is hidden
         finally:
-            self.config.backbone = backbone
+            for name, source in local.items():
+                setattr(self.config, name, source)
+
+
+def _role(name: str) -> str:
+    """What messages call a classifier of `config.classifiers`."""
+    return "classifier" if name == "backbone" else f"{name} classifier"
 
 
 def _in_words(texts: tuple[tuple[str, ...], str] | None) -> str:
@@ -720,9 +802,9 @@ def check_output(output: SaliencyOutput) -> SaliencyOutput:
     return output
 
 
-def lost_weights(error: KeyError) -> Exception:
+def lost_weights(error: KeyError, classifiers: Sequence[str]) -> Exception:
     """What a classifier's missing weights mean, which Accelerate looks up in the head's state; else `error` itself."""
-    if _BACKBONE not in str(error):
+    if not any(f"{name}." in str(error) for name in classifiers):
         return error
     return ValueError(
         "The classifier's weights were lost when the head was offloaded, because a head's state_dict() holds its own "
@@ -731,30 +813,32 @@ def lost_weights(error: KeyError) -> Exception:
     )
 
 
-def _drop_backbone(module: Any, state_dict: dict[str, Any], prefix: str, local_metadata: Any) -> None:
+def _drop_classifiers(module: Any, state_dict: dict[str, Any], prefix: str, local_metadata: Any) -> None:
     """A head's state is its own: kilobytes on disk and in every checkpoint."""
     if not module.config.self_contained:
-        for key in [key for key in state_dict if key.startswith(prefix + _BACKBONE)]:
+        inside = tuple(f"{prefix}{name}." for name in module.config.classifiers)
+        for key in [key for key in state_dict if key.startswith(inside)]:
             del state_dict[key]
 
 
-def _forget_backbone(module: Any, incompatible_keys: Any) -> None:
+def _forget_classifiers(module: Any, incompatible_keys: Any) -> None:
     """What is deliberately not saved is not missing."""
     if not module.config.self_contained:
         missing = incompatible_keys.missing_keys  # with the prefixes of whatever wraps the head
-        missing[:] = [key for key in missing if f".{_BACKBONE}" not in f".{key}"]
+        inside = [f".{name}." for name in module.config.classifiers]
+        missing[:] = [key for key in missing if not any(name in f".{key}" for name in inside)]
 
 
-def _find_classifier(backbone: str, head_directory: str) -> str:
+def _find_classifier(source: str, head_directory: str, words: str, given: str) -> str:
     """The classifier's directory, also where it moved together with the head's; the fingerprint guards the guess."""
-    if is_hub_id(backbone) or os.path.isdir(backbone):
-        return backbone
-    name = base_name(backbone)
+    if is_hub_id(source) or os.path.isdir(source):
+        return source
+    name = base_name(source)
     head_directory = os.path.abspath(head_directory)
     for candidate in (os.path.join(os.path.dirname(head_directory), name), os.path.join(head_directory, name)):
         if os.path.isdir(candidate) and candidate != head_directory:
             return candidate
     raise FileNotFoundError(
-        f"The classifier directory {backbone!r} that the head {head_directory!r} was trained on does not exist; put "
-        "it back or pass from_pretrained(..., classifier=...)."
+        f"The {words} directory {source!r} that the head {head_directory!r} was trained on does not exist; put it "
+        f"back or pass {given}."
     )

@@ -1,4 +1,4 @@
-"""Training by masking, shared by L-CAM and T-TAME: a good map is a small one that keeps the class."""
+"""Training by masking, shared by L-CAM, T-TAME and P-TAME: a good map is a small one that keeps the class."""
 
 from __future__ import annotations
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import torch
+
 from hf_explain.classifiers.frozen_classifier import FrozenClassifier
 
 
@@ -16,3 +18,16 @@ def last_stages(classifier: FrozenClassifier) -> list[str]:
     """The last three stages of a convolutional network, finest first; its default layer where it has no stages."""
     names = classifier.layer_names[1:]
     return list(names[-3:]) if all(name.startswith("stage") for name in names) else [classifier.default_layer]
+
+
+def pyramid(classifier: FrozenClassifier) -> list[str]:
+    """
+    The last layer of each resolution, finest first, from a quarter of the image's sides on: the stages of any
+    convolutional network, found by running it once.
+    """
+    height, width = classifier.image_size
+    image = torch.zeros(1, len(classifier.image_mean), height, width, device=classifier.device)
+    with torch.no_grad():
+        maps = {name: one.feature_map for name, one in classifier.features(image).items()}
+    layers = {tuple(each.shape[-2:]): name for name, each in maps.items() if 4 * each.shape[-2] <= height}
+    return list(layers.values()) or [classifier.default_layer]

@@ -21,7 +21,7 @@ from hf_explain.classifiers.fingerprint import FINGERPRINT_DTYPES
 from hf_explain.evaluation.results import Comparison, SanityResult
 from hf_explain.heads.configuration_explainer import ExplainerConfig
 from hf_explain.io.files import RECORD_FILE, write_atomically
-from hf_explain.io.paths import base_name, is_hub_id, is_local_path, output_folder
+from hf_explain.io.paths import base_name, is_hub_id, is_local_path, output_folder, public_name
 from hf_explain.metrics import split_name
 from hf_explain.publish.card_facts import (
     EVALUATION,
@@ -287,9 +287,14 @@ def _own_settings(config: Mapping[str, Any]) -> list[tuple[str, Any]]:
         "custom_pipelines",
         "output_attentions",
     }
+    own = dict(config)
+    for name in HEADS[config["model_type"]].config.classifiers:
+        # a classifier beside the explained one is named; what else is filled in of it says nothing more
+        shared |= {f"{name}_mean", f"{name}_std"}
+        own[name] = public_name(config.get(name))
     return [
         (key, value)
-        for key, value in sorted(config.items())
+        for key, value in sorted(own.items())
         if key not in shared and not key.startswith("_") and not isinstance(value, Mapping)
     ]
 

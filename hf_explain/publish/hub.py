@@ -20,6 +20,7 @@ from hf_explain.io.paths import is_hub_id, is_local_path
 from hf_explain.publish.card_facts import read_config, read_json
 from hf_explain.publish.cards import build_model_card
 from hf_explain.publish.remote_code import auto_map, remote_code_files
+from hf_explain.registry import HEADS
 
 
 WEIGHTS = ("model.safetensors", "model-*-of-*.safetensors")
@@ -169,7 +170,7 @@ def plan_explainer(
             f"{pickles[0]!r} in {path.name!r} is a pickle, which can run code on whoever loads it; remove it, weights "
             "are published as safetensors only (save_pretrained writes them)."
         )
-    _check_classifier(config)
+    _check_classifiers(config)
     chosen = [name for name in names if _matches(name, PUBLISHED)]
     left_out = sorted(entry.name + "/" * entry.is_dir() for entry in path.iterdir() if entry.name not in chosen)
     if not any(_matches(name, WEIGHTS) for name in chosen):
@@ -309,27 +310,28 @@ def check_contents(files: list[PushedFile], directory: Path) -> None:
             raise ValueError(f"{file.name!r} contains a path of this machine; remove it before publishing.")
 
 
-def _check_classifier(config: dict[str, Any]) -> None:
-    backbone = config.get("backbone")
+def _check_classifiers(config: dict[str, Any]) -> None:
     if config.get("self_contained"):
         return
-    if not backbone:
-        raise ValueError(
-            "config.json names no classifier (`backbone`), so nobody could load this head; save it with "
-            "self_contained=True, or train it on a classifier from the Hub."
-        )
-    if not is_hub_id(backbone):
-        raise ValueError(
-            "The head's classifier (`backbone`) is a local directory, which nobody else has; push the classifier "
-            "first and set config.backbone and config.backbone_revision to where it is, or save the head with "
-            "self_contained=True."
-        )
-    if not re.fullmatch(r"[0-9a-f]{40}", config.get("backbone_revision") or ""):
-        raise ValueError(
-            f"The head's classifier {backbone!r} is not pinned: `backbone_revision` is "
-            f"{config.get('backbone_revision')!r} instead of a commit of 40 digits; load the classifier from the Hub "
-            "before attaching it, or set the commit."
-        )
+    for name in HEADS[config["model_type"]].config.classifiers:
+        source, revision = config.get(name), config.get(f"{name}_revision")
+        words = "classifier" if name == "backbone" else f"{name} classifier"
+        if not source:
+            raise ValueError(
+                f"config.json names no {words} (`{name}`), so nobody could load this head; save it with "
+                "self_contained=True, or train it on a classifier from the Hub."
+            )
+        if not is_hub_id(source):
+            raise ValueError(
+                f"The head's {words} (`{name}`) is a local directory, which nobody else has; push the classifier "
+                f"first and set config.{name} and config.{name}_revision to where it is, or save the head with "
+                "self_contained=True."
+            )
+        if not re.fullmatch(r"[0-9a-f]{40}", revision or ""):
+            raise ValueError(
+                f"The head's {words} {source!r} is not pinned: `{name}_revision` is {revision!r} instead of a commit "
+                "of 40 digits; load the classifier from the Hub before attaching it, or set the commit."
+            )
 
 
 def _check_weights(path: Path) -> None:
@@ -344,9 +346,10 @@ def _check_weights(path: Path) -> None:
 
 def _config_with_code(config: dict[str, Any], code: str | None) -> dict[str, Any]:
     config = {key: value for key, value in config.items() if key not in ("auto_map", "custom_pipelines")}
-    # A self-contained head brings its classifier; the local directory it came from stays private.
-    if config.get("self_contained") and config.get("backbone") and not is_hub_id(config["backbone"]):
-        config["backbone"] = None
+    # A self-contained head brings its classifiers; the local directories they came from stay private.
+    for name in HEADS[config["model_type"]].config.classifiers:
+        if config.get("self_contained") and config.get(name) and not is_hub_id(config[name]):
+            config[name] = None
     if code is not None:
         config["auto_map"] = auto_map(config, code)
     return config

@@ -172,7 +172,7 @@ def onnx_metadata(head: ExplainerPreTrainedModel) -> dict[str, str]:
         "head": head.config.model_type,
         "classifier": head.config.backbone if not os.path.isabs(head.config.backbone or "") else None,
         "labels": [classifier.id2label[index] for index in range(classifier.num_labels)],
-        "image_size": list(_image_size(head)),
+        "image_size": list(classifier.picture_size),
         "image_mean": list(classifier.image_mean),
         "image_std": list(classifier.image_std),
         "target": f"The class to explain in each image; {PREDICTED} is the classifier's own top class.",
@@ -202,7 +202,7 @@ def write_page(
     Raises:
         ValueError: As [`export_onnx`], or if the images have other than three channels.
     """
-    classifier, size = head.attached, _image_size(head)
+    classifier, size = head.attached, head.attached.picture_size
     if len(classifier.image_mean) != 3:
         raise ValueError(
             f"The classifier's images have {len(classifier.image_mean)} channels; the page reads pictures of three."
@@ -244,21 +244,11 @@ def _packages() -> list[Any]:
         ) from error
 
 
-def _image_size(head: ExplainerPreTrainedModel) -> tuple[int, int]:
-    """Height and width in pixels of the images that the image processor makes."""
-    classifier = head.attached
-    if classifier.image_processor is None:
-        return classifier.image_size
-    shapes = ((900, 1800), (900, 900))
-    made = {CropGeometry.from_processor(classifier.image_processor, shape).crop_size for shape in shapes}
-    return made.pop() if len(made) == 1 else classifier.image_size
-
-
 def _example(head: ExplainerPreTrainedModel, batch_size: int) -> torch.Tensor:
     """Images of coarse and fine noise."""
     generator, channels = torch.Generator().manual_seed(batch_size), len(head.attached.image_mean)
     coarse = torch.randn(batch_size, channels, 8, 8, generator=generator)
-    smooth = nn.functional.interpolate(coarse, size=_image_size(head), mode="bilinear")
+    smooth = nn.functional.interpolate(coarse, size=head.attached.picture_size, mode="bilinear")
     return (smooth + 0.3 * torch.randn(smooth.shape, generator=generator)).to(head.device)
 
 

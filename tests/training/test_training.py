@@ -15,17 +15,17 @@ import torch
 import training_worker
 from accelerate.state import AcceleratorState
 from safetensors.torch import load_file
-from testing_common import tiny_classifier
+from testing_common import save_classifier, tiny_classifier
 from testing_processes import launch, start
 from testing_training import HEADS, TinyHead, parquet_shards, picture_dataset, processor, train_head
 from torch import nn
 from transformers import ResNetConfig, ResNetForImageClassification, ViTConfig, ViTForImageClassification
 
-from hf_explain import FrozenClassifier, LCamForSaliency
+from hf_explain import FrozenClassifier, LCamForSaliency, PTameForSaliency
 from hf_explain.apps import train as train_command
 from hf_explain.apps.arguments import TrainCommand
 from hf_explain.apps.command_line import add_options, parse_assignments, read_options
-from hf_explain.cli import COMMANDS
+from hf_explain.cli import COMMANDS, main
 from hf_explain.io.datasets import load_image_dataset
 from hf_explain.io.files import LOCK_FILE
 from hf_explain.training.arguments import (
@@ -613,6 +613,30 @@ def test_command_trains_a_head_that_loads(tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(sys, "argv", [*command, "--attn_implementation", "flashy"])
     assert train_explainer.main() == 1
     assert 'attn_implementation="flashy"` is not supported' in capsys.readouterr().err
+
+
+def test_command_trains_and_resumes_a_head_over_another_classifier(tmp_path, capsys):
+    for name, family, seed in (("classifier", "vit", 0), ("auxiliary", "resnet", 7)):
+        (tmp_path / name).mkdir()
+        save_classifier(family, tmp_path / name, seed=seed)
+    shards = parquet_shards(tmp_path / "shards", count=8, shards=1)
+    command = ["train", "--classifier", str(tmp_path / "classifier"), "--dataset", str(shards), "--head", "ptame",
+               "--head_option", f"auxiliary={tmp_path / 'auxiliary'}", "--output_dir", str(tmp_path / "out"),
+               "--max_steps", "2", "--save_steps", "1", "--save_total_limit", "0", "--per_device_batch_size", "4",
+               "--dataloader_num_workers", "0"]  # fmt: skip
+    assert main(command) == 0
+    whole = PTameForSaliency.from_pretrained(tmp_path / "out")
+    record = json.loads((tmp_path / "out/training_record.json").read_text())
+    assert record["head_options"] == {"auxiliary": "auxiliary"}
+    resume = ["--resume_from_checkpoint", str(tmp_path / "out/checkpoint-1")]
+    assert main([*command, *resume]) == 0
+    again = PTameForSaliency.from_pretrained(tmp_path / "out")
+    assert again.state_dict().keys() == whole.state_dict().keys()
+    assert all(torch.equal(value, whole.state_dict()[name]) for name, value in again.state_dict().items())
+    capsys.readouterr()
+    save_classifier("resnet", tmp_path / "auxiliary", seed=8)
+    assert main([*command, *resume]) == 1
+    assert "resume with the auxiliary it was written with" in capsys.readouterr().err
 
 
 @pytest.fixture

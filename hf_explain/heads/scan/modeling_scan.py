@@ -171,7 +171,7 @@ class ScanForSaliency(ExplainerPreTrainedModel):
         try:
             return _split(self.attached, pixel_values, self.config)
         except KeyError as error:
-            raise lost_weights(error) from error
+            raise lost_weights(error, self.config.classifiers) from error
 
     def select_features(self, features: ClassifierFeatures, rows: list[int]) -> ScanFeatures:
         """

@@ -1,29 +1,16 @@
 from __future__ import annotations
 
-from typing import Any, ClassVar
+from typing import Any
 
-import torch
-import torch.nn.functional as F
-from torch import nn
-from torch.nn.modules.batchnorm import _BatchNorm
-
-from hf_explain.classifiers.features import ClassifierFeatures, LayerFeatures
 from hf_explain.classifiers.frozen_classifier import FrozenClassifier
-from hf_explain.heads.class_maps import ClassConv2d, class_maps, is_bare
-from hf_explain.heads.distributed import GlobalBatchNorm2d
-from hf_explain.heads.modeling_mask_trained import MaskTrainedExplainer
-from hf_explain.heads.taps import last_stages, spread_blocks
+from hf_explain.heads.modeling_branches import BranchedExplainer
+from hf_explain.heads.taps import last_stages
 from hf_explain.heads.ttame.configuration_ttame import TTameConfig
 
 
-class TTameForSaliency(MaskTrainedExplainer):
+class TTameForSaliency(BranchedExplainer):
     """
     T-TAME: several layers of the classifier, each refined by a residual 1×1 convolution, fused into one map per class.
-
-    As published, every branch is resized to the map's size, all are concatenated and a 1×1 convolution makes a map of
-    every class. Fusing and resizing are both linear and commute, and one class is asked for: here each branch is first
-    reduced to the one channel of the target, and only that channel is resized. The numbers are the same; a tensor with
-    a map of every class, or with all branches at the map's size, never exists.
 
     `from_classifier(..., preset="ranking")` is what ranked pixels best in this package's own measurements: the
     ranking term, a contrast of its own and six drawn fills (see [`MaskTrainedConfig`]) instead of the published area
@@ -40,132 +27,7 @@ class TTameForSaliency(MaskTrainedExplainer):
 
     config_class = TTameConfig
     config: TTameConfig
-    presets: ClassVar[dict[str, dict[str, Any]]] = {
-        "ranking": {
-            "ranking_weight": 1.0,
-            "ce_weight": 1.0,
-            "area_weight": 0.0,
-            "regularize": "own",
-            "contrast": 2.0,
-            # all but "photo": what a table measures with it, no head has seen
-            "mask_fills": ["black", "mean", "blur", "white", "noise", "color"],
-        }
-    }
-
-    def __init__(self, config: TTameConfig):
-        super().__init__(config)
-        channels = list(config.taps.values())
-        self.convs = nn.ModuleList(nn.Conv2d(width, width, kernel_size=1) for width in channels)
-        if config.context_size > 1:
-            self.contexts = nn.ModuleList(
-                nn.Conv2d(width, width, config.context_size, padding="same", groups=width) for width in channels
-            )
-        self.bns = nn.ModuleList(GlobalBatchNorm2d(width) for width in channels) if config.batch_norm else None
-        assert config.num_labels is not None  # a configuration has two where nothing else is said
-        self.fuser = ClassConv2d(sum(channels), config.num_labels, kernel_size=1)
-        self.post_init()
 
     @classmethod
     def default_feature_layers(cls, classifier: FrozenClassifier, config: Any) -> list[str]:
         return list(classifier.layer_names[-4:-1]) if classifier.is_transformer else last_stages(classifier)
-
-    @classmethod
-    def preset_fields(cls, preset: str, classifier: FrozenClassifier) -> dict[str, Any]:
-        fields = super().preset_fields(preset, classifier)
-        if classifier.is_transformer:
-            fields["feature_layers"] = spread_blocks(classifier)
-        elif getattr(classifier.config, "model_type", "").startswith("convnext"):
-            # a ResNet and a ViT gained nothing from it
-            fields["context_size"] = 3
-        # where the patches that are read are the map's own positions: not in Swin, which merges them
-        if classifier.patch_size is not None and classifier.token_layout is not None:
-            fields["mask_grid"] = "patch"
-        return fields
-
-    @classmethod
-    def complete_config(cls, classifier: FrozenClassifier, config: Any) -> None:
-        super().complete_config(classifier, config)
-        if config.mask_space is None:
-            config.mask_space = "normalized" if classifier.is_transformer else "pixel"
-        if config.feature_kind is None:
-            config.feature_kind = "pre_norm" if classifier.is_transformer else "hidden_state"
-        if config.feature_kind == "pre_norm":
-            for layer in config.feature_layers:
-                if not classifier.is_transformer or layer == classifier.layer_names[-1]:
-                    raise ValueError(
-                        f"`feature_kind` 'pre_norm' reads the LayerNorm before the next block's attention, which "
-                        f"layer {layer!r} of {classifier.model_class} is not followed by; tap an earlier "
-                        "layer of a ViT or DeiT, or use feature_kind='hidden_state'."
-                    )
-        if config.token_product and not classifier.num_prefix_tokens:
-            raise ValueError(
-                "`token_product` multiplies patch tokens by the CLS token, which is known for ViT and DeiT but not "
-                f"for {classifier.model_class}; use token_product=False."
-            )
-
-    def saliency_logits(self, features: ClassifierFeatures, target: torch.Tensor) -> torch.Tensor:
-        return self._maps(features, target, pairwise=False)
-
-    def pairwise_saliency_logits(self, features: ClassifierFeatures, target: torch.Tensor) -> torch.Tensor:
-        return self._maps(features, target, pairwise=True)
-
-    def _maps(self, features: ClassifierFeatures, target: torch.Tensor, pairwise: bool) -> torch.Tensor:
-        taps = list(self.config.taps)
-        size = [min(side, self.config.max_map_size) for side in features[taps[0]].feature_map.shape[-2:]]
-        branches = (self._branch(index, self._tap(features[layer])) for index, layer in enumerate(taps))
-        return self.on_grid(class_maps(self.fuser, branches, target, size, pairwise), features)
-
-    def _tap(self, features: LayerFeatures) -> torch.Tensor:
-        """One layer's features as its branch reads them."""
-        if self.config.feature_kind == "pre_norm":
-            features = self.attached.pre_attention_norm(features)
-        feature_map = features.feature_map.to(self.fuser.weight.dtype)
-        if self.config.token_product:
-            assert features.prefix_tokens is not None  # `complete_config` refuses a classifier without them
-            feature_map = feature_map * features.prefix_tokens[:, 0, :, None, None].to(feature_map.dtype)
-        return feature_map
-
-    def _branch(self, index: int, feature_map: torch.Tensor) -> torch.Tensor:
-        """Convolutions, BatchNorm, skip, activation of one tap, `(batch_size, channels, height, width)`."""
-        conv, norm = self.convs[index], self.bns[index] if self.bns is not None else None
-        context = self.contexts[index] if self.config.context_size > 1 else None
-        branch = feature_map if context is None else context(feature_map)
-        skip = self.config.skip
-        if not self.training and is_bare(conv) and (norm is None or is_bare(norm)):
-            assert isinstance(conv, nn.Conv2d) and isinstance(norm, _BatchNorm | None)
-            folds_skip = skip and context is None
-            weight, bias = _folded(conv, norm, folds_skip)
-            # a convolution, not a product over positions: on a CPU its kernels take half the time on every grid
-            branch = F.conv2d(branch, weight[:, :, None, None], bias)
-            skip = skip and not folds_skip
-        else:
-            branch = conv(branch)
-            if norm is not None:
-                branch = norm(branch)
-        if skip:
-            branch = branch + feature_map
-        # in place: neither a convolution, nor BatchNorm, nor a sum needs its output for its gradient
-        return branch.relu_() if self.config.branch_activation == "relu" else branch.sigmoid_()
-
-
-def _folded(conv: nn.Conv2d, norm: _BatchNorm | None, skip: bool) -> tuple[torch.Tensor, torch.Tensor]:
-    """
-    Weight, `(channels, channels)`, and bias of the one 1×1 convolution that equals convolution, BatchNorm of the
-    running statistics and skip.
-
-    Computed anew at every call from the stored parameters, which stay as they are, so it can never be out of date.
-    """
-    assert conv.bias is not None
-    weight, bias = conv.weight[:, :, 0, 0].float(), conv.bias.float()
-    if norm is not None:
-        assert norm.running_mean is not None and norm.running_var is not None
-        scale = norm.weight.float() * torch.rsqrt(norm.running_var.float() + norm.eps)
-        weight = weight * scale[:, None]
-        bias = torch.addcmul(norm.bias.float(), bias - norm.running_mean.float(), scale)
-    if skip:
-        if norm is None:
-            weight = weight.clone()  # still the parameter's own memory
-        # of the tensor itself: TorchScript's exporter loses what is written through a view
-        places = torch.arange(weight.shape[0], device=weight.device)[:, None]
-        weight.scatter_add_(1, places, torch.ones_like(weight[:, :1]))
-    return weight.to(conv.weight.dtype), bias.to(conv.weight.dtype)
