@@ -307,6 +307,7 @@ class CardFields:
     dataset: str | None = option(
         None, "name of the training data, where the record has only a local one; 'Name (user/id)' if it is on the Hub"
     )
+    dataset_config: str | None = option(None, "configuration of that data on the Hub; the record's unless given")
     evaluation_dataset: str | None = option(None, "name of the evaluation's data, likewise")
     data_terms: str | None = option(None, "terms of the training data, in a sentence")
     limitations: str | None = option(None, "markdown added to the card's limitations")

@@ -18,6 +18,7 @@ from jinja2 import Template
 from transformers import PreTrainedConfig
 
 from hf_explain.classifiers.fingerprint import FINGERPRINT_DTYPES
+from hf_explain.classifiers.frozen_classifier import FrozenClassifier
 from hf_explain.evaluation.results import Comparison, SanityResult
 from hf_explain.heads.configuration_explainer import ExplainerConfig
 from hf_explain.io.files import RECORD_FILE, write_atomically
@@ -54,6 +55,7 @@ def build_model_card(
     explainer: str | None = None,
     picture: str | os.PathLike | None = None,
     dataset: str | None = None,
+    dataset_config: str | None = None,
     evaluation_dataset: str | None = None,
     data_terms: str | None = None,
     license: str | None = None,
@@ -79,6 +81,8 @@ def build_model_card(
         picture (`str` or `os.PathLike`, *optional*): An image file beside the card, shown on top.
         dataset (`str`, *optional*): Hub id or name of the training data, where the record has only a local name; a
             name may have the id behind it, `Photographs at 128 px (user/photographs)`.
+        dataset_config (`str`, *optional*): Configuration of the training data on the Hub that the command names; the
+            record's when not given.
         evaluation_dataset (`str`, *optional*): The same of the evaluation's data.
         data_terms (`str`, *optional*): Terms of the training data, in a sentence.
         license (`str`, *optional*): Licence of the head's weights, a Hub licence identifier.
@@ -115,7 +119,7 @@ def build_model_card(
 
     unknown: list[str] = []
     classifier = _classifier(config, training, unknown)
-    trained = _trained(training, dataset, license, data_terms, unknown)
+    trained = _trained(training, dataset, dataset_config, license, data_terms, unknown)
     tested = _tested(comparison, own, evaluation_dataset, unknown)
     head = HEADS[config["model_type"]]
     data = _card_data(name, config["model_type"], classifier, trained, tested)
@@ -339,6 +343,7 @@ def _recipe(training: TrainingRecord | None) -> list[tuple[str, str]]:
 def _trained(
     training: TrainingRecord | None,
     dataset: str | None,
+    dataset_config: str | None,
     license: str | None,
     data_terms: str | None,
     unknown: list[str],
@@ -354,6 +359,7 @@ def _trained(
         unknown.append("How the head was trained: there is no training record.")
     return {
         "dataset": dataset,
+        "dataset_config": dataset_config or _told(training, "dataset_config"),
         "dataset_split": _told(training, "train_split", "dataset_split"),
         "recipe": _recipe(training),
         "license": license,
@@ -377,18 +383,49 @@ _FLAGS = {
 
 
 def _train_command(config: Mapping[str, Any], classifier: Mapping[str, Any], trained: Mapping[str, Any]) -> str:
-    """The command that trains such a head: the settings that are not its method's defaults, and what was recorded."""
-    own = HEADS[config["model_type"]].model.config_class().to_dict()
-    options = {"feature_layers": list(config.get("feature_layers") or [])}
-    options |= {key: value for key, value in _own_settings(config) if value != own.get(key)}
+    """The command that trains such a head: what is not its own choice for such a classifier, and what was recorded."""
+    preset, options = _preset_and_options(config)
     recipe = dict(trained["recipe"])
+    named = f"--head {config['model_type']}" + (f" --preset {preset}" if preset else "")
+    data = [f"--dataset {_hub_dataset(trained['dataset']) or 'DATASET'}"]
+    data += [f"--dataset_config {shlex.quote(trained['dataset_config'])}"] if trained["dataset_config"] else []
     lines = [
-        f"hf-explain train --classifier {classifier['name'] or 'CLASSIFIER'} --head {config['model_type']}",
-        f"--dataset {_hub_dataset(trained['dataset']) or 'DATASET'} --output_dir HEAD",
+        f"hf-explain train --classifier {classifier['name'] or 'CLASSIFIER'} {named}",
+        f"{' '.join(data)} --output_dir HEAD",
         " ".join(f"--{flag} {recipe[label]}" for label, flag in _FLAGS.items() if label in recipe),
         *(f"--head_option {shlex.quote(f'{key}={json.dumps(value)}')}" for key, value in options.items()),
     ]
     return " \\\n    ".join(filter(None, lines))
+
+
+def _preset_and_options(config: Mapping[str, Any]) -> tuple[str | None, dict[str, Any]]:
+    """
+    The preset, if any, that explains most of a head's fields, and the other fields.
+
+    They are compared with those of new heads for a classifier of the same configuration (with random weights, which
+    decide no field); where that is not known, with the configuration's defaults.
+    """
+    head = HEADS[config["model_type"]].model
+    own = head.config_class.from_dict(dict(config))
+    made: dict[str | None, ExplainerConfig]
+    if own.backbone_config is None:
+        made = {None: head.config_class()}
+    else:
+        classifier = FrozenClassifier.from_config(own.backbone_config)
+        made = {name: head.from_classifier(classifier, preset=name).config for name in (None, *head.presets)}
+    wanted = _command_fields(own)
+    others = {
+        name: {key: value for key, value in wanted.items() if value != _command_fields(one).get(key)}
+        for name, one in made.items()
+    }
+    preset = min(others, key=lambda name: len(others[name]))
+    return preset, others[preset]
+
+
+def _command_fields(config: ExplainerConfig) -> dict[str, Any]:
+    """What `--head_option` could set, as a file has it."""
+    fields = config.to_dict()
+    return json.loads(json.dumps({"feature_layers": fields.get("feature_layers"), **dict(_own_settings(fields))}))
 
 
 # --------------------------------------------------------------------------------------------------------- its numbers

@@ -2,6 +2,7 @@
 
 import argparse
 import copy
+import dataclasses
 import json
 import re
 import shlex
@@ -151,20 +152,38 @@ def test_the_card_names_what_it_does_not_know(saved):
     )
 
 
+def read_command(text):
+    """The options of a card's training command, as the program reads them."""
+    command = re.search(r"not on the Hub yet.*?```bash\n(.*?)```", text, re.DOTALL).group(1)
+    program, name, *words = shlex.split(command.replace("\\\n", " "))
+    assert (program, name) == ("hf-explain", "train")
+    parser = argparse.ArgumentParser()
+    add_options(parser, COMMANDS[name].options)
+    return read_options(COMMANDS[name].options, parser.parse_args(words))
+
+
 def test_the_card_of_weights_that_are_not_on_the_hub_yet(saved):
     """It says so and names the command, whose words the command knows; the numbers stand above everything else."""
     head = TTameForSaliency.from_classifier("user/resnet", mask_fills=["black", "blur"])
     card = build_model_card(head, training_record=RECORD, evaluation=EVALUATION, explainer="lcam", unreleased=True)
     assert "**AUC-D: 41.25 [40.00, 42.50]** (higher is better), random -0.50;" in "".join(card.text.splitlines()[:5])
-    command = re.search(r"not on the Hub yet.*?```bash\n(.*?)```", card.text, re.DOTALL).group(1)
-    program, name, *words = shlex.split(command.replace("\\\n", " "))
-    assert (program, name) == ("hf-explain", "train")
-    parser = argparse.ArgumentParser()
-    add_options(parser, COMMANDS[name].options)
-    read = read_options(COMMANDS[name].options, parser.parse_args(words))
+    read = read_command(card.text)
     assert (read.dataset, read.optimizer, read.learning_rate) == ("user/photographs", "sgd", 0.05)
-    assert read.head_options["mask_fills"] == ["black", "blur"] and "contrast" not in read.head_options
+    assert read.dataset_config is read.preset is None
+    assert read.head_options == {"mask_fills": ["black", "blur"]}  # the rest is T-TAME's own choice
     assert "not on the Hub yet" not in build_model_card(head, training_record=RECORD).text
+
+
+@pytest.mark.parametrize("options", [{}, {"contrast": 3.0, "mask_space": "normalized"}])
+def test_the_command_names_the_preset_and_what_is_not_of_it(saved, options):
+    head = TTameForSaliency.from_classifier("user/resnet", preset="ranking", **options)
+    recorded = {**RECORD, "dataset_config": "160px"}
+    read = read_command(build_model_card(head, training_record=recorded, unreleased=True).text)
+    assert (read.preset, read.head_options, read.dataset_config) == ("ranking", options, "160px")
+    again = TTameForSaliency.from_classifier("user/resnet", preset=read.preset, **read.head_options)
+    assert again.config.to_dict() == head.config.to_dict()
+    card = build_model_card(head, training_record=recorded, dataset_config="full_size", unreleased=True)
+    assert read_command(card.text).dataset_config == "full_size"
 
 
 def test_cards_that_cannot_be_made(saved):
@@ -390,3 +409,19 @@ def test_released_cards_are_whole(hub, saved, measured, tmp_path, monkeypatch):
         if path.name not in ("README.md", "evidence.md", "findings.md", "supported_models.md"):  # no cards
             check_released(path, hub, tmp_path, monkeypatch, ran)
     assert len(ran) >= 3
+
+
+def test_the_commands_of_released_cards_can_be_given():
+    """Their options exist, and the fields they set are the head's; data of the Hub is named with its configuration."""
+    commands = 0
+    for path in sorted(MODEL_CARDS.glob("*.md")):
+        if "not on the Hub yet.**" in (text := path.read_text()):
+            read = read_command(text)
+            head = KINDS[read.head]
+            assert read.preset is None or read.preset in head.presets
+            head.config_class(**read.head_options).validate_explainer()
+            fields = {field.name for field in dataclasses.fields(head.config_class)}
+            assert {head.config_class.renamed.get(name, name) for name in read.head_options} <= fields
+            assert read.dataset == "frgfm/imagenette" and read.dataset_config == "160px"
+            commands += 1
+    assert commands == 16
