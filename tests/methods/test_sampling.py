@@ -266,16 +266,6 @@ class CaptumTester(MethodTester):
         rest = output.saliency_logits.flatten(1)[:, [0, 1, 2, 3, 4, 6, 7, 8]]
         assert rest.abs().max() < 0.1 * output.saliency_logits.amax()
 
-
-class _OneSquare(torch.nn.Module):
-    def __init__(self):
-        super().__init__()
-        self.features = torch.nn.Conv2d(3, 3, 1)
-
-    def forward(self, pixel_values):
-        seen = pixel_values[:, :, 3:6, 6:9].mean((1, 2, 3)) + 0 * self.features(pixel_values).mean((1, 2, 3))
-        return torch.stack([torch.zeros_like(seen), seen], 1)
-
     def test_cells_of_a_grid(self):
         """The patches of an image of 4 × 4 of them are the squares of such a grid."""
         classifier, pixel_values = tiny_classifier("vit"), random_pixels("vit")
@@ -287,6 +277,16 @@ class _OneSquare(torch.nn.Module):
         assert self.call(classifier, pixel_values, 2, grid=(2, 4)).saliency.shape == (2, 2, 4)
         with pytest.raises(ValueError, match=r"`grid` \(1, 1\) makes the whole image one cell"):
             self.call(classifier, pixel_values, 2, grid=(1, 1))
+
+
+class _OneSquare(torch.nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.features = torch.nn.Conv2d(3, 3, 1)
+
+    def forward(self, pixel_values):
+        seen = pixel_values[:, :, 3:6, 6:9].mean((1, 2, 3)) + 0 * self.features(pixel_values).mean((1, 2, 3))
+        return torch.stack([torch.zeros_like(seen), seen], 1)
 
 
 class TestLime(CaptumTester):
