@@ -246,6 +246,12 @@ def _classifier(config: Mapping[str, Any], training: TrainingRecord | None, unkn
         unknown.append("The classifier's name: the head was trained on a model in memory.")
     elif local:
         unknown.append("The classifier's place on the Hub (base_model): the head was trained on a local directory.")
+    others = {}  # that nobody else has either
+    for role in HEADS[config["model_type"]].config.classifiers[1:]:
+        source = config.get(role)
+        if not config.get("self_contained") and not (source and is_hub_id(source)):
+            others[role] = public_name(source) or role
+            unknown.append(f"The {role} classifier's place on the Hub: the head was trained over a local one.")
     revision = None if local else config.get("backbone_revision")
     if not local and revision is None:
         unknown.append("The classifier's revision: it was not recorded.")
@@ -256,6 +262,7 @@ def _classifier(config: Mapping[str, Any], training: TrainingRecord | None, unkn
         "kind": nested.get("model_type"),
         "fingerprint": next(((kind, checksums[kind]) for kind in FINGERPRINT_DTYPES if kind in checksums), None),
         "included": bool(config.get("self_contained")),
+        "others": others,
         "num_labels": len(config.get("id2label") or {}) or None,
     }
 

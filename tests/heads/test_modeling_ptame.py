@@ -26,6 +26,7 @@ from torch import nn
 from hf_explain.classifiers.frozen_classifier import FrozenClassifier
 from hf_explain.heads.ptame import PTameConfig, PTameForSaliency
 from hf_explain.heads.ttame import TTameForSaliency
+from hf_explain.publish.cards import build_model_card
 from hf_explain.publish.hub import plan_explainer
 from hf_explain.publish.remote_code import remote_code_files
 from hf_explain.registry import AutoModelForSaliency
@@ -252,6 +253,9 @@ def test_checkpoints_know_both_classifiers(saved):
 
 def test_published_with_both_classifiers(saved, tmp_path):
     head, directory, *_ = saved
+    local = str(build_model_card(directory))
+    assert 'from_pretrained("head", classifier="classifier", auxiliary="auxiliary")' in local
+    assert "- The auxiliary classifier's place on the Hub: " in local
     config = json.loads((directory / "config.json").read_text())
     pinned = {"backbone": "user/vit", "backbone_revision": "a" * 40}
     (directory / "config.json").write_text(json.dumps({**config, **pinned}))

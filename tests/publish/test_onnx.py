@@ -7,14 +7,24 @@ import os
 import shutil
 import subprocess
 import threading
+from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 from PIL import Image
-from testing_common import FAMILIES, LABELS, image_size, random_pixels, save_classifier, tiny_classifier, train_steps
+from testing_common import (
+    FAMILIES,
+    LABELS,
+    image_size,
+    needed,
+    random_pixels,
+    save_classifier,
+    tiny_classifier,
+    train_steps,
+)
 
-from hf_explain import LCamForSaliency, ScanForSaliency, TTameForSaliency
+from hf_explain import LCamForSaliency, PTameForSaliency, ScanForSaliency, TTameForSaliency
 from hf_explain.cli import main
 from hf_explain.publish import onnx as exporting
 from hf_explain.publish.onnx import SaliencyGraph, export_onnx, write_page
@@ -24,12 +34,15 @@ runtime = pytest.importorskip("onnxruntime")
 onnx = pytest.importorskip("onnx")
 pytest.importorskip("onnxscript")
 
-HEADS = {"lcam": LCamForSaliency, "ttame": TTameForSaliency}
+HEADS = {"lcam": LCamForSaliency, "ttame": TTameForSaliency, "ptame": PTameForSaliency}
 
 
 def make_head(kind, family, classifier=None):
+    more = needed(kind)
+    if more and classifier:  # beside it on disk
+        more = {"auxiliary": save_classifier("resnet", Path(classifier).parent / "auxiliary", seed=7)}
     torch.manual_seed(1)
-    head = HEADS[kind].from_classifier(classifier or tiny_classifier(family))
+    head = HEADS[kind].from_classifier(classifier or tiny_classifier(family), **more)
     train_steps(head, random_pixels(family), steps=1)
     return head
 
