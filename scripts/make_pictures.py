@@ -4,12 +4,12 @@ Make the pictures of README.md: images of free licences, explained by a classifi
 
     python scripts/make_pictures.py --classifier classifiers/efficientnet-lite0 \
         --images coffee camera --output model_cards/pictures/photographs.jpg
-    python scripts/make_pictures.py --classifier classifiers/resnet-imagenette128 --head ttame-resnet \
-        --images church --output model_cards/pictures/painting.jpg
+    python scripts/make_pictures.py --classifier classifiers/efficientnet-lite0 --head ttame-efficientnet-lite0 \
+        --images church --output model_cards/pictures/church.jpg
 
 Every image stands beside Grad-CAM's map, RISE's and one of random numbers; with `--head DIR`, a head trained on the
 same classifier, its map stands before them. The classifier must know the image's class, and the head must have seen it
-in training. `scripts/make_classifiers.py` makes both classifiers.
+in training. `scripts/make_classifiers.py` makes the classifier.
 
 The images come inside packages; nothing is downloaded (`pip install scikit-image`; for those of Debian
 `dpkg -x PACKAGE.deb ROOT`, and `--debian_root ROOT`):
@@ -43,6 +43,7 @@ class Photograph:
     target: str
     said: str  # the class in a word
     credit: str  # beneath the picture
+    crop: tuple[int, int, int, int] | None = None  # left, upper, right, lower: the part that is explained
 
     def read(self, root: Path) -> bytes:
         """The file; of one inside a resource of Qt (`file#start`) the WebP picture that starts there."""
@@ -76,8 +77,9 @@ PHOTOGRAPHS = {
         "S. van der Walt, CC0",
     ),
     "church": Photograph(
-        "usr/share/gcompris-qt/rcc/details.rcc#1489890", "Debian's gcompris-qt-data", "Vincent van Gogh, 1890",
-        "public domain", "church", "church", "van Gogh, 1890",
+        "usr/share/gcompris-qt/rcc/categorization.rcc#2413676", "Debian's gcompris-qt-data 3.1",
+        "Peter Haas (Franz-von-Assisi-Kirche, Wikimedia Commons)", "CC-BY-SA-3.0", "church", "church",
+        "Peter Haas, CC-BY-SA", crop=(69, 32, 250, 213),
     ),
 }  # fmt: skip
 MASKS = 300  # of RISE: as many passes and one
@@ -91,7 +93,9 @@ CELL, TEXT = 300, 27  # pixels of a picture and of its text, which a phone still
 
 def parse(argv=None) -> argparse.Namespace:
     table = "\n".join(
-        f"- {name}: {one.file} of {one.package}; {one.author}; {one.licence}" for name, one in PHOTOGRAPHS.items()
+        f"- {name}: {one.file} of {one.package}; {one.author}; {one.licence}"
+        + (f"; cropped to {one.crop}" if one.crop else "")
+        for name, one in PHOTOGRAPHS.items()
     )
     parser = argparse.ArgumentParser(
         description=(__doc__ or "").format(table=table), formatter_class=argparse.RawDescriptionHelpFormatter
@@ -115,6 +119,7 @@ def picture(args) -> Image.Image:
     for name in args.images:
         photograph = PHOTOGRAPHS[name]
         image = on_white(photograph.read(args.debian_root))
+        image = image if photograph.crop is None else image.crop(photograph.crop)
         image.thumbnail((2 * CELL, 2 * CELL))
         row, said = [image], [photograph.credit]
         for _, explainer, method, options in explainers:
