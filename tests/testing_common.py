@@ -294,6 +294,7 @@ class ExplainerTesterMixin:
     - `head_class`: the head.
     - `variants`: name to configuration fields; most tests run on the first, those of arithmetic on all.
     - `max_kilobytes`: how large the saved head of a tiny classifier may be.
+    - `quick_families`: the families in the default suite; tests on the others are slow ones.
     - `from_classifier(classifier, **options)`: how a head is made, where it takes more than a classifier.
     - `first_layers`: the names of the first layers that it could tap in a ViT, for an error that lists them.
     - `expected_size(head, pixel_values)`: the map's size where it is not the first tapped layer's.
@@ -305,6 +306,7 @@ class ExplainerTesterMixin:
     head_class = None
     variants: dict[str, dict] = {"default": {}}
     max_kilobytes = 64
+    quick_families = FAMILIES
     first_layers = "stem, layer1"
 
     def pytest_generate_tests(self, metafunc):
@@ -312,11 +314,15 @@ class ExplainerTesterMixin:
         if "options" in metafunc.fixturenames:
             cases = [(family, first) for family in FAMILIES]
             cases += [(family, name) for family in ("deit", "resnet") for name in others]
-            ids = [f"{family}-{name}" for family, name in cases]
-            metafunc.parametrize(("family", "options"), [(f, self.variants[name]) for f, name in cases], ids=ids)
+            made = [self.case(family, name, self.variants[name]) for family, name in cases]
+            metafunc.parametrize(("family", "options"), made)
         for name, families in (("family", FAMILIES), ("either", ("vit", "resnet"))):
             if name in metafunc.fixturenames and "options" not in metafunc.fixturenames:
-                metafunc.parametrize(name, families, ids=[f"{family}-{first}" for family in families])
+                metafunc.parametrize(name, [self.case(family, first) for family in families])
+
+    def case(self, family, name, *options):
+        marks = () if family in self.quick_families else pytest.mark.slow
+        return pytest.param(family, *options, marks=marks, id=f"{family}-{name}")
 
     # ------------------------------------------------------------------ for subclasses to say
 
