@@ -14,7 +14,7 @@ convolution, which reads and writes the field once.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 
@@ -23,10 +23,9 @@ import torch.nn.functional as F
 
 
 _COARSEST_SIDE = 7
-# What holds a coarse cell, as part of what holds its pixels, which do not all lie beside a known one: the fewest steps
-_HELD = 0.8
+_HELD = 0.8  # coarse operators are softer than exact by this factor: the fewest steps
 _SPREAD = ((1.0, 2.0, 1.0), (2.0, 0.0, 2.0), (1.0, 2.0, 1.0))  # 12 times the weights of the neighbours
-_LINEAR = (0.25, 0.75, 0.75, 0.25)  # linear interpolation to twice the size, and its transpose
+_LINEAR = (0.25, 0.75, 0.75, 0.25)  # linear interpolation to twice the size, and its transpose; zeros outside
 
 
 @dataclass
@@ -36,7 +35,9 @@ class _Level:
     active: torch.Tensor  # 1.0 at unknowns, 0.0 elsewhere
     diagonal: torch.Tensor  # 0.0 where not active
     smoother: torch.Tensor  # active / diagonal
+    carry: torch.Tensor  # `active`, and what interpolation loses at the image border
     pull: torch.Tensor  # right-hand side: what known neighbours pull at
+    work: torch.Tensor  # of the size of `pull`: fresh memory for every product would take longer than the product
     inverse: torch.Tensor | None = None  # of the whole operator, on the coarsest grid, `(masks, cells, cells)`
 
 
@@ -59,15 +60,17 @@ def solve(images: torch.Tensor, removed: torch.Tensor, tolerance: float, max_ite
     height, width = images.shape[-2:]
     depth = max(0, int(math.log2(max(1, min(height, width) / _COARSEST_SIDE))))
     step = 2**depth
-    extra = (0, -width % step, 0, -height % step)  # rows and columns that are neither known nor unknown
-    unknown = F.pad(removed[None].float(), extra)
-    known = F.pad((~removed)[None].float(), extra)
+    # More rows and columns, which are neither known nor unknown
+    size = (height + -height % step, width + -width % step)
     # TF32 would round the operator to 1e-3
     with torch.no_grad(), torch.backends.cudnn.flags(allow_tf32=False):
-        values = F.pad(images, extra).transpose(0, 1) * known
-        mean = values.sum((-2, -1), keepdim=True) / known.sum((-2, -1), keepdim=True)
+        kept = (~removed).float()
+        mean = images.flatten(2) @ kept.flatten(1)[..., None] / kept.sum((-2, -1))[:, None, None]
+        mean = mean.transpose(0, 1)[..., None]
+        unknown, known = _field(removed[None].float(), size), _field(kept[None], size)
+        values = _field(images.transpose(0, 1), size).mul_(known)
         # Around their mean, where sums of float32 are most exact
-        levels = _build_levels(torch.addcmul(values, mean, known, value=-1), unknown, known, depth)
+        levels = _build_levels(values.addcmul_(mean, known, value=-1), unknown, known, depth)
         solution = _iterate(levels, tolerance, max_iterations)
     return solution.add_(mean).transpose(0, 1)[..., :height, :width]
 
@@ -77,24 +80,25 @@ def _iterate(levels: list[_Level], tolerance: float, max_iterations: int) -> tor
     finest = levels[0]
     solution = _first_guess(levels)
     # Only what `active` holds of it means anything: the smoother takes the rest away wherever it is used
-    residual = _negative_operator(finest, solution).add_(finest.pull)
-    direction, change = torch.zeros_like(solution), solution.new_zeros(())
+    residual = finest.pull.add_(_negative_operator(finest, solution))
+    direction = change = None
     # Every look at how far it moved makes a GPU wait, and even small holes take a few steps
-    unseen = 1 if solution.device.type == "cpu" else 3
+    least = 2 if solution.device.type == "cpu" else 3
     for iteration in range(max_iterations):
         correction = _v_cycle(levels, residual)
-        previous, change = change, _dot(residual, correction)
-        # The ratio is 0 in the first step, which has no previous one
-        torch.addcmul(correction, direction, _ratio(change, previous), out=direction)
+        previous, change = change, _dot(residual, correction, finest.work)
+        if direction is None or previous is None:
+            direction = correction
+        else:
+            torch.addcmul(correction, direction, _ratio(change, previous), out=direction)
         moved = _negative_operator(finest, direction)
-        length = -_ratio(change, _dot(direction, moved))  # `moved` is minus the operator's image
+        length = -_ratio(change, _dot(direction, moved, finest.work))  # `moved` is minus the operator's image
         solution.addcmul_(direction, length)
+        if iteration + 1 >= least:
+            farthest = _over_pixels(torch.amax, torch.abs(direction, out=finest.work))
+            if float((farthest * length.abs()).amax()) <= tolerance:
+                return solution
         residual.addcmul_(moved, length)
-        if iteration < unseen:
-            continue
-        farthest = _over_pixels(torch.amax, torch.abs(direction, out=moved))
-        if float((farthest * length.abs()).amax()) <= tolerance:
-            return solution
     raise RuntimeError(
         f"Linear imputation did not come within `tolerance` {tolerance} in {max_iterations} iterations."
     )
@@ -105,7 +109,7 @@ def _first_guess(levels: list[_Level]) -> torch.Tensor:
     solution = _v_cycle(levels[-1:], levels[-1].pull)
     for index in range(len(levels) - 2, -1, -1):
         level = levels[index]
-        solution = _enlarged(solution).mul_(level.active)
+        solution = _enlarged(solution).mul_(level.carry)
         if index:
             solution += _v_cycle(levels[index:], _negative_operator(level, solution).add_(level.pull))
     return solution
@@ -117,20 +121,27 @@ def _build_levels(values: torch.Tensor, unknown: torch.Tensor, known: torch.Tens
 
     On the finest one `diagonal` counts all neighbours inside the image, of which the known ones hold the pixel. A
     coarser cell is active if any of its four pixels is unknown, is tied to its active neighbours by the same weights,
-    and is held by most of what holds its pixels. That is close to the exact coarse operator and rarely softer, so
-    V-cycles hardly overshoot and stay positive definite, whatever the shape of the holes.
+    and is held by the row sum of the exact coarse operator, that of what interpolation makes of a constant: where
+    the shape of a hole matters, coarse and fine grid agree. Where it is negative it is 0, so that the operator stays
+    positive definite whatever that shape.
     """
-    active, held = _field(unknown), _neighbours(_field(known)) * _field(unknown)
-    pull = _neighbours(_field(values)).mul_(active)
-    levels = []
+    active, pull = unknown, _neighbours(values).mul_(unknown)
+    diagonal = _neighbours((known + unknown)[:, :1]) * active  # what is inside the image is the same for all masks
+    levels: list[_Level] = []
     while True:
-        diagonal = torch.addcmul(held, _neighbours(active), active)
-        smoother = active / torch.where(active > 0, diagonal, 1.0)
-        levels.append(_Level(active, diagonal, smoother, pull))
+        smoother = (active / diagonal).nan_to_num_(0.0)
+        carry, (height, width) = active.clone(), active.shape[-2:]
+        carry[..., :: max(1, height - 1), :] /= _LINEAR[1]
+        carry[..., :: max(1, width - 1)] /= _LINEAR[1]
+        level = _Level(active, diagonal, smoother, carry, pull, torch.empty_like(pull))
+        levels.append(level)
         if len(levels) > depth:
             break
-        held, pull = (F.avg_pool2d(field, 2).mul_(4 * _HELD) for field in (held, pull))
         active = F.max_pool2d(active, 2)
+        flat = _enlarged(active).mul_(carry)
+        held = _reduced(_negative_operator(level, flat).mul_(carry)).mul_(-_HELD).clamp_(min=0)
+        diagonal = held.add_(_neighbours(active)).mul_(active)
+        pull = _reduced(torch.mul(pull, carry, out=level.work)).mul_(_HELD)
     if active.shape[-2] * active.shape[-1] <= 4 * _COARSEST_SIDE**2:
         levels[-1].inverse = _dense_inverse(active[0], diagonal[0])
     return levels
@@ -152,12 +163,12 @@ def _v_cycle(levels: list[_Level], residual: torch.Tensor) -> torch.Tensor:
     level = levels[0]
     if level.inverse is not None:
         values = residual.flatten(2).transpose(0, 1) @ level.inverse  # all channels of a mask in one product
-        return _field(values.transpose(0, 1).reshape(residual.shape))
-    result = residual * level.smoother
+        return _field(values.transpose(0, 1).reshape(residual.shape), residual.shape[-2:])
+    result = torch.mul(residual, level.smoother, out=level.work)
     if len(levels) > 1:
         # What is left of the residual: the diagonal's part of `residual - A result` is 0 after a Jacobi step from 0
-        rest = _neighbours(result).mul_(level.active)
-        result.addcmul_(_enlarged(_v_cycle(levels[1:], _reduced(rest))), level.active)
+        rest = _reduced(_neighbours(result).mul_(level.carry))
+        result.addcmul_(_enlarged(_v_cycle(levels[1:], rest)), level.carry)
     # The diagonal's part of the second step cancels what it starts from
     return _neighbours(result).add_(residual).mul_(level.smoother)
 
@@ -167,11 +178,15 @@ def _negative_operator(level: _Level, field: torch.Tensor) -> torch.Tensor:
     return _neighbours(field).addcmul_(field, level.diagonal, value=-1)
 
 
-def _field(values: torch.Tensor) -> torch.Tensor:
-    """A field as the stencils are fastest on this device."""
-    if values.device.type == "cpu":
-        return values.contiguous(memory_format=torch.channels_last)
-    return values.contiguous()
+def _field(values: torch.Tensor, size: Sequence[int]) -> torch.Tensor:
+    """A copy as the stencils are fastest on this device, with zeros below and to the right up to `size`."""
+    layout = torch.channels_last if values.device.type == "cpu" else torch.contiguous_format
+    height, width = values.shape[-2:]
+    field = torch.empty(*values.shape[:2], *size, device=values.device, memory_format=layout)
+    if (height, width) != tuple(size):
+        field.zero_()
+    field[..., :height, :width] = values
+    return field
 
 
 def _stencil(weights: torch.Tensor, count: int) -> torch.Tensor:
@@ -193,19 +208,17 @@ def _neighbours(field: torch.Tensor) -> torch.Tensor:
 def _reduced(field: torch.Tensor) -> torch.Tensor:
     """Half the size, by the transpose of `_enlarged`: sums, not means."""
     count, weights = field.shape[1], _weights(_LINEAR, field.device)
-    field = F.pad(field, (1, 1, 1, 1), mode="replicate")
-    return F.conv2d(field, _stencil(weights[:, None] * weights, count), stride=2, groups=count)
+    return F.conv2d(field, _stencil(weights[:, None] * weights, count), stride=2, padding=1, groups=count)
 
 
 def _enlarged(field: torch.Tensor) -> torch.Tensor:
-    """Twice the size, bilinearly; the border value is repeated."""
+    """Twice the size, bilinearly; zeros outside take a quarter of the outermost rows and columns away."""
     count, weights = field.shape[1], _weights(_LINEAR, field.device)
-    field = F.pad(field, (1, 1, 1, 1), mode="replicate")
-    return F.conv_transpose2d(field, _stencil(weights[:, None] * weights, count), stride=2, padding=3, groups=count)
+    return F.conv_transpose2d(field, _stencil(weights[:, None] * weights, count), stride=2, padding=1, groups=count)
 
 
-def _dot(first: torch.Tensor, second: torch.Tensor) -> torch.Tensor:
-    return _over_pixels(torch.sum, first * second)
+def _dot(first: torch.Tensor, second: torch.Tensor, work: torch.Tensor) -> torch.Tensor:
+    return _over_pixels(torch.sum, torch.mul(first, second, out=work))
 
 
 def _over_pixels(reduce: Callable[..., torch.Tensor], field: torch.Tensor) -> torch.Tensor:
