@@ -199,8 +199,8 @@ def linear_imputation(
         pixel_values (`torch.Tensor` of shape `(batch_size, channels, height, width)`): Images.
         removed (`torch.BoolTensor` of shape `(batch_size, height, width)`): True where a pixel is to be imputed.
         tolerance (`float`, *optional*, defaults to 5e-2): Iterate until no pixel moves by more; the distance to the
-            exact solution is then well below half of it, at most pixels below a twentieth. In units of
-            `pixel_values`, where one of a photograph's 256 grey levels is about 0.017.
+            exact solution is then well below half of it. In units of `pixel_values`, where one of a photograph's 256
+            grey levels is about 0.017.
         max_iterations (`int`, *optional*, defaults to 200): Give up with an error after so many.
 
     Returns:

@@ -81,7 +81,8 @@ def _iterate(levels: list[_Level], tolerance: float, max_iterations: int) -> tor
     solution = _first_guess(levels)
     # Only what `active` holds of it means anything: the smoother takes the rest away wherever it is used
     residual = finest.pull.add_(_negative_operator(finest, solution))
-    direction = change = None
+    direction: torch.Tensor | None = None
+    change: torch.Tensor | None = None
     # Every look at how far it moved makes a GPU wait, and even small holes take a few steps
     least = 2 if solution.device.type == "cpu" else 3
     for iteration in range(max_iterations):
