@@ -14,7 +14,7 @@ from hf_explain.io import downloads
 from hf_explain.io.datasets import load_image_dataset
 from hf_explain.io.paths import base_name, exists_here, is_hub_id, is_local_path, portable_name, public_name
 from hf_explain.publish.cards import _classifier
-from hf_explain.publish.hub import _check_classifier, check_repo_id
+from hf_explain.publish.hub import _check_classifiers, check_repo_id
 
 
 # What a name is where nothing of that name exists: a path, an id on the Hub, or neither
@@ -71,11 +71,14 @@ def test_by_its_text(name, kind):
     assert is_hub_id(name) is (kind == "id")
 
 
+ROLE = ("classifier", "classifier=...")  # what an error calls it, and what it asks for
+
+
 @pytest.mark.parametrize(("name", "kind"), OF_NOTHING.items())
 def test_every_door_agrees_where_nothing_exists(name, kind, tmp_path):
     assert not exists_here(name)
     is_id = kind == "id"
-    config = {"backbone": name, "backbone_revision": "0" * 40}
+    config = {"model_type": "lcam", "backbone": name, "backbone_revision": "0" * 40}
 
     with pytest.raises(ToTheHub if is_id else FileNotFoundError):
         FrozenClassifier.from_pretrained(name)
@@ -84,13 +87,13 @@ def test_every_door_agrees_where_nothing_exists(name, kind, tmp_path):
 
     assert public_name(name) == (name if is_id else base_name(name)) and portable_name(name) == name
     if is_id:
-        assert _find_classifier(name, "head") == name
-        _check_classifier(config)
+        assert _find_classifier(name, "head", *ROLE) == name
+        _check_classifiers(config)
     else:
         with pytest.raises(FileNotFoundError, match="The classifier directory .* does not exist"):
-            _find_classifier(name, "head")
+            _find_classifier(name, "head", *ROLE)
         with pytest.raises(ValueError, match="is a local directory, which nobody else has"):
-            _check_classifier(config)
+            _check_classifiers(config)
     assert _classifier(config, None, [])["hub_id"] == (name if is_id else None)
 
     if not is_id or "/" not in name:  # a repository of one's own has a user
@@ -117,7 +120,7 @@ def test_what_exists_here_is_meant(name, tmp_path):
         with pytest.raises(FileNotFoundError, match="has no config.json"):
             FrozenClassifier.from_pretrained(name)
         assert portable_name(name) == os.path.abspath(name)
-        assert _find_classifier(name, "head") == name
+        assert _find_classifier(name, "head", *ROLE) == name
     with pytest.raises(ToTheHub):  # by way of `datasets`, which is given the directory
         load_image_dataset(name)
 
@@ -140,4 +143,4 @@ def test_public_names():
 def test_a_classifier_that_moved_with_its_head_is_found_whatever_machine_it_was_trained_on():
     Path("moved/classifier").mkdir(parents=True)
     for backbone in ("C:\\runs\\classifier", "/runs/classifier", "/runs/classifier/"):
-        assert _find_classifier(backbone, "moved/head") == os.path.abspath("moved/classifier")
+        assert _find_classifier(backbone, "moved/head", *ROLE) == os.path.abspath("moved/classifier")
