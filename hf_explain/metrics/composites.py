@@ -217,7 +217,7 @@ def _top(saliency: torch.Tensor, size: tuple[int, int], part: float) -> torch.Te
     """Maps at that size that are 1 for the most salient part of their pixels and 0 elsewhere."""
     # equal values that interpolation makes differ in float64's last digits are equal again in float32
     maps = resize_maps(saliency.double(), size).float()
-    count = round(part * maps[0].numel())
+    count = round(part * size[0] * size[1])
     limit = maps.flatten(1).topk(count).values[:, -1, None, None]
     above, equal = maps > limit, maps == limit
     left = count - above.sum((1, 2), keepdim=True)

@@ -29,7 +29,7 @@ from hf_explain.tensors.scalars import check_number, check_numbers
 
 
 _DEFAULT = PRESETS["road"]["default"]
-_TOLERANCE = 5e-2  # the exact solution is then nearer than the noise that ROAD adds afterwards
+_TOLERANCE = 1e-2  # of which ROAD's number knows less than 0.01 points: the noise added afterwards is as large
 # A CPU solves in blocks of at most so many bytes of images: a larger field is memory that the system gives afresh
 # every time, which takes longer than the arithmetic. Other devices take everything at once.
 _CPU_BLOCK_BYTES = 6 * 2**20
@@ -103,7 +103,7 @@ def road(
         score (`str`, *optional*, defaults to `"probability"`): `"probability"`, `"accuracy"` or `"agreement"`.
         noise (`float`, *optional*, defaults to 0.01): Standard deviation of what is added to imputed pixels, in
             units of `pixel_values`. One noise image per image and seed, the same at every percentage.
-        tolerance (`float`, *optional*, defaults to 5e-2): See [`linear_imputation`].
+        tolerance (`float`, *optional*, defaults to 1e-2): See [`linear_imputation`].
         grid, logits, seed, image_ids, max_batch, max_bytes: As in
             [`~hf_explain.metrics.functional.perturbation_curves`].
 
@@ -198,7 +198,7 @@ def linear_imputation(
     Args:
         pixel_values (`torch.Tensor` of shape `(batch_size, channels, height, width)`): Images.
         removed (`torch.BoolTensor` of shape `(batch_size, height, width)`): True where a pixel is to be imputed.
-        tolerance (`float`, *optional*, defaults to 5e-2): Iterate until no pixel moves by more; the distance to the
+        tolerance (`float`, *optional*, defaults to 1e-2): Iterate until no pixel moves by more; the distance to the
             exact solution is then well below half of it. In units of `pixel_values`, where one of a photograph's 256
             grey levels is about 0.017.
         max_iterations (`int`, *optional*, defaults to 200): Give up with an error after so many.

@@ -130,7 +130,7 @@ def _build_levels(values: torch.Tensor, unknown: torch.Tensor, known: torch.Tens
     diagonal = _neighbours((known + unknown)[:, :1]) * active  # what is inside the image is the same for all masks
     levels: list[_Level] = []
     while True:
-        smoother = (active / diagonal).nan_to_num_(0.0)
+        smoother = (active / diagonal).nan_to_num_(0.0, posinf=0.0)  # 0 where nothing holds a cell
         carry, (height, width) = active.clone(), active.shape[-2:]
         carry[..., :: max(1, height - 1), :] /= _LINEAR[1]
         carry[..., :: max(1, width - 1)] /= _LINEAR[1]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import re
@@ -409,24 +410,27 @@ def _preset_and_options(config: Mapping[str, Any]) -> tuple[str | None, dict[str
     """
     The preset, if any, that explains most of a head's fields, and the other fields.
 
-    They are compared with those of new heads for a classifier of the same configuration (with random weights, which
-    decide no field); where that is not known, with the configuration's defaults.
+    They are compared with those of new heads for classifiers of the same configurations (with random weights, which
+    decide no field); where these are not known, with the configuration's defaults.
     """
     head = HEADS[config["model_type"]].model
     own = head.config_class.from_dict(dict(config))
-    made: dict[str | None, ExplainerConfig]
-    if own.backbone_config is None:
-        made = {None: head.config_class()}
-    else:
-        classifier = FrozenClassifier.from_config(own.backbone_config)
-        made = {name: head.from_classifier(classifier, preset=name).config for name in (None, *head.presets)}
+    nested = {name: getattr(own, f"{name}_config") for name in own.classifiers}
+    made: dict[str | None, ExplainerConfig] = {}
+    if None not in nested.values():
+        others = {name: FrozenClassifier.from_config(one) for name, one in nested.items()}
+        classifier = others.pop("backbone")
+        for name in (None, *head.presets):
+            with contextlib.suppress(ValueError):  # what such a classifier refuses did not make this head
+                made[name] = head.from_classifier(classifier, preset=name, **others).config
+    made = made or {None: head.config_class()}
     wanted = _command_fields(own)
-    others = {
+    options = {
         name: {key: value for key, value in wanted.items() if value != _command_fields(one).get(key)}
         for name, one in made.items()
     }
-    preset = min(others, key=lambda name: len(others[name]))
-    return preset, others[preset]
+    preset = min(options, key=lambda name: len(options[name]))
+    return preset, options[preset]
 
 
 def _command_fields(config: ExplainerConfig) -> dict[str, Any]:

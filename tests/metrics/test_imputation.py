@@ -58,7 +58,7 @@ def test_against_the_direct_solution(size, kind, share):
     imputed, loosely = linear_imputation(images, removed, tolerance=2e-3), linear_imputation(images, removed)
     for image, hole, result, rough in zip(images, removed, imputed, loosely):
         exact = direct_solution(image, hole)
-        assert (result.double() - exact).abs().max() < 1e-3 and (rough.double() - exact).abs().max() < 2e-2
+        assert (result.double() - exact).abs().max() < 1e-3 and (rough.double() - exact).abs().max() < 5e-3
         assert torch.equal(result[:, ~hole], image[:, ~hole])
 
 

@@ -21,6 +21,7 @@ from hf_explain import (
     AutoModelForSaliency,
     FrozenClassifier,
     LCamForSaliency,
+    PTameForSaliency,
     SaliencyEvaluator,
     TTameForSaliency,
     metrics,
@@ -184,6 +185,18 @@ def test_the_command_names_the_preset_and_what_is_not_of_it(saved, options):
     assert again.config.to_dict() == head.config.to_dict()
     card = build_model_card(head, training_record=recorded, dataset_config="full_size", unreleased=True)
     assert read_command(card.text).dataset_config == "full_size"
+
+
+def test_the_command_of_a_head_over_two_classifiers_and_where_a_preset_is_refused(saved, tmp_path, monkeypatch):
+    tiny_classifier(seed=3).save_pretrained(tmp_path / "small")
+    head = PTameForSaliency.from_classifier("user/resnet", auxiliary=tmp_path / "small", preset="ranking")
+    read = read_command(build_model_card(head, training_record=RECORD, unreleased=True).text)
+    assert (read.head, read.preset, read.head_options) == ("ptame", "ranking", {"auxiliary": "small"})
+
+    head = TTameForSaliency.from_classifier("user/resnet", ce_weight=0.5)
+    monkeypatch.setitem(TTameForSaliency.presets, "ranking", {"ce_weight": -1.0})
+    read = read_command(build_model_card(head, training_record=RECORD, unreleased=True).text)
+    assert read.preset is None and read.head_options == {"ce_weight": 0.5}
 
 
 def test_cards_that_cannot_be_made(saved):
