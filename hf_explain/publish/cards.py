@@ -418,7 +418,7 @@ def _preset_and_options(config: Mapping[str, Any]) -> tuple[str | None, dict[str
     nested = {name: getattr(own, f"{name}_config") for name in own.classifiers}
     made: dict[str | None, ExplainerConfig] = {}
     if None not in nested.values():
-        others = {name: FrozenClassifier.from_config(one) for name, one in nested.items()}
+        others: dict[str, Any] = {name: FrozenClassifier.from_config(one) for name, one in nested.items()}
         classifier = others.pop("backbone")
         for name in (None, *head.presets):
             with contextlib.suppress(ValueError):  # what such a classifier refuses did not make this head
