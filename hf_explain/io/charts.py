@@ -11,6 +11,7 @@ import os
 import threading
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import cast
 
 import matplotlib
 import numpy as np
@@ -18,6 +19,7 @@ import torch
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from matplotlib.patches import Patch
+from matplotlib.text import Text
 from PIL import Image
 
 from hf_explain.io.colors import INK, KINDS, PALETTE
@@ -92,8 +94,7 @@ def plot_curves(
 
     colors = _colors(series, kinds, PALETTE)
     direct = len(series) <= 6
-    legend_rows = 0 if direct else -(-len(series) // 3)
-    figure = _figure(3.4 + 0.24 * legend_rows)
+    figure = _figure(3.4)
     axes = figure.add_subplot()
     for index, (name, values) in enumerate(series.items()):
         color, dash = colors[name], _DASHES[index % len(_DASHES)]
@@ -107,7 +108,8 @@ def plot_curves(
     if direct:
         _label_ends(axes, positions, series, colors)
     else:
-        figure.legend(loc="outside lower center", ncols=3, fontsize=9, frameon=False)
+        rows = _legend(figure, axes.get_legend_handles_labels()[0], 9)
+        figure.set_figheight(3.4 + 0.24 * rows)
     return _render(figure, files)
 
 
@@ -172,7 +174,7 @@ def bar_chart(
     axes.barh(rows, lengths, height=0.66, color=[colors[name] for name in names])
     if len(shown) > 1:
         handles = [Patch(color=KINDS[kind][0], label=kind) for kind in KINDS if kind in shown]
-        figure.legend(handles=handles, loc="outside lower center", ncols=3, fontsize=8.5, frameon=False)
+        _legend(figure, handles, 8.5)
     drawn = [index for index, name in enumerate(names) if name in (errors or {})]
     if drawn:
         reach = np.stack([lengths - low, high - lengths])[:, drawn]
@@ -226,10 +228,45 @@ def _figure(height: float) -> Figure:
     return figure
 
 
+def _legend(figure: Figure, handles: Sequence, size: float) -> int:
+    """Below the chart, in as many columns of three as are not wider than it; how many rows that is."""
+    for columns in (3, 2, 1):
+        legend = figure.legend(
+            handles=handles, loc="outside lower center", ncols=columns, fontsize=size, frameon=False
+        )
+        if columns == 1 or legend.get_window_extent(_renderer(figure)).width <= figure.bbox.width:
+            return -(-len(handles) // columns)
+        legend.remove()
+    raise AssertionError  # one column is taken whatever its width
+
+
+def _fitted(figure: Figure, text: str, size: float, share: float) -> str:
+    """The text in lines that a share of the figure's width has room for."""
+    room, lines = share * figure.bbox.width, []
+    for line in text.splitlines():
+        begun = ""
+        for word in line.split():
+            longer = f"{begun} {word}".lstrip()
+            width = Text(0, 0, longer, fontsize=size, figure=figure).get_window_extent(_renderer(figure)).width
+            if begun and width > room:
+                lines.append(begun)
+                longer = word
+            begun = longer
+        lines.append(begun)
+    return "\n".join(lines)
+
+
+def _renderer(figure: Figure):
+    return cast(FigureCanvasAgg, figure.canvas).get_renderer()
+
+
 def _dress(axes, title: str | None, x_label: str, y_label: str) -> None:
+    figure = axes.figure
     if title:
-        axes.set_title(title, fontsize=11, loc="left")
-    axes.set_xlabel(x_label, fontsize=10)
+        # from the figure's edge: that of the axes stands further right, the longer the names of bars are
+        figure.suptitle(_fitted(figure, title, 11, 0.96), x=0.02, ha="left", fontsize=11)
+    # it ends where the axes end, so it may begin left of them, below the names of bars
+    axes.set_xlabel(_fitted(figure, x_label, 10, 0.94), fontsize=10, loc="right")
     axes.set_ylabel(y_label, fontsize=10)
     axes.tick_params(labelsize=9)
     axes.spines[["top", "right"]].set_visible(False)

@@ -1,10 +1,12 @@
 """What the charts of a comparison show: the best first, what is better, seeds together, steps where they are."""
 
+import numpy as np
 import pytest
 from PIL import Image
 
 from hf_explain.evaluation import comparison_report
 from hf_explain.evaluation.results import Comparison, ExplainerResult, MetricResult, SeedSpread
+from hf_explain.io.charts import bar_chart, plot_curves
 from hf_explain.metrics import metric_numbers
 from hf_explain.registry import METHODS
 
@@ -87,3 +89,16 @@ def test_at_most_a_dozen_bars_the_controls_among_them(drawn, tmp_path):
     bars, _, options = drawn["auc_d"]
     assert list(bars) == [f"head{index}" for index in range(19, 8, -1)] + ["Random control"]
     assert "9 more in table.md" in options["x_label"] and options["title"] == "AUC-D (higher is better)"
+
+
+def test_nothing_is_cut_off_at_the_sides():
+    names = ["a trained head with a long name", "b", *(f"Method number {number}" for number in range(6))]
+    kinds = {name: "trained head" if index < 2 else "training-free method" for index, name in enumerate(names)}
+    title = "AUC-D over several fills, and over some more of them (higher is better)"
+    label = "points, whiskers: 95 % interval, or standard deviation over seeds; 3 more in table.md"
+    for chart in (
+        bar_chart(dict.fromkeys(names, 10.0), title=title, x_label=label, kinds=kinds),
+        plot_curves({name: [3.0, 2.0, 1.0] for name in names}, title=f"one line\n{title}", x_label=label, kinds=kinds),
+    ):
+        pixels = np.asarray(chart)
+        assert (pixels[:, :2] == 255).all() and (pixels[:, -2:] == 255).all()
