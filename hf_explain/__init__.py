@@ -20,8 +20,8 @@ it), and tests/ has the same rooms:
   built is in `architectures.py`
 - `metrics/`: `functional.py` and its neighbours: tensors in, numbers out; one `evaluate` module per folder
 - `training/`: the Accelerate loop, its settings, batches and checkpoints; it knows no head
-- `heads/<name>/`: the trained heads; the base class is `modeling_explainer.py`, the masking loss
-  `modeling_mask_trained.py`
+- `heads/<name>/`: the trained heads; the base class is `modeling_explainer.py`, its loading and
+  saving `modeling_bound.py`, the masking loss `modeling_mask_trained.py`
 - `methods/`: the training-free methods, one function each
 - `registry.py`: the one list of heads and the one of methods, with what is known of each
 - `pipeline.py`: images in, maps on the original image out

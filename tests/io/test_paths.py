@@ -9,7 +9,7 @@ from transformers import PreTrainedModel
 
 from hf_explain import FrozenClassifier, LCamForSaliency
 from hf_explain.apps.demo import write_space
-from hf_explain.heads.modeling_explainer import _find_classifier
+from hf_explain.heads.modeling_bound import _find_classifier
 from hf_explain.io import downloads
 from hf_explain.io.datasets import load_image_dataset
 from hf_explain.io.paths import base_name, exists_here, is_hub_id, is_local_path, portable_name, public_name
