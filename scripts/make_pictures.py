@@ -6,10 +6,13 @@ Make the pictures of README.md: images of free licences, explained by a classifi
         --images coffee camera --output model_cards/pictures/photographs.jpg
     python scripts/make_pictures.py --classifier classifiers/efficientnet-lite0 --head ttame-efficientnet-lite0 \
         --images church --output model_cards/pictures/church.jpg
+    python scripts/make_pictures.py --classifier classifiers/efficientnet-lite0 --head ttame-efficientnet-lite0 \
+        --overlay --images church --output model_cards/pictures/overlay.jpg
 
 Every image stands beside Grad-CAM's map, RISE's and one of random numbers; with `--head DIR`, a head trained on the
-same classifier, its map stands before them. The classifier must know the image's class, and the head must have seen it
-in training. `scripts/make_classifiers.py` makes the classifier.
+same classifier, its map stands before them; with `--overlay` the first map of the first image is drawn alone, with its
+legend. The classifier must know the image's class, and the head must have seen it in training.
+`scripts/make_classifiers.py` makes the classifier.
 
 The images come inside packages; nothing is downloaded (`pip install scikit-image`; for those of Debian
 `dpkg -x PACKAGE.deb ROOT`, and `--debian_root ROOT`):
@@ -24,7 +27,7 @@ import sys
 from dataclasses import dataclass
 from pathlib import Path
 
-from PIL import Image
+from PIL import Image, ImageOps
 
 from hf_explain import AutoModelForSaliency
 from hf_explain.io.images import load_rgb
@@ -103,6 +106,7 @@ def parse(argv=None) -> argparse.Namespace:
     parser.add_argument("--classifier", required=True, help="directory or Hub id of one of ImageNet's classes")
     parser.add_argument("--head", help="directory of a head trained on it")
     parser.add_argument("--images", nargs="+", choices=PHOTOGRAPHS, default=["coffee", "camera", "chelsea"])
+    parser.add_argument("--overlay", action="store_true", help="the first map of the first image alone")
     parser.add_argument("--debian_root", type=Path, default=Path("/"), help="where Debian packages are unpacked")
     parser.add_argument("--output", required=True, type=Path, help="file of the picture")
     return parser.parse_args(argv)
@@ -121,10 +125,14 @@ def picture(args) -> Image.Image:
         image = on_white(photograph.read(args.debian_root))
         image = image if photograph.crop is None else image.crop(photograph.crop)
         image.thumbnail((2 * CELL, 2 * CELL))
+        if args.overlay:
+            image = ImageOps.contain(image, (2 * CELL, 2 * CELL))
         row, said = [image], [photograph.credit]
         for _, explainer, method, options in explainers:
             chosen = {} if method is None else {"method": method, **options}
             (found,) = explainer(image, target=photograph.target, **chosen)
+            if args.overlay:
+                return overlay(image, found["saliency_map"], legend=True)
             row.append(overlay(image, found["saliency_map"], colormap="inferno", grayscale=True))
             said.append(f"{photograph.said}, {100 * found['score']:.0f} %")
         rows.append(row)

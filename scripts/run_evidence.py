@@ -9,6 +9,7 @@ Train every head on every classifier, compare them with the training-free method
     python scripts/run_evidence.py table    --output_dir evidence
     python scripts/run_evidence.py summary  --output_dir evidence --numbers comparison/auc_d comparison/road
     python scripts/run_evidence.py keep     --output_dir evidence --keep_dir model_cards/results
+    python scripts/run_evidence.py charts   --output_dir model_cards/results --charts auc_d_fills@all road_morf_curve
     python scripts/run_evidence.py cost     --output_dir evidence --examples 1000
     python scripts/run_evidence.py sweep    --classifiers resnet=DIR --heads ttame --vary head.levels=1,2 ...
     python scripts/run_evidence.py leave-one-fill-out --classifiers resnet=DIR --heads ttame-ranking-contrast-fills ...
@@ -42,6 +43,7 @@ import re
 import shlex
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Iterable, Iterator
 from itertools import product
@@ -50,7 +52,7 @@ from statistics import mean, stdev
 from typing import Any
 
 from hf_explain.classifiers.frozen_classifier import FrozenClassifier
-from hf_explain.evaluation.comparison_report import standings_tables
+from hf_explain.evaluation.comparison_report import standings_tables, write_charts
 from hf_explain.evaluation.results import Column, Comparison, ExplainerResult
 from hf_explain.io.datasets import cell_content, leave_encoded, load_image_dataset, resolve_columns
 from hf_explain.io.files import RECORD_FILE, read_json_file, write_atomically, write_json_file
@@ -643,6 +645,21 @@ def keep(args) -> bool:
     return True
 
 
+def charts(args) -> bool:
+    """`--charts` of the comparisons as `CLASSIFIER-CHART.png` in `--chart_dir`, heads by their titles."""
+    args.chart_dir.mkdir(parents=True, exist_ok=True)
+    titles = {name: title.replace("`", "") for name, title in TITLES.items()}
+    for file in sorted(args.output_dir.glob(f"*/{args.comparison}/{COMPARISON}")):
+        with tempfile.TemporaryDirectory() as folder:
+            write_charts(Path(folder), read_comparison(file), titles)
+            for chart in args.charts:
+                if (drawn := Path(folder, f"{chart}.png")).is_file():
+                    target = args.chart_dir / f"{file.parent.parent.name}-{chart.replace('@', '-')}.png"
+                    write_atomically(target, drawn.read_bytes())
+                    print(target)
+    return True
+
+
 def cost(args) -> bool:
     """What the comparisons would take for `--examples` photographs, by the seconds that they took."""
     lines, total = ["| classifier | comparison | explainer | s/photograph | photographs | hours |"], 0.0
@@ -756,9 +773,9 @@ def passes(costs: list[tuple[float, float]]) -> str:
 STAGES = {
     "train": train_all, "sweep": sweep, "tune": tune, "layers": layers, "evaluate": evaluate_all,
     "leave-one-fill-out": leave_one_fill_out,
-    "table": table, "summary": summary, "keep": keep, "cost": cost,
+    "table": table, "summary": summary, "keep": keep, "charts": charts, "cost": cost,
 }  # fmt: skip
-_READING = ("table", "summary", "keep", "cost")  # stages that read what is there
+_READING = ("table", "summary", "keep", "charts", "cost")  # stages that read what is there
 
 
 def main() -> int:
@@ -808,6 +825,10 @@ def main() -> int:
     parser.add_argument("--explainers", nargs="+", default=[], metavar="NAME", help="summary: its rows (default: all)")
     parser.add_argument("--intervals", action="store_true", help="summary: 95 %% intervals of the first number")
     parser.add_argument("--standings", action="store_true", help="table: who is ahead of whom, too")
+    parser.add_argument(
+        "--charts", nargs="+", default=["auc_d_fills@all"], help="files of an evaluation, without .png"
+    )
+    parser.add_argument("--chart_dir", type=Path, default=Path("model_cards/pictures"), help="(default: %(default)s)")
     parser.add_argument("--keep_dir", type=Path, default=Path("model_cards/results"), help="(default: %(default)s)")
     parser.add_argument(
         "--factors", nargs="+", type=float, default=[0.1, 0.3, 1, 3, 10, 30, 100], help="tune: of a head's own rate"

@@ -7,7 +7,7 @@ import inspect
 import io
 import json
 import shlex
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -19,7 +19,7 @@ from hf_explain.evaluation.arguments import ComparisonArguments
 from hf_explain.evaluation.explainer import Explainer
 from hf_explain.evaluation.inputs import ExampleReader
 from hf_explain.evaluation.ranking import ORACLE, is_control, standings
-from hf_explain.evaluation.results import COST, Comparison, FailedExplainer
+from hf_explain.evaluation.results import COST, Comparison, ExplainerResult, FailedExplainer
 from hf_explain.io.charts import bar_chart, plot_curves
 from hf_explain.io.files import write_atomically, write_json_file
 from hf_explain.io.image_processor import to_picture
@@ -79,7 +79,7 @@ def write_comparison(
     """
     folder = arguments.folder
     _write_tables(folder, measured.comparison, command)
-    _write_charts(folder, measured.comparison)
+    write_charts(folder, measured.comparison)
     if arguments.pictures:
         _write_pictures(folder, data, measured, arguments.pictures, arguments.image_column)
 
@@ -261,17 +261,27 @@ def _write_tables(folder: Path, comparison: Comparison, command: Sequence[str] |
 # ------------------------------------------------------------------------------------------------- charts and pictures
 
 
-def _write_charts(folder: Path, comparison: Comparison) -> None:
+def write_charts(folder: Path, comparison: Comparison, titles: Mapping[str, str] | None = None) -> None:
+    """
+    Bars of the main number of every metric, and its curves, as PNG and as vectors.
+
+    Args:
+        folder (`Path`): Where they go.
+        comparison ([`Comparison`]): What they show.
+        titles (`Mapping[str, str]`, *optional*): What heads are called; by default by their names.
+    """
     for metric, numbers in comparison.numbers.items():
-        _write_bars(folder, comparison, metric, numbers[0])
+        _write_bars(folder, comparison, metric, numbers[0], _groups(comparison, metric, titles or {}))
     for metric, one in next(iter(comparison.measured.values())).metrics.items():
         for key in one.curves:
-            _write_curves(folder, comparison, metric, key)
+            _write_curves(folder, comparison, metric, key, _groups(comparison, metric, titles or {}))
 
 
-def _write_bars(folder: Path, comparison: Comparison, metric: str, number: Number) -> None:
+_Groups = dict[str, tuple[str, list[ExplainerResult]]]
+
+
+def _write_bars(folder: Path, comparison: Comparison, metric: str, number: Number, groups: _Groups) -> None:
     """The main number of a metric, with its interval, the best first."""
-    groups = _groups(comparison, metric)
     higher = number.higher_is_better is not False
     values = {
         title: [one.metrics[metric].numbers[number.key] for one in results] for title, (_, results) in groups.items()
@@ -288,8 +298,8 @@ def _write_bars(folder: Path, comparison: Comparison, metric: str, number: Numbe
             errors[title] = (min(low, bars[title]), max(high, bars[title]))
     order = sorted(bars, key=lambda title: -bars[title] if higher else bars[title])
     controls = [title for title in order if groups[title][0] == "control"]
-    others = [title for title in order if title not in controls]
-    kept = {*others[: max(1, _MOST_BARS - len(controls))], *controls}
+    measured = [title for title in order if title not in controls]
+    kept = {*measured[: max(1, _MOST_BARS - len(controls))], *controls}
     shown = [title for title in order if title in kept]
     direction = "" if number.higher_is_better is None else f" ({'higher' if higher else 'lower'} is better)"
     seeds = any(len(results) > 1 for _, results in groups.values())
@@ -307,8 +317,7 @@ def _write_bars(folder: Path, comparison: Comparison, metric: str, number: Numbe
     save_image(chart, folder / f"{metric}.png")
 
 
-def _write_curves(folder: Path, comparison: Comparison, metric: str, key: str) -> None:
-    groups = _groups(comparison, metric)
+def _write_curves(folder: Path, comparison: Comparison, metric: str, key: str, groups: _Groups) -> None:
     first = next(iter(groups.values()))[1][0].metrics[metric]
     count = len(first.curves[key])
     steps = [100 * fraction for fraction in first.protocol.get("fractions", ())] or first.protocol.get("percents", ())
@@ -337,17 +346,18 @@ def _write_curves(folder: Path, comparison: Comparison, metric: str, key: str) -
     save_image(chart, folder / f"{metric}_{key}_curve.png")
 
 
-def _groups(comparison: Comparison, metric: str) -> dict[str, tuple[str, list[Any]]]:
+def _groups(comparison: Comparison, metric: str, titles: Mapping[str, str]) -> _Groups:
     """By what a chart calls it: the kind of an explainer and its results, those of one head's seeds together."""
     together = {name: one.name for one in comparison.seeds for name in one.explainers}
-    found: dict[str, tuple[str, list[Any]]] = {}
+    found: _Groups = {}
     for name, result in comparison.measured.items():
         if metric not in result.metrics:
             continue
         known = METHOD_ENTRIES.get(name)
         kind = "trained head" if known is None else "training-free method"
         kind = "control" if is_control(name, result) else kind
-        title = known.title if known is not None else together.get(name, name)
+        name = together.get(name, name)
+        title = known.title if known is not None else titles.get(name, name)
         found.setdefault(title, (kind, []))[1].append(result)
     return found
 

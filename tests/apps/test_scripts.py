@@ -95,13 +95,14 @@ def evidence(monkeypatch, tmp_path):
     def call(stage, *more):
         started.clear()
         argv = [stage, "--output_dir", str(tmp_path / "out")]
-        if stage not in ("table", "summary", "keep", "cost"):
+        if stage not in ("table", "summary", "keep", "charts", "cost"):
             argv += ["--classifiers", f"resnet={tmp_path / 'classifier'}", "--methods", "gradcam", "rollout"]
             argv += ["--dataset", str(tmp_path / "train.parquet"), "--split", "train", "--examples", "4", "--training"]
             argv += ["max_steps=1", "per_device_batch_size=2", "dataloader_num_workers=0", "use_cpu=true"]
         monkeypatch.setattr(sys, "argv", ["run_evidence.py", *argv, *more])
         return script.main(), list(started)
 
+    call.script = script
     return call
 
 
@@ -237,7 +238,7 @@ def test_evidence_sweep_compares_every_combination(evidence, tmp_path, capsys):
     assert "failed (1)" in capsys.readouterr().out
 
 
-def test_evidence_chooses_rates_and_layers_and_keeps_how(evidence, tmp_path, capsys):
+def test_evidence_chooses_rates_and_layers_and_keeps_how(evidence, tmp_path, capsys, monkeypatch):
     few = ("--metrics", "auc_d", "--examples", "2")
     tune = ("tune", "--heads", "lcam-img", "--factors", "0.1", "1", "10", *few)
     status, started = evidence(*tune)
@@ -276,6 +277,16 @@ def test_evidence_chooses_rates_and_layers_and_keeps_how(evidence, tmp_path, cap
     whole, part = (tmp_path / name / "resnet/comparison/results.json" for name in ("out", "kept"))
     assert part.stat().st_size < whole.stat().st_size
     capsys.readouterr()
+    drawn = {}
+
+    def write_charts(folder, comparison, titles):
+        drawn.update(dict.fromkeys(comparison.measured, titles))
+        (folder / "auc_d@patch.png").write_bytes(b"drawn")
+
+    monkeypatch.setattr(evidence.script, "write_charts", write_charts)
+    assert evidence("charts", "--charts", "auc_d@patch", "--chart_dir", str(tmp_path / "charts"))[0] == 0
+    assert (tmp_path / "charts/resnet-auc_d-patch.png").read_bytes() == b"drawn"
+    assert drawn["lcam-img"]["lcam-img"] == "L-CAM-Img as published"
     assert evidence("cost", "--examples", "3600", "--slow_examples", "0")[0] == 0
     result = json.loads(whole.read_text())["explainers"]["hirescam"]
     each = result["seconds_per_image"] + result["auc_d"]["seconds_per_image"]

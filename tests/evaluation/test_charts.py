@@ -50,7 +50,7 @@ def test_the_curves_of_road_stand_where_pixels_were_removed(drawn, tmp_path):
         "curves": {"morf": [0.5] * 9, "lerf": [0.8] * 9},
         "protocol": {"percents": percents, "score": "probability"},
     }
-    comparison_report._write_charts(tmp_path, comparison("road", {"gradcam": result, "random": result}))
+    comparison_report.write_charts(tmp_path, comparison("road", {"gradcam": result, "random": result}))
     curves, steps, options = drawn["road_morf_curve"]
     assert list(steps) == percents and list(curves) == ["Grad-CAM", "Random control"]
     assert options["title"] == "Most salient pixels removed first\nROAD, lower is better"
@@ -70,7 +70,7 @@ def test_the_best_is_first_and_seeds_are_one_bar(drawn, tmp_path):
     }
     heads = [f"ttame-seed{seed}" for seed in range(3)]
     spread = SeedSpread("average_drop", "average_drop", "ttame (3 seeds)", heads, 7.0, 2.0, None, 3)
-    comparison_report._write_charts(tmp_path, comparison("average_drop", results, [spread]))
+    comparison_report.write_charts(tmp_path, comparison("average_drop", results, [spread]))
     bars, errors, options = drawn["average_drop"]
     assert bars == {"RISE": 4.0, "ttame (3 seeds)": 7.0, "Grad-CAM": 16.0, "Random control": 78.0}
     assert list(bars) == ["RISE", "ttame (3 seeds)", "Grad-CAM", "Random control"]
@@ -82,10 +82,16 @@ def test_the_best_is_first_and_seeds_are_one_bar(drawn, tmp_path):
     assert "standard deviation over seeds" in options["x_label"]
 
 
+def test_heads_by_other_titles(drawn, tmp_path):
+    results = {name: {"numbers": {"auc_d": 1.0}, "curves": {"positive": [1.0, 0.0]}} for name in ("mine", "gradcam")}
+    comparison_report.write_charts(tmp_path, comparison("auc_d", results), {"mine": "Ours", "gradcam": "theirs"})
+    assert list(drawn["auc_d"][0]) == list(drawn["auc_d_positive_curve"][0]) == ["Ours", "Grad-CAM"]
+
+
 def test_at_most_a_dozen_bars_the_controls_among_them(drawn, tmp_path):
     results = {f"head{index}": {"numbers": {"auc_d": float(index)}} for index in range(20)}
     results["random"] = {"numbers": {"auc_d": -5.0}}
-    comparison_report._write_charts(tmp_path, comparison("auc_d", results))
+    comparison_report.write_charts(tmp_path, comparison("auc_d", results))
     bars, _, options = drawn["auc_d"]
     assert list(bars) == [f"head{index}" for index in range(19, 8, -1)] + ["Random control"]
     assert "9 more in table.md" in options["x_label"] and options["title"] == "AUC-D (higher is better)"

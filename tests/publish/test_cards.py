@@ -261,7 +261,7 @@ def measured(tmp_path_factory):
         KINDS[kind].from_classifier(classifier).save_pretrained(root / kind)
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(
-            "hf_explain.evaluation.comparison_report._write_charts", lambda *args: None
+            "hf_explain.evaluation.comparison_report.write_charts", lambda *args: None
         )  # drawn in test_comparison.py
         compare(
             classifier, picture_dataset(2), {"lcam-fm": root / "lcam", "ttame": root / "ttame", "gradcam": None},
