@@ -99,7 +99,7 @@ COMMANDS = {
         "hf_explain.apps.push:run_card",
         "write model cards of trained heads into a folder",
         "Write the model card of every head as HEAD-CLASSIFIER.md, to be read by a person before it is released. HEAD "
-        "is the head's name in the evaluation that measured its weights; pictures/HEAD-CLASSIFIER.png in the folder "
+        "is the head's name in the evaluation that measured its weights; pictures/HEAD-CLASSIFIER.jpg in the folder "
         "is shown on the card.",
     ),
     "onnx": Command(

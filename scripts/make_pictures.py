@@ -33,6 +33,7 @@ from hf_explain import AutoModelForSaliency
 from hf_explain.io.images import load_rgb
 from hf_explain.io.pictures import overlay, saliency_grid, save_image
 from hf_explain.pipeline import load_pipeline
+from hf_explain.registry import resolve_head
 
 
 @dataclass(frozen=True)
@@ -118,7 +119,9 @@ def picture(args) -> Image.Image:
     explainers = [(heading, pipe, method, options) for heading, (method, options) in METHODS.items()]
     if args.head:
         head = AutoModelForSaliency.from_pretrained(args.head, classifier=args.classifier)
-        explainers.insert(0, ("T-TAME", load_pipeline(head), None, {}))
+        entry = resolve_head(head.config.model_type)
+        heading = entry.variants.get(getattr(head.config, "variant", ""), entry.name)
+        explainers.insert(0, (heading, load_pipeline(head), None, {}))
     rows, captions = [], []
     for name in args.images:
         photograph = PHOTOGRAPHS[name]

@@ -160,7 +160,7 @@ def write_model_cards(
     Cards of many heads, each as `HEAD-CLASSIFIER.md` in one folder.
 
     HEAD is the head's name in the evaluation that measured its weights, CLASSIFIER the classifier's name. A file
-    `pictures/HEAD-CLASSIFIER.png` in the folder is shown on the card. Nothing is written unless all can be.
+    `pictures/HEAD-CLASSIFIER.jpg` or `.png` in the folder is shown on the card. Nothing is written unless all can be.
 
     Args:
         directories (`list[str or os.PathLike]`): Saved heads.
@@ -189,13 +189,13 @@ def write_model_cards(
         path = folder / f"{name}.md"
         if path in cards:
             raise ValueError(f"`directories` has two heads for the card {path.name}; write them to different folders.")
-        picture = Path("pictures", f"{name}.png")
+        pictures = [Path("pictures", f"{name}.{kind}") for kind in ("jpg", "png")]
         cards[path] = build_model_card(
             directory,
             repo_id=f"{user}/{name}" if user else name,
             evaluation=evaluation,
             explainer=head if evaluation else None,
-            picture=picture if (folder / picture).is_file() else None,
+            picture=next((one for one in pictures if (folder / one).is_file()), None),
             card_directory=folder,
             **fields,
         )

@@ -280,7 +280,7 @@ def card_command(measured, output, *more):
 
 def test_one_command_writes_the_cards_of_many_heads(measured, tmp_path, capsys):
     (tmp_path / "cards" / "pictures").mkdir(parents=True)
-    tiny_image().save(tmp_path / "cards" / "pictures" / "ttame-tiny-resnet.png")
+    tiny_image().save(tmp_path / "cards" / "pictures" / "ttame-tiny-resnet.jpg")
     known = ["--license", "mit", "--dataset", "Photographs", "--data-terms", "Research use only."]
     known += ["--evaluation-dataset", "Photographs at 32 px (user/photographs)"]
     assert main(card_command(measured, tmp_path / "cards", *known)) == 0
@@ -316,7 +316,7 @@ def test_one_command_writes_the_cards_of_many_heads(measured, tmp_path, capsys):
         assert f"| verdict | {own['sanity']['verdict']} |" in card.text and "| random label | " in card.text
         assert "95 % bootstrap intervals" in card.text and "AUC-D removes the pixels" in card.text
         assert "only the local name `Photographs` was" not in card.text and card.data.datasets is None
-        assert (f"![Saliency maps of user/{name}](pictures/{name}.png)" in card.text) == (name == names[1])
+        assert (f"![Saliency maps of user/{name}](pictures/{name}.jpg)" in card.text) == (name == names[1])
 
 
 def test_cards_of_heads_that_nothing_measured(measured, tmp_path, capsys):
