@@ -24,8 +24,8 @@ class EvaluationArguments:
             by a preset, beside others of its presets: `auc_d,auc_d@patch`.
         presets (`dict[str, str]`, *optional*): Preset by metric.
         metric_options (`dict[str, dict]`, *optional*): Settings by metric that replace the preset's.
-        target (`str`, *optional*, defaults to `"prediction"`): The class explained: the classifier's top-1 or, with
-            `"label"`, the true one.
+        target (`str`, *optional*, defaults to `"prediction"`): The class explained: the classifier's top-1; with
+            `"label"`, the true one; with `"second"`, the classifier's second, by metrics of a class's probability.
         output_dir (`str` or `os.PathLike`, *optional*): Folder for partial results: a run that was killed continues
             there with the same settings.
         dataset_info (`dict`, *optional*): Name, split, revision and the like, for the result.
@@ -53,7 +53,7 @@ class EvaluationArguments:
         form="METRIC.OPTION=VALUE",
         example="auc_d.steps=20",
     )
-    target: str = option("prediction", "class explained", choices=TARGETS)
+    target: str = option("prediction", "class explained", choices=(*TARGETS, "second"))
     image_column: str | None = option(None, "column of the images; found by its type unless given")
     label_column: str | None = option(None, "column of the labels, likewise")
     mask_column: str | None = option(None, "column of the object's masks, for the metric pointing")

@@ -104,8 +104,8 @@ class SaliencyEvaluator:
                 pipeline's.
             image_column, label_column (`str`, *optional*): Columns; found by their types where not given.
             mask_column (`str`, *optional*): Masks of the object, as large as the image, for `pointing`.
-            target (`str`, *optional*, defaults to `"prediction"`): The class explained: the classifier's top-1 or,
-                with `"label"`, the true one.
+            target (`str`, *optional*, defaults to `"prediction"`): The class explained: the classifier's top-1; with
+                `"label"`, the true one; with `"second"`, the classifier's second, by metrics of a class's probability.
             method (`str`, *optional*): A training-free method instead of the head.
             method_options (`dict`, *optional*): Its options.
             presets (`dict[str, str]`, *optional*): Preset by metric.

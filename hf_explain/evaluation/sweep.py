@@ -221,6 +221,8 @@ def _measure_batch(batch: _Batch, task: _Task, cost: dict[str, _Cost]) -> dict[s
     original = task.explainer.original or task.explainer
     if id(original) not in batch.explained:  # once for all forms of its maps
         own, asked = _Cost(), labels if task.arguments.target == "label" else None
+        if task.arguments.target == "second":
+            asked = shared_pass(classifier, "forward", pixel_values).topk(2).indices[:, 1]
         with _cost(own, classifier):
             batch.explained[id(original)] = _explain(task, original, pixel_values, asked, ids), own
     output, own = batch.explained[id(original)]
@@ -469,6 +471,16 @@ def _seen_fills(explainer: Explainer) -> list[str]:
 def _read(data, explainer: Explainer, metrics: Mapping[str, LoadedMetric], arguments) -> ExampleReader:
     """The images, with their labels where the target or a metric needs them."""
     stated = [{**one.module.presets[one.module.config_name], **one.options} for one in metrics.values()]
+    if arguments.target == "second":
+        if explainer.classifier.num_labels < 2:
+            raise ValueError("`target` is 'second', but the classifier has one class; use 'prediction'.")
+        for name, settings in zip(metrics, stated):
+            if settings.get("score") in ("agreement", "accuracy"):
+                raise ValueError(
+                    f"`target` is 'second', but {name} asks whether the first class stays (score "
+                    f"{settings['score']!r}); measure probabilities, with --metric_option {name}.score=probability or "
+                    "average_drop, insertion_deletion or road."
+                )
     need_labels = arguments.target == "label" or arguments.label_column is not None
     need_labels = need_labels or any(settings.get("score") == "accuracy" for settings in stated)
     need_labels = need_labels or any(getattr(one.module, "needs_labels", False) for one in metrics.values())

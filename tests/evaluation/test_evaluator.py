@@ -130,6 +130,23 @@ def test_head_pipeline_and_directory_agree(classifier, data, tmp_path, directory
     assert_close(numbers(found)["auc_d"], numbers(compute(classifier, data, **options))["auc_d"])
 
 
+def test_the_second_class(classifier, data):
+    pixels = torch.cat(
+        [classifier.image_processor(image, return_tensors="pt")["pixel_values"] for image in data["image"]]
+    )
+    second = classifier(pixels).topk(2).indices[:, 1]
+    result = compute(classifier, data, ["average_drop"], target="second", batch_size=3)
+    _, drops = by_hand(
+        classifier, data, lambda x, target: hf_explain.METHODS["gradcam"](classifier, x, target), target=second
+    )
+    found = [result["average_drop"][f"average_drop_{percent}"] for percent in (100, 50, 15)]
+    assert found == pytest.approx(drops, rel=1e-4, abs=1e-4)
+    assert result["average_drop"]["protocol"]["explained"] == "second"
+    with pytest.raises(ValueError, match="`target` is 'second', but auc_d asks whether the first class stays"):
+        compute(classifier, data, ["auc_d"], target="second")
+    assert compute(classifier, data, ["auc_d"], target="second", metric_options={"auc_d": {"score": "probability"}})
+
+
 def test_evaluate_knows_the_task(classifier, data):
     evaluator = evaluate.evaluator("saliency")
     assert isinstance(evaluator, SaliencyEvaluator)
