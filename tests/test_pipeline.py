@@ -385,6 +385,7 @@ CHEAP = {
     "integrated_gradients": {"steps": 2},
     "smoothgrad": {"num_samples": 2},
     "occlusion": {"window_size": 16, "stride": 16},
+    "oracle": {"grid": (2, 2)},
 }
 
 

@@ -27,6 +27,7 @@ OPTIONS = {
     "scorecam": {"batch_size": 8},
     "rise": {"num_masks": 8},
     "occlusion": {"window_size": 16, "stride": 16},
+    "oracle": {"grid": (2, 2)},
     "integrated_gradients": {"steps": 4},
     "smoothgrad": {"num_samples": 3},
     "fgvis": {"budget": 4, "rounds": 2},
