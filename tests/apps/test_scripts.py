@@ -14,6 +14,7 @@ from testing_training import picture_dataset
 
 from hf_explain import SaliencyEvaluator
 from hf_explain.cli import main
+from hf_explain.evaluation import comparison_report
 from hf_explain.metrics import metric_numbers
 from hf_explain.metrics import names as metric_names
 
@@ -76,6 +77,8 @@ def test_every_setting_of_every_paper_is_a_complete_command():
 def evidence(monkeypatch, tmp_path):
     """`scripts/run_evidence.py` as a function of its arguments; what it starts runs in this process."""
     script, started = load_script("run_evidence"), []
+    # nobody here looks at the best and the worst maps, and every comparison would draw some
+    monkeypatch.setattr(comparison_report, "_write_pictures", lambda *args: None)
 
     def run(command, stdout, stderr, timeout):
         started.append(command[-1])
@@ -97,7 +100,7 @@ def evidence(monkeypatch, tmp_path):
         argv = [stage, "--output_dir", str(tmp_path / "out")]
         if stage not in ("table", "summary", "keep", "charts", "cost"):
             argv += ["--classifiers", f"resnet={tmp_path / 'classifier'}", "--methods", "gradcam", "rollout"]
-            argv += ["--dataset", str(tmp_path / "train.parquet"), "--split", "train", "--examples", "4", "--training"]
+            argv += ["--dataset", str(tmp_path / "train.parquet"), "--split", "train", "--examples", "2", "--training"]
             argv += ["max_steps=1", "per_device_batch_size=2", "dataloader_num_workers=0", "use_cpu=true"]
         monkeypatch.setattr(sys, "argv", ["run_evidence.py", *argv, *more])
         return script.main(), list(started)
