@@ -1,6 +1,7 @@
 """Imports go one way: a file imports only from rooms below its own, read from the source without running it."""
 
 import ast
+import functools
 import importlib
 import re
 import sys
@@ -46,9 +47,15 @@ def file_of(module, name=None):
     return None
 
 
+@functools.cache
+def nodes(file):
+    """All of a file's syntax tree."""
+    return list(ast.walk(ast.parse((PACKAGE / file).read_text(encoding="utf-8"))))
+
+
 def imports(file):
     """Line, module file and statement of every import of the package's own, also inside functions and conditions."""
-    for node in ast.walk(ast.parse((PACKAGE / file).read_text(encoding="utf-8"))):
+    for node in nodes(file):
         if isinstance(node, ast.ImportFrom):
             assert node.level == 0, f"hf_explain/{file}:{node.lineno} imports relatively; imports are absolute"
             if node.module.split(".")[0] == "hf_explain":
@@ -100,7 +107,7 @@ def test_only_one_file_knows_what_transformers_does_not_promise():
     for file in FILES:
         if file == "io/transformers_names.py":
             continue
-        for node in ast.walk(ast.parse((PACKAGE / file).read_text(encoding="utf-8"))):
+        for node in nodes(file):
             if isinstance(node, ast.ImportFrom) and node.module.split(".")[0] == "transformers":
                 for name in (f"{node.module}.{alias.name}" for alias in node.names):
                     assert "._" not in name and not name.startswith(inner), f"hf_explain/{file}:{node.lineno}: {name}"
@@ -116,7 +123,7 @@ def test_a_name_that_transformers_lost_is_told(monkeypatch):
 
 @pytest.mark.parametrize("file", FILES)
 def test_no_dependency_that_users_would_have_to_work_around(file):
-    for node in ast.walk(ast.parse((PACKAGE / file).read_text(encoding="utf-8"))):
+    for node in nodes(file):
         names = [alias.name for alias in node.names] if isinstance(node, ast.Import) else []
         names += [node.module] if isinstance(node, ast.ImportFrom) and node.level == 0 else []
         for name in names:
@@ -132,7 +139,7 @@ def test_what_is_imported_is_declared():
     names = {"PIL": "pillow", "sklearn": "scikit-learn", "huggingface_hub": "huggingface-hub"}
     known = {*sys.stdlib_module_names, "hf_explain", "starlette"}  # Gradio is an app of Starlette's
     for file in FILES:
-        for node in ast.walk(ast.parse((PACKAGE / file).read_text(encoding="utf-8"))):
+        for node in nodes(file):
             modules = [alias.name for alias in node.names] if isinstance(node, ast.Import) else []
             modules += [node.module] if isinstance(node, ast.ImportFrom) else []
             for module in {module.split(".")[0] for module in modules} - known:
@@ -146,13 +153,12 @@ def test_only_one_file_knows_the_architectures():
     for file in FILES:
         if file == "classifiers/architectures.py":
             continue
-        tree = ast.parse((PACKAGE / file).read_text(encoding="utf-8"))
         docstrings = {
             ast.get_docstring(node, clean=False)
-            for node in ast.walk(tree)
+            for node in nodes(file)
             if isinstance(node, (ast.Module, ast.ClassDef, ast.FunctionDef))
         }
-        for node in ast.walk(tree):
+        for node in nodes(file):
             text = None
             if isinstance(node, ast.Constant) and isinstance(node.value, str) and node.value not in docstrings:
                 text = node.value
