@@ -2,6 +2,7 @@
 
 import argparse
 import dataclasses
+import functools
 import importlib
 
 import pytest
@@ -40,6 +41,7 @@ NEEDED = {
 }
 
 
+@functools.cache
 def parser_of(name):
     parser = argparse.ArgumentParser()
     add_options(parser, COMMANDS[name].options)
