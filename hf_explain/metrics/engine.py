@@ -307,7 +307,8 @@ class _Undecided:
 
     def add(self, span: slice, images: torch.Tensor, logits: torch.Tensor) -> Iterator[tuple[slice, torch.Tensor]]:
         """One more pass, whose images will be overwritten; yields, in order, those that need not be held back."""
-        rows = None if self._rows_of is None else self._rows_of(logits)
+        with torch.no_grad():  # as the pass ran: with a graph it would have been in the weights' own precision
+            rows = None if self._rows_of is None else self._rows_of(logits)
         if rows is not None and sum(len(own) for _, own, _ in self._close) + len(rows) > self._max_batch:
             yield from self.decided()
         if rows is not None and len(rows):

@@ -150,15 +150,15 @@ def test_what_half_precision_cannot_tell_is_looked_at_again(monkeypatch):
         assert close.sum() == 3 and torch.equal(found[~close], half[~close])
         monkeypatch.setattr("hf_explain.classifiers.frozen_classifier.CLOSE", 0.0)
         assert classifier.decided(pixel_values, half) is half
-        # what a metric asks of the top class, it asks of the weights' own precision
-        monkeypatch.setattr("hf_explain.classifiers.frozen_classifier.CLOSE", 2.0)
-        options = {"image_mean": (0.5,) * 3, "image_std": (0.5,) * 3, "fractions": (0, 0.5, 1)}
-        seen = []
-        with watch_passes(lambda classifier, name, images, shared: seen.append(len(images))):
-            for score, passes in (("agreement", [6, 13, 13]), ("probability", [13])):
-                perturbation_curves(
-                    classifier, pixel_values, pixel_values.abs().mean(1), score=score, **options, logits=half
-                )
+    # what a metric asks of the top class, it asks of the weights' own precision
+    monkeypatch.setattr("hf_explain.classifiers.frozen_classifier.CLOSE", 2.0)
+    options = {"image_mean": (0.5,) * 3, "image_std": (0.5,) * 3, "fractions": (0, 0.5, 1), "logits": half}
+    seen = []
+    with passes_in(torch.bfloat16), watch_passes(lambda classifier, name, images, shared: seen.append(len(images))):
+        for score, passes in (("agreement", [6, 13, 13]), ("probability", [13])):
+            for gradients in (False, True):  # those of the caller, such as an evaluation, which leaves them on
+                with torch.set_grad_enabled(gradients):
+                    perturbation_curves(classifier, pixel_values, pixel_values.abs().mean(1), score=score, **options)
                 assert seen == passes
                 seen.clear()
 
