@@ -51,6 +51,7 @@ def test_command_writes_everything_and_keeps_what_works(directories, tmp_path, m
         "--slow_examples", "3", "--method_option", "rise.num_masks=4", "--metric_option", "auc_d.steps=4",
         "--pictures", "2", "--sanity", "--sanity_examples", "2",
     )  # fmt: skip
+    monkeypatch.setattr("hf_explain.evaluation.comparison_report._VECTORS", ("svg",))  # the fonts of a PDF take long
     assert main(argv) == 1  # a ResNet has no attention
     captured = capsys.readouterr()
     assert "1 of 6 explainers failed (raw_attention)" in captured.err and "Traceback" not in captured.err
@@ -77,7 +78,7 @@ def test_command_writes_everything_and_keeps_what_works(directories, tmp_path, m
     assert float(rows[0]["auc_d.auc_d"]) == found["lcam"]["auc_d"]["auc_d"]
     for name in ("best", "worst", "auc_d", "average_drop", "auc_d_positive_curve", "auc_d_negative_curve"):
         if name not in ("best", "worst"):
-            assert (out / f"{name}.svg").exists() and (out / f"{name}.pdf").exists()
+            assert (out / f"{name}.svg").exists()
         with Image.open(out / f"{name}.png") as picture:
             assert picture.width > 300, name
     repeated = (out / "command.sh").read_text()

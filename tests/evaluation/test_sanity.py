@@ -140,7 +140,7 @@ def test_the_other_class_is_another_one(monkeypatch, tmp_path):
     classifier = FrozenClassifier(
         tiny_model("resnet", num_labels=2), image_processor=tiny_processor("resnet", tmp_path)
     )
-    check_sanity(classifier, pictures(12), method="spy", batch_size=12, seeds=1)
+    check_sanity(classifier, pictures(8), method="spy", batch_size=8, seeds=1)
     assert torch.equal(asked[-1], 1 - asked[0])  # of two classes there is one other
 
 
@@ -148,9 +148,9 @@ def test_nothing_changes_and_the_seed_decides(classifier):
     torch.manual_seed(0)
     head = LCamForSaliency.from_classifier(classifier, variant="img").eval()
     before = snapshot(head)
-    first = check_sanity(head, pictures(5), seed=1, batch_size=2, seeds=2)
+    first = check_sanity(head, pictures(3), seed=1, batch_size=2, seeds=2)
     assert_unchanged(head, before)
-    again = check_sanity(head, pictures(5), seed=1, batch_size=5, seeds=2)
+    again = check_sanity(head, pictures(3), seed=1, batch_size=3, seeds=2)
     assert again["cascade"][-1]["similarity"] == pytest.approx(first["cascade"][-1]["similarity"], abs=1e-3)
     assert len(first["cascade"]) == 5 and first["cascade"][0]["tensors_redrawn"] == 2
     statistics = sum("running_" in name for name, _ in classifier.model.named_buffers())
@@ -161,7 +161,7 @@ def test_nothing_changes_and_the_seed_decides(classifier):
     full = first["checks"]["random_weights"]
     assert full["lowest_similarity"] <= full["similarity"] <= full["highest_similarity"] and full["seeds"] == 2
     assert first["thresholds"]["max_similarity_random_weights"] == 0.5
-    assert check_sanity(head, pictures(5), seed=2, seeds=1)["cascade"] != first["cascade"]
+    assert check_sanity(head, pictures(3), seed=2, seeds=1)["cascade"] != first["cascade"]
 
 
 @pytest.mark.parametrize("family", ["vit", "deit", "convnext", "resnet"])
