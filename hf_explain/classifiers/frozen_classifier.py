@@ -16,7 +16,7 @@ import torch
 from torch import nn
 from transformers import AutoModelForImageClassification, AutoModelForZeroShotImageClassification
 
-from hf_explain.classifiers.architectures import ARCHITECTURES, Architecture
+from hf_explain.classifiers.architectures import ARCHITECTURES, CHANNELS_LAST, Architecture
 from hf_explain.classifiers.attention import AttentionFeatures, AttentionRecorder, TokenLayout
 from hf_explain.classifiers.features import ClassifierFeatures, LayerFeatures, resolve_layer
 from hf_explain.classifiers.hooked_layers import HookedLayers, logits_of, pair
@@ -51,9 +51,9 @@ class FrozenClassifier(nn.Module):
     Args:
         model (`torch.nn.Module`): `AutoModelForImageClassification` instances of ViT, DeiT, ConvNeXt and ResNet run
             in stages; any other classifier with spatial layers runs through hooks on its named modules. The instance
-            itself is frozen, not a copy; a ResNet's weights are laid out in `torch.channels_last`, which changes no
-            value, and any other classifier keeps the memory format it comes in. A model of
-            `AutoModelForZeroShotImageClassification`, such as CLIP, gets its classes from
+            itself is frozen, not a copy; the weights of a ResNet or an EfficientNet are laid out in
+            `torch.channels_last`, which changes no value, and any other classifier keeps the memory format it comes
+            in. A model of `AutoModelForZeroShotImageClassification`, such as CLIP, gets its classes from
             [`~FrozenClassifier.for_texts`].
         image_processor (*optional*): The Transformers image processor the classifier was trained with; looked up
             beside the weights when not given.
@@ -280,10 +280,10 @@ class FrozenClassifier(nn.Module):
 
     def lay_out(self) -> None:
         """
-        Lay the weights out in the memory format their architecture is fastest in (`Architecture.channels_last`). Done
-        when the classifier is made; only weights that replace its own afterwards have to be laid out again.
+        Lay the weights out in the memory format their architecture is fastest in (`CHANNELS_LAST`). Done when the
+        classifier is made; only weights that replace its own afterwards have to be laid out again.
         """
-        if self._architecture is not None and self._architecture.channels_last:
+        if type(self.model).__name__ in CHANNELS_LAST:
             # not the model's own `to`, which refuses models that are quantised or spread over devices
             nn.Module.to(self.model, memory_format=torch.channels_last)  # type: ignore[call-overload,unused-ignore]
 

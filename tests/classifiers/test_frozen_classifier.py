@@ -123,6 +123,20 @@ def test_resnets_run_in_channels_last(family, tmp_path):
     assert before == after
 
 
+def test_an_efficientnet_runs_in_channels_last_too():
+    model = randomize(efficientnet())
+    pixel_values = random_pixels("vit", 2, (64, 96))
+    with torch.no_grad():
+        expected = model(pixel_values).logits
+    classifier = FrozenClassifier(model)
+    assert classifier.memory_format is torch.channels_last
+    torch.testing.assert_close(classifier(pixel_values), expected, rtol=1e-4, atol=1e-5)
+    features = classifier.features(pixel_values)
+    layer = features[classifier.default_layer]
+    assert layer.feature_map.is_contiguous(memory_format=torch.channels_last)
+    assert torch.equal(classifier.forward_from_features(layer), features.logits)
+
+
 def test_a_classifier_outside_the_table_keeps_its_memory_format():
     def model():
         torch.manual_seed(0)
@@ -527,8 +541,8 @@ def test_other_architectures_through_their_modules(name):
     assert classifier.num_labels == 5 and len(classifier.id2label) == 5
     assert not classifier.is_transformer
     pixel_values = random_pixels("vit", 2, size)
-    with torch.no_grad():
-        expected = reference(pixel_values)
+    with torch.no_grad():  # to the bit in one memory format
+        expected = reference.to(memory_format=classifier.memory_format)(pixel_values)
     expected = getattr(expected, "logits", expected)
     features = classifier.features(pixel_values)
     assert torch.equal(features.logits, expected)
