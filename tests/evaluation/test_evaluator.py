@@ -482,7 +482,7 @@ def test_bad_input_is_one_sentence(classifier, data, tmp_path):
         ({"label_column": "y"}, ValueError, "label_column 'y' is not a column of the dataset"),
         ({"mask_column": "y"}, ValueError, "mask_column 'y' is not a column of the dataset"),
         ({"data": data.remove_columns("label"), "target": "label"}, ValueError, "label_column was not given"),
-        ({"target": "top"}, ValueError, "`target` must be one of prediction, label, got 'top'"),
+        ({"target": "top"}, ValueError, "`target` must be one of prediction, label, second, got 'top'"),
         ({"batch_size": 0}, ValueError, "`batch_size` must be a whole number of at least 1, got 0"),
         ({"shard_size": 1.5}, ValueError, "`shard_size` must be a whole number"),
         ({"max_examples": 0}, ValueError, "`max_examples` must be a whole number of at least 1"),
