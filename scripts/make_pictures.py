@@ -33,7 +33,7 @@ from hf_explain import AutoModelForSaliency
 from hf_explain.io.images import load_rgb
 from hf_explain.io.pictures import overlay, saliency_grid, save_image
 from hf_explain.pipeline import load_pipeline
-from hf_explain.registry import resolve_head
+from hf_explain.registry import HEADS
 
 
 @dataclass(frozen=True)
@@ -119,7 +119,7 @@ def picture(args) -> Image.Image:
     explainers = [(heading, pipe, method, options) for heading, (method, options) in METHODS.items()]
     if args.head:
         head = AutoModelForSaliency.from_pretrained(args.head, classifier=args.classifier)
-        entry = resolve_head(head.config.model_type)
+        entry = HEADS[head.config.model_type]
         heading = entry.variants.get(getattr(head.config, "variant", ""), entry.name)
         explainers.insert(0, (heading, load_pipeline(head), None, {}))
     rows, captions = [], []
