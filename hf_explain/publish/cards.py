@@ -37,6 +37,7 @@ from hf_explain.publish.card_facts import (
     read_measurements,
 )
 from hf_explain.registry import HEADS
+from hf_explain.training.arguments import ExplainerTrainingArguments
 from hf_explain.training.record import TrainingRecord
 
 
@@ -317,6 +318,14 @@ def _told(training: TrainingRecord | None, *names: str) -> Any:
     return next((told[name] for name in names if told.get(name) is not None), None)
 
 
+# Settings that a card names where they are not the command's own
+_SELDOM = ("lr_decay", "momentum", "pct_start", "max_grad_norm", "resize_size")
+
+
+def _is_set(settings: Mapping[str, Any], name: str) -> bool:
+    return settings.get(name) not in (None, getattr(ExplainerTrainingArguments, name))
+
+
 def _recipe(training: TrainingRecord | None) -> list[tuple[str, str]]:
     if training is None:
         return []
@@ -330,6 +339,7 @@ def _recipe(training: TrainingRecord | None) -> list[tuple[str, str]]:
         "schedule": settings.get("lr_scheduler"),
         "learning rate": settings.get("learning_rate"),
         "weight decay": settings.get("weight_decay"),
+        **{name.replace("_", " "): settings.get(name) for name in _SELDOM if _is_set(settings, name)},
         "augmentation": settings.get("augmentation"),
         "explained class": settings.get("target"),
         "mixed precision": machine.get("mixed_precision"),
@@ -383,6 +393,7 @@ _FLAGS = {
     "schedule": "lr_scheduler",
     "learning rate": "learning_rate",
     "weight decay": "weight_decay",
+    **{name.replace("_", " "): name for name in _SELDOM},
     "augmentation": "augmentation",
     "explained class": "target",
     "mixed precision": "mixed_precision",

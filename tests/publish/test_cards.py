@@ -173,6 +173,12 @@ def test_the_card_of_weights_that_are_not_on_the_hub_yet(saved):
     assert read.dataset_config is read.preset is None
     assert read.head_options == {"mask_fills": ["black", "blur"]}  # the rest is T-TAME's own choice
     assert "not on the Hub yet" not in build_model_card(head, training_record=RECORD).text
+    own = {"lr_scheduler": "exponential", "lr_decay": 0.5, "momentum": 0.9, "max_grad_norm": None, "pct_start": 0.1}
+    recorded = {**RECORD, "arguments": {**RECORD["arguments"], **own}}
+    card = build_model_card(head, training_record=recorded, unreleased=True)
+    read = read_command(card.text)
+    assert (read.lr_scheduler, read.lr_decay, read.pct_start) == ("exponential", 0.5, 0.1)
+    assert "--momentum" not in card.text and "| lr decay | 0.5 |" in card.text
 
 
 @pytest.mark.parametrize("options", [{}, {"contrast": 3.0, "mask_space": "normalized"}])
