@@ -74,7 +74,7 @@ run evaluate "${reporting[@]}" "${all[@]}" --examples "${SLOW:-100}" --compariso
 
 "$python" scripts/run_evidence.py table --output_dir "$output" --comparison "comparison*"
 "$python" scripts/run_evidence.py keep --output_dir "$output" --comparison "comparison*"
-# the first table of model_cards/findings.md
+# the main rows, classifiers side by side
 "$python" scripts/run_evidence.py summary --output_dir "$output" \
   --numbers comparison-fills/auc_d_fills comparison/average_drop_100 comparison/increase_in_confidence_100 \
   --explainers ttame-ranking-contrast-fills ttame-ranking-contrast ttame lcam-img scan transformer_attribution hirescam \
