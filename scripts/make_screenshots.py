@@ -4,8 +4,8 @@ Make the screenshots of the demo: start it, open it in Chromium, wait for its ma
 
     pip install ".[demo]" selenium    # and Chromium with its driver: apt-get install chromium chromium-driver
     python scripts/make_screenshots.py --model ttame-efficientnet-lite0 --classifier classifiers/efficientnet-lite0 \
-        --explainers ttame-efficientnet-lite0 gradcam random --examples church.png --output_dir shots \
-        --pictures model_cards/pictures
+        --explainers ttame-efficientnet-lite0 gradcam random --examples church.png hf_explain/apps/photographs/c*.jpg \
+        --query 'picture=church&class=church&removed=30' --output_dir shots --pictures model_cards/pictures
 
 A file per width and colour scheme, `WIDTH-SCHEME.png`, to be looked at: 1280 pixels for a desk, 390 (twice as dense)
 for a phone. `--pictures DIR` puts two of them where README has them: the desk's light one, and three screens of the
@@ -39,8 +39,7 @@ SHOWN = """
     return [loaded.length, document.querySelectorAll('#removal img').length,
             document.querySelectorAll('.generating, .progress-text, .eta-bar').length];
 """
-
-
+MISSING = "The link asks for what is not here"  # as the page says it, which then shows something else
 SCREENS = {"h1": 10, ".panel": 75, "#removed": 10}  # what three screens of a phone begin with, and the pixels above it
 TOPS = "return arguments[0].map(one => document.querySelector(one).getBoundingClientRect().top + window.scrollY)"
 
@@ -57,8 +56,8 @@ def parse(argv=None) -> argparse.Namespace:
     return parser.parse_args(argv)
 
 
-def browser():
-    """Chromium without a window."""
+def browser(profile: str):
+    """Chromium without a window, whose files are in a folder that goes with it."""
     from selenium import webdriver
 
     binary, driver = shutil.which("chromium"), shutil.which("chromedriver")
@@ -68,7 +67,7 @@ def browser():
     options.binary_location = binary
     for argument in ("headless=new", "no-sandbox", "disable-dev-shm-usage", "hide-scrollbars"):
         options.add_argument(f"--{argument}")
-    options.add_argument(f"--user-data-dir={tempfile.mkdtemp()}")
+    options.add_argument(f"--user-data-dir={profile}")
     return webdriver.Chrome(service=webdriver.ChromeService(driver), options=options)
 
 
@@ -85,6 +84,9 @@ def take(chromium, url: str, width: int, height: int, density: int) -> Image.Ima
         if time.monotonic() > end:
             raise SystemExit(f"error: {url} showed {maps} maps and {curves} curves within {PATIENCE} s.")
         time.sleep(0.3)
+    if MISSING in (text := chromium.find_element("css selector", "body").text):
+        said = next(line for line in text.splitlines() if MISSING in line)
+        raise SystemExit(f"error: {said} Give --explainers and --query names that this demo has.")
     time.sleep(1.5)  # what fades in
     size = chromium.execute_cdp_cmd("Page.getLayoutMetrics", {})["cssContentSize"]
     if size["width"] > width:
@@ -110,7 +112,7 @@ def main(argv=None) -> None:
     with contextlib.ExitStack() as stack:
         app = launch(args.model, args.classifier, examples=args.examples, block=False)
         stack.callback(app.close)
-        chromium = browser()
+        chromium = browser(stack.enter_context(tempfile.TemporaryDirectory(ignore_cleanup_errors=True)))
         stack.callback(chromium.quit)
         args.output_dir.mkdir(parents=True, exist_ok=True)
         settings = "&".join(filter(None, [urlencode([("explainer", one) for one in args.explainers]), args.query]))

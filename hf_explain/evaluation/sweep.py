@@ -103,6 +103,7 @@ def evaluate_all(
         chosen: dict[tuple[int, int], Precision] = {}
         for name, (explainer, metrics, arguments) in explainers.items():
             try:
+                _check_target(explainer, metrics, arguments)
                 reader = _read(data, explainer, metrics, arguments)
                 looked_at = id(explainer.classifier), id(explainer.image_processor)
                 if looked_at not in chosen:
@@ -468,19 +469,29 @@ def _seen_fills(explainer: Explainer) -> list[str]:
     return [] if explainer.head is None else getattr(explainer.head.config, "seen_fills", [])
 
 
+def _stated(metric: LoadedMetric) -> dict[str, Any]:
+    """A metric's settings: the preset's and those that replace them."""
+    return {**metric.module.presets[metric.module.config_name], **metric.options}
+
+
+def _check_target(explainer: Explainer, metrics: Mapping[str, LoadedMetric], arguments: EvaluationArguments) -> None:
+    """Refuse what says nothing about a map of the second class."""
+    if arguments.target != "second":
+        return
+    if explainer.classifier.num_labels < 2:
+        raise ValueError("`target` is 'second', but the classifier has one class; use 'prediction'.")
+    for name, metric in metrics.items():
+        if (score := _stated(metric).get("score")) in ("agreement", "accuracy"):
+            raise ValueError(
+                f"`target` is 'second', but {name} asks whether the first class stays (score {score!r}); measure "
+                f"probabilities, with --metric_option {name}.score=probability or average_drop, insertion_deletion or "
+                "road."
+            )
+
+
 def _read(data, explainer: Explainer, metrics: Mapping[str, LoadedMetric], arguments) -> ExampleReader:
     """The images, with their labels where the target or a metric needs them."""
-    stated = [{**one.module.presets[one.module.config_name], **one.options} for one in metrics.values()]
-    if arguments.target == "second":
-        if explainer.classifier.num_labels < 2:
-            raise ValueError("`target` is 'second', but the classifier has one class; use 'prediction'.")
-        for name, settings in zip(metrics, stated):
-            if settings.get("score") in ("agreement", "accuracy"):
-                raise ValueError(
-                    f"`target` is 'second', but {name} asks whether the first class stays (score "
-                    f"{settings['score']!r}); measure probabilities, with --metric_option {name}.score=probability or "
-                    "average_drop, insertion_deletion or road."
-                )
+    stated = [_stated(one) for one in metrics.values()]
     need_labels = arguments.target == "label" or arguments.label_column is not None
     need_labels = need_labels or any(settings.get("score") == "accuracy" for settings in stated)
     need_labels = need_labels or any(getattr(one.module, "needs_labels", False) for one in metrics.values())

@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
-from testing_common import save_classifier, tiny_classifier, tiny_processor
+from testing_common import save_classifier, tiny_classifier, tiny_model, tiny_processor
 from testing_processes import launch
 from testing_training import parquet_shards, picture_dataset
 from transformers import pipeline
@@ -131,10 +131,8 @@ def test_head_pipeline_and_directory_agree(classifier, data, tmp_path, directory
 
 
 def test_the_second_class(classifier, data):
-    pixels = torch.cat(
-        [classifier.image_processor(image, return_tensors="pt")["pixel_values"] for image in data["image"]]
-    )
-    second = classifier(pixels).topk(2).indices[:, 1]
+    images = [picture.convert("RGB") for picture in data["image"]]
+    second = classifier(classifier.image_processor(images, return_tensors="pt")["pixel_values"]).topk(2).indices[:, 1]
     result = compute(classifier, data, ["average_drop"], target="second", batch_size=3)
     _, drops = by_hand(
         classifier, data, lambda x, target: hf_explain.METHODS["gradcam"](classifier, x, target), target=second
@@ -145,6 +143,9 @@ def test_the_second_class(classifier, data):
     with pytest.raises(ValueError, match="`target` is 'second', but auc_d asks whether the first class stays"):
         compute(classifier, data, ["auc_d"], target="second")
     assert compute(classifier, data, ["auc_d"], target="second", metric_options={"auc_d": {"score": "probability"}})
+    one = FrozenClassifier(tiny_model("resnet", num_labels=1), image_processor=classifier.image_processor)
+    with pytest.raises(ValueError, match="`target` is 'second', but the classifier has one class"):
+        compute(one, data, ["average_drop"], target="second")
 
 
 def test_evaluate_knows_the_task(classifier, data):
