@@ -13,6 +13,7 @@ from typing import Any
 from hf_explain import __version__, register
 from hf_explain.apps import arguments as options
 from hf_explain.apps.command_line import add_options, current_words, read_options
+from hf_explain.io.memory import keep_memory
 
 
 @dataclass(frozen=True)
@@ -178,6 +179,7 @@ def _run(command: Command, found: argparse.Namespace, notes: Sequence[str], name
         print(f"{name}: {note}" if name != "error" else note, file=sys.stderr)
     try:
         asked: Any = read_options(command.options, found)
+        keep_memory()
         register()
         module, _, function = command.function.partition(":")
         getattr(import_module(module), function)(asked)

@@ -17,6 +17,7 @@ from __future__ import annotations
 
 import argparse
 import copy
+import importlib.util
 import io
 import json
 import os
@@ -52,6 +53,7 @@ from hf_explain.apps.export import export_saliency
 from hf_explain.apps.export_inputs import ExportArguments
 from hf_explain.evaluation.evaluator import SaliencyEvaluator
 from hf_explain.io.datasets import load_image_dataset, resolve_columns
+from hf_explain.io.memory import keep_memory
 from hf_explain.io.processes import choose_device
 from hf_explain.io.transformers_names import AutoImageProcessor
 from hf_explain.metrics import functional as metrics
@@ -294,6 +296,34 @@ def memory(bench: Bench) -> None:
         peaks.append(int(output.split()[-1]) / 1024)
     result = Result("peak memory, MB", bench.shape, "image-classification", peaks[0] / peaks[1], 1.10, *peaks)
     bench.record(result, unit="MB")
+
+
+def kept_memory(bench: Bench) -> None:
+    """The classifier's forward pass in a process that keeps the memory it frees, and in one that does not."""
+    if bench.device.type != "cpu":
+        print("kept_memory is about the CPU's memory: --device cpu")
+        return
+    code = (
+        "import statistics, time, torch\nfrom hf_explain import FrozenClassifier\n"
+        "from hf_explain.io.memory import keep_memory\n{call}\ntorch.set_flush_denormal(True)\n"
+        f"classifier = FrozenClassifier.from_pretrained({bench.directory!r})\n"
+        f"images = torch.randn({bench.batch_size}, 3, 224, 224)\n"
+        "def seconds():\n"
+        "    began = time.perf_counter()\n"
+        "    with torch.no_grad(), torch.autocast('cpu', enabled={half}): classifier(images)\n"
+        "    return time.perf_counter() - began\n"
+        "seconds()\n"
+        f"print(statistics.median(seconds() for _ in range({bench.repeats})))"
+    )
+
+    def forward(call: str, half: bool) -> Callable[[], float]:
+        words = [sys.executable, "-c", code.format(call=call, half=half)]
+        return lambda: float(subprocess.run(words, capture_output=True, text=True, check=True).stdout.split()[-1])
+
+    for name, half in (("float32", False), ("bfloat16", True)):
+        ours, other = forward("keep_memory()", half), forward("", half)
+        case = f"forward pass, {name}, memory kept"
+        bench.compare_numbers(case, "the same, not kept", ours, other, 1.0, 3, bench.batch_size)
 
 
 class LiteralTTame(nn.Module):
@@ -567,6 +597,24 @@ def road(bench: Bench) -> None:
         "sparse direct solve",
         lambda: linear_imputation(images, masks),
         lambda: [literal_imputation(image, mask) for image, mask in zip(images, masks)],
+        repeats=3,
+        images=1,
+    )
+    spec = importlib.util.find_spec("pytorch_grad_cam")
+    if spec is None:
+        print("grad-cam is not installed: pip install --no-deps grad-cam opencv-python-headless; ROAD's imputation "
+              "against it is left out")  # fmt: skip
+        return
+    # The package by itself imports torchvision, which its ROAD does not need
+    sys.modules.setdefault("pytorch_grad_cam", importlib.util.module_from_spec(spec))
+    impute = importlib.import_module("pytorch_grad_cam.metrics.road").NoisyLinearImputer()
+    image, kept = images[0].cpu(), (~masks).float().cpu()
+    bench.compare(
+        "ROAD's imputation, 18 masks",
+        "pytorch-grad-cam",
+        lambda: linear_imputation(images, masks),
+        lambda: [impute(image, mask) for mask in kept],
+        1 / 50,
         repeats=3,
         images=1,
     )
@@ -887,6 +935,7 @@ CASES = {
     "start": start,
     "lcam": lcam,
     "memory": memory,
+    "kept_memory": kept_memory,
     "ttame": ttame,
     "scan": scan,
     "attention": attention,
@@ -920,6 +969,7 @@ def main() -> None:
     if args.scaling_worker:
         return scaling_worker(args.scaling_worker)
     device = choose_device(None if args.device == "auto" else args.device)
+    keep_memory()  # as the commands of `hf-explain` do; for the baselines alike
     # The logits of random weights reach 80: gradients are then subnormal numbers in some draws of a step, and a CPU
     # takes three times as long for it. The logits of trained classifiers are far smaller.
     torch.set_flush_denormal(True)
