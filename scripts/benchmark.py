@@ -706,57 +706,59 @@ def loader(bench: Bench) -> None:
     """
     Whether data keeps up with a training step: at 128 px on this machine, at 224 px by calculation.
 
-    The images are those of `--images`, or made: 213 by 160 pixels, as Imagenette's smallest, and 500 by 375, as
-    ImageNet's mean.
+    The images are those of `--images`, or made: 213 by 160 pixels, as Imagenette's smallest, 500 by 375, as ImageNet's
+    mean, and twice that, where decoding at a smaller size begins to pay.
     """
-    kinds: dict[int, tuple] = {}
-    for side, size in ((128, (213, 160)), (224, (500, 375))):
+    kinds: dict[str, tuple] = {}
+    made = {"128 px": (128, (213, 160)), "224 px": (224, (500, 375)), "224 px, large": (224, (1000, 750))}
+    for kind, (side, size) in made.items():
         if bench.source is None:
-            kinds[side] = photographs(128, size), "image"
-        else:
+            kinds[kind] = side, photographs(128 if side == 128 else _BATCH, size), "image"
+        elif side not in [found[0] for found in kinds.values()]:
             data = load_image_dataset(bench.source)
             column, _ = resolve_columns(data, None, None, False)
-            kinds[side] = prepare_columns(data, [column]), column
+            kinds[kind] = side, prepare_columns(data, [column]), column
 
-    def batches(side: int, draft: bool = False) -> ImageBatches:
+    def batches(kind: str, draft: bool = False) -> ImageBatches:
+        side, rows, column = kinds[kind]
         processor = copy.deepcopy(bench.classifier.image_processor)
         processor.size = {"shortest_edge": side}
-        return ImageBatches(*kinds[side], TrainingTransform(processor, decode_draft=draft))
-
-    def keys(count: int) -> list:
-        return [((0, place), None) for place in range(count)]
+        return ImageBatches(rows, column, TrainingTransform(processor, decode_draft=draft))
 
     # one core: CPU time, which no other process stretches
-    threads, rates = torch.get_num_threads(), {}
+    threads, rate = torch.get_num_threads(), 0.0
     torch.set_num_threads(1)
-    for side in kinds:
+    levels = 255 * torch.tensor(bench.classifier.image_std)[:, None, None]
+    for kind, (_, rows, column) in kinds.items():
+        rates, ready = {}, {}
         for draft in (False, True):
-            one = batches(side, draft)
+            one = batches(kind, draft)
             times = []
             for _ in range(bench.repeats):
                 began = time.process_time()
-                one.__getitems__(keys(_BATCH))
+                ready[draft] = one.__getitems__([((0, place), None) for place in range(_BATCH)])["pixel_values"]
                 times.append(time.process_time() - began)
-            rates[side, draft] = _BATCH / statistics.median(times)
-    torch.set_num_threads(threads)
-    for side, (rows, column) in kinds.items():
+            rates[draft] = _BATCH / statistics.median(times)
+        moved = ((ready[True] - ready[False]).abs() * levels).mean().item()
         cells = [rows[place][column] for place in range(_BATCH)]
         size = Image.open(io.BytesIO(cells[0]["bytes"])).size if cells[0]["bytes"] is not None else "?"
         kilobytes = sum(len(cell["bytes"] or b"") for cell in cells) / len(cells) / 1000
         bench.note(
-            f"loading, {side} px",
-            f"{rates[side, False]:.0f} images/s of one core, {rates[side, True]:.0f} with decode_draft "
-            f"(JPEGs such as {size[0]}x{size[1]}, {kilobytes:.0f} kB each)",
+            f"loading, {kind}",
+            f"{rates[False]:.0f} images/s of one core, {rates[True]:.0f} with decode_draft, which moves a pixel by "
+            f"{moved:.1f} of 255 grey levels (JPEGs such as {size[0]}x{size[1]}, {kilobytes:.0f} kB each)",
         )
+        rate = rates[False] if kind == "224 px" else rate
+    torch.set_num_threads(threads)
     bench.note(
         "loading, 224 px, 16 cores",
-        f"15 x {rates[224, False]:.0f} = {15 * rates[224, False]:.0f} images/s while one core feeds the device: data "
-        "keeps up with any step up to that",
+        f"15 x {rate:.0f} = {15 * rate:.0f} images/s while one core feeds the device: data keeps up with any step up "
+        "to that",
     )
 
     head = TTameForSaliency.from_classifier(bench.classifier, regularize="own").train()
     fixed = torch.randn(_BATCH, 3, 128, 128)
-    rows, _ = kinds[128]
+    _, rows, _ = kinds["128 px"]
 
     def step(pixel_values: torch.Tensor) -> None:
         head.zero_grad(set_to_none=True)
@@ -764,7 +766,7 @@ def loader(bench: Bench) -> None:
 
     def stream():
         sampler = MapBatchSampler(len(rows), _BATCH, 0, 0, 10**6)
-        return iter(make_loader(batches(128), sampler, 2, bench.device.type == "cuda", 0))
+        return iter(make_loader(batches("128 px"), sampler, 2, bench.device.type == "cuda", 0))
 
     steps, waited, alone, both = 6, [], [], []
     for _ in range(bench.repeats):
