@@ -43,6 +43,20 @@ from hf_explain.tensors.maps import CropGeometry, grid_to_tokens, tokens_to_grid
 _OTHER_TASKS = re.compile("For(DepthEstimation|ObjectDetection|VideoClassification|[A-Z][a-z]+Segmentation)$")
 
 
+def _leave_the_file(model: nn.Module) -> None:
+    """
+    Copy what was not laid out, a few MB: it may still lie in the loaded file, and all of that stays in memory as long
+    as anything does, with the convolutions as nobody reads them any more.
+    """
+    for parameter in model.parameters():
+        if parameter.ndim != 4:
+            parameter.data = parameter.data.clone()
+    for module in model.modules():
+        for name, buffer in list(module.named_buffers(recurse=False)):
+            if buffer._is_view():  # a new tensor: as `data` the copy would still know the file's
+                setattr(module, name, buffer.clone())
+
+
 class FrozenClassifier(nn.Module):
     """
     An image classifier that never changes: no parameter requires a gradient and it stays in eval mode, whatever is
@@ -286,6 +300,7 @@ class FrozenClassifier(nn.Module):
         if type(self.model).__name__ in CHANNELS_LAST:
             # not the model's own `to`, which refuses models that are quantised or spread over devices
             nn.Module.to(self.model, memory_format=torch.channels_last)  # type: ignore[call-overload,unused-ignore]
+            _leave_the_file(self.model)
 
     # ------------------------------------------------------------------ facts
 

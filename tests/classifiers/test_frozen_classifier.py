@@ -5,7 +5,9 @@ import json
 import logging
 import pickle
 import shutil
+import sys
 import types
+from pathlib import Path
 
 import pytest
 import torch
@@ -121,6 +123,15 @@ def test_resnets_run_in_channels_last(family, tmp_path):
     classifier.model.save_pretrained(tmp_path / "after")
     before, after = ((tmp_path / name / "model.safetensors").read_bytes() for name in ("before", "after"))
     assert before == after
+
+
+@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="what is mapped stands in /proc")
+def test_the_loaded_file_does_not_stay_in_memory(tmp_path):
+    """Its weights are laid out anew; a running mean that still lay in it would keep all of it."""
+    tiny_model("resnet").save_pretrained(tmp_path)
+    classifier = FrozenClassifier.from_pretrained(tmp_path)
+    assert str(tmp_path) not in Path("/proc/self/maps").read_text()
+    assert classifier.memory_format is torch.channels_last
 
 
 def test_an_efficientnet_runs_in_channels_last_too():
