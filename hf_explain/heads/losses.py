@@ -95,6 +95,24 @@ def ranked_masks(maps: torch.Tensor, area: torch.Tensor, temperature: float) -> 
     return ((values - threshold) / temperature).sigmoid().view_as(maps)
 
 
+def correlation_loss(maps: torch.Tensor, reference: torch.Tensor) -> torch.Tensor:
+    """
+    `mean(1 - r)`, r being Pearson's correlation of a map's values with those of a reference: how far the maps are from
+    it in their order and relative distances, whatever their brightness and contrast.
+
+    Source: the distance of DIST (Huang et al., NeurIPS 2022, https://huggingface.co/papers/2205.10536), there between
+    predictions.
+
+    Args:
+        maps (`torch.FloatTensor` of shape `(batch_size, height, width)`): Raw maps, unbounded.
+        reference (`torch.FloatTensor` of the same shape): What they should be like.
+
+    Returns:
+        `torch.FloatTensor` of shape `()`, from 0 to 2. A map without any contrast counts as uncorrelated, 1.
+    """
+    return 1 - (standardize(maps) * standardize(reference)).mean()
+
+
 def cross_entropy(logits: torch.Tensor, target: torch.Tensor) -> torch.Tensor:
     """
     Mean cross-entropy of the explained class, in float32 whatever the logits' dtype.

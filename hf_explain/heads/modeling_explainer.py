@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import fields, replace
 from typing import Any, ClassVar
 
@@ -14,13 +14,16 @@ from hf_explain.classifiers.features import ClassifierFeatures
 from hf_explain.classifiers.fingerprint import fingerprint
 from hf_explain.classifiers.frozen_classifier import FrozenClassifier
 from hf_explain.classifiers.targets import Target
+from hf_explain.heads.losses import correlation_loss
 from hf_explain.heads.modeling_bound import BoundPreTrainedModel
 from hf_explain.io.transformers_names import initialization as init
 from hf_explain.tensors.checks import checks_together
-from hf_explain.tensors.maps import check_finite, min_max
+from hf_explain.tensors.maps import area_means, check_finite, min_max
 from hf_explain.tensors.outputs import SaliencyOutput
 
 
+# The classifier, images and the class of each to a map of each, at any resolution
+MapsOf = Callable[[FrozenClassifier, torch.Tensor, torch.Tensor], torch.Tensor]
 # Fields of a configuration that say where something is or which version wrote it, and nothing of what a head does;
 # the classes of the heads are told by their names
 _PLACES = ("transformers_version", "_name_or_path", "dtype", "torch_dtype", "auto_map", "custom_pipelines",
@@ -40,6 +43,8 @@ class ExplainerPreTrainedModel(BoundPreTrainedModel):
     one_graph: ClassVar[bool] = True  # whether exporters can trace the forward pass
     signed: ClassVar[bool] = False  # whether its outputs have `contributions`: what speaks against the class, too
     allows_bfloat16: ClassVar[bool] = False  # whether its maps were measured to be as good from a pass in bfloat16
+    # whether training may start from a training-free method's maps: its raw map means no more than their order
+    distillable: ClassVar[bool] = False
 
     # ------------------------------------------------------------------ what a head implements
 
@@ -74,6 +79,28 @@ class ExplainerPreTrainedModel(BoundPreTrainedModel):
     ) -> SaliencyOutput:
         """The training pass: an output with `loss`, `saliency_logits` and `loss_terms` (weighted, detached)."""
         raise TypeError(f"{type(self).__name__} does not define `compute_loss`.")
+
+    def compute_distillation(
+        self, pixel_values: torch.Tensor, features: ClassifierFeatures, target: torch.Tensor, maps_of: MapsOf
+    ) -> SaliencyOutput:
+        """
+        The training pass that brings the raw maps near those of something else; the classifier is asked about no
+        masked image.
+
+        Args:
+            pixel_values (`torch.FloatTensor` of shape `(batch_size, num_channels, height, width)`): Normalised pixels.
+            features ([`ClassifierFeatures`]): From [`~ExplainerPreTrainedModel.forward_features`].
+            target (`torch.LongTensor` of shape `(batch_size,)`): The class each map explains.
+            maps_of (`Callable`): The classifier, `pixel_values` and `target` to maps `(batch_size, height, width)`,
+                at any resolution; they are averaged over the area of each position of the head's map.
+
+        Returns:
+            [`SaliencyOutput`] with `loss`, `saliency_logits` and `loss_terms`.
+        """
+        maps = self.saliency_logits(features, target)
+        reference = area_means(maps_of(self.attached, pixel_values, target), maps.shape[-2:], features.image_size)
+        loss = correlation_loss(maps.float(), reference.float())
+        return SaliencyOutput(loss=loss, saliency_logits=maps, loss_terms={"distillation": loss.detach()})
 
     # ------------------------------------------------------------------ forward
 
@@ -130,6 +157,7 @@ class ExplainerPreTrainedModel(BoundPreTrainedModel):
         target: Target = None,
         return_loss: bool | None = None,
         labels: Target = None,
+        distill_from: MapsOf | None = None,
     ) -> SaliencyOutput:
         """
         Explain a batch of images, or train on it.
@@ -143,6 +171,8 @@ class ExplainerPreTrainedModel(BoundPreTrainedModel):
             return_loss (`bool`, *optional*): Also run the training pass and return `loss`. When not given: where
                 `labels` are, and for a `target` in train mode, so that `Trainer` trains on either.
             labels (*optional*): The same as `target`, by the name that `Trainer` and data sets use.
+            distill_from (`Callable`, *optional*): In a training pass, `loss` is the distance from the maps that this
+                gives instead of the head's own, see [`~ExplainerPreTrainedModel.compute_distillation`].
             return_dict (`bool`, *optional*): `False` for a tuple of what there is, the loss first.
 
         Returns:
@@ -160,7 +190,10 @@ class ExplainerPreTrainedModel(BoundPreTrainedModel):
         if target is None:
             target = self.training_target(features.logits)
         classes = self.attached.resolve_target(target, features.logits.shape[0], features.logits)
-        output = self.compute_loss(pixel_values, features, classes)
+        if distill_from is None:
+            output = self.compute_loss(pixel_values, features, classes)
+        else:
+            output = self.compute_distillation(pixel_values, features, classes, distill_from)
         maps = output.saliency
         if maps is None and output.saliency_logits is not None:
             maps = self.scale_maps(output.saliency_logits.detach())

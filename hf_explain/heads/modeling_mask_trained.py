@@ -152,6 +152,7 @@ class MaskTrainedExplainer(ExplainerPreTrainedModel):
 
     config_class = MaskTrainedConfig
     config: MaskTrainedConfig
+    distillable: ClassVar[bool] = True
 
     @classmethod
     def complete_config(cls, classifier: FrozenClassifier, config: Any) -> None:

@@ -46,6 +46,24 @@ def resize_maps(maps: torch.Tensor, size: Sequence[int]) -> torch.Tensor:
     return F.interpolate(maps, size=sides, mode="bilinear", align_corners=False)
 
 
+def area_means(maps: torch.Tensor, grid: Sequence[int], size: Sequence[int]) -> torch.Tensor:
+    """
+    The mean of every map over the area of each position of a grid, as `torch.nn.AdaptiveAvgPool2d` cuts it. A map of
+    so many positions, or of a multiple of them, is averaged as it is; any other one at the resolution of the image.
+
+    Args:
+        maps (`torch.Tensor` of shape `(batch_size, height, width)`): Maps at any resolution.
+        grid (sequence of two `int`): `(height, width)` in positions.
+        size (sequence of two `int`): `(height, width)` of the images, in pixels.
+
+    Returns:
+        `torch.Tensor` of shape `(batch_size, *grid)`.
+    """
+    if any(side % count for side, count in zip(maps.shape[-2:], grid)):
+        maps = resize_maps(maps, size)
+    return maps if list(maps.shape[-2:]) == list(grid) else F.adaptive_avg_pool2d(maps, (grid[0], grid[1]))
+
+
 def min_max(maps: torch.Tensor) -> torch.Tensor:
     """
     Scale every map to [0, 1] by its own minimum and maximum; a constant map becomes all zeros, never NaN.

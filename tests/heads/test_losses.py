@@ -7,7 +7,14 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from hf_explain.heads.losses import area_loss, cross_entropy, ranked_masks, removal_loss, variation_loss
+from hf_explain.heads.losses import (
+    area_loss,
+    correlation_loss,
+    cross_entropy,
+    ranked_masks,
+    removal_loss,
+    variation_loss,
+)
 from hf_explain.heads.modeling_mask_trained import MaskTrainedConfig
 
 
@@ -131,6 +138,42 @@ def test_gradient_of_ranked_masks():
     maps = torch.randn(2, 3, 4, generator=torch.Generator().manual_seed(1), dtype=torch.float64, requires_grad=True)
     area = torch.tensor([0.35, 0.8], dtype=torch.float64)
     assert torch.autograd.gradcheck(lambda values: ranked_masks(values, area, 0.3), maps)
+
+
+def literal_correlation(one, other):
+    """Pearson's r of two lists of numbers."""
+    mean, other_mean = sum(one) / len(one), sum(other) / len(other)
+    together = sum((a - mean) * (b - other_mean) for a, b in zip(one, other, strict=True))
+    return together / math.sqrt(sum((a - mean) ** 2 for a in one) * sum((b - other_mean) ** 2 for b in other))
+
+
+def test_correlation_by_hand():
+    """Of the 2 × 2 maps 0 1 / 2 3 and 1 0 / 2 3 four of the five halves of the variance are shared; then turned."""
+    maps = torch.tensor([[[0.0, 1.0], [2.0, 3.0]], [[0.0, 1.0], [2.0, 3.0]]], dtype=torch.float64)
+    reference = torch.tensor([[[1.0, 0.0], [2.0, 3.0]], [[3.0, 2.0], [1.0, 0.0]]], dtype=torch.float64)
+    assert correlation_loss(maps[:1], reference[:1]).item() == pytest.approx(1 - 4 / 5, abs=1e-6)
+    assert correlation_loss(maps[1:], reference[1:]).item() == pytest.approx(2, abs=1e-6)
+    assert correlation_loss(maps, reference).item() == pytest.approx((0.2 + 2) / 2, abs=1e-6)
+
+
+def test_correlation_against_plain_loops():
+    generator = torch.Generator().manual_seed(0)
+    maps, reference = torch.randn(2, 4, 3, 5, generator=generator, dtype=torch.float64).unbind()
+    pairs = zip(maps.flatten(1).tolist(), reference.flatten(1).tolist(), strict=True)
+    expected = sum(1 - literal_correlation(*pair) for pair in pairs) / 4
+    # brightness and contrast do not count
+    for scaled, other in ((maps, reference), (100 * maps + 7, reference), (maps, reference / 50 - 3)):
+        assert correlation_loss(scaled, other).item() == pytest.approx(expected, rel=1e-4)
+    assert correlation_loss(maps, maps).item() == pytest.approx(0, abs=1e-6)
+    assert torch.autograd.gradcheck(lambda values: correlation_loss(values, reference), maps.requires_grad_())
+
+
+def test_correlation_of_a_map_without_contrast():
+    maps, reference = torch.full((1, 3, 3), 4.0, requires_grad=True), torch.arange(9.0).view(1, 3, 3)
+    loss = correlation_loss(maps, reference)
+    loss.backward()
+    assert loss.item() == 1 and maps.grad.isfinite().all() and maps.grad.abs().max() > 0
+    assert correlation_loss(reference, torch.zeros(1, 3, 3)).item() == 1
 
 
 def test_cross_entropy_in_float32_whatever_comes():

@@ -11,6 +11,7 @@ from testing_common import IMAGENET_MEAN, IMAGENET_STD
 from hf_explain.io.transformers_names import AutoImageProcessor
 from hf_explain.tensors.maps import (
     CropGeometry,
+    area_means,
     grid_to_tokens,
     min_max,
     position_contributions,
@@ -70,6 +71,21 @@ def test_resize_refuses_other_shapes():
 
 
 # ------------------------------------------------------------------ min-max
+
+
+def test_area_means_by_hand():
+    maps = torch.arange(16.0).view(1, 4, 4)
+    found = area_means(maps, (2, 1), (8, 8))
+    assert found.tolist() == [[[sum(range(8)) / 8], [sum(range(8, 16)) / 8]]]
+    assert area_means(maps, (4, 4), (8, 8)) is maps
+    # coarser than the grid, or not a multiple of it: at the resolution of the image
+    coarse = torch.tensor([[[0.0, 4.0]]])
+    assert area_means(coarse, (1, 4), (4, 8)).tolist() == [[[0.0, 1.0, 3.0, 4.0]]]
+    odd = torch.rand(2, 3, 5, generator=torch.Generator().manual_seed(0))
+    enlarged = resize_maps(odd, (8, 12)).unflatten(-1, (4, 3)).unflatten(-3, (2, 4)).mean((-3, -1))
+    torch.testing.assert_close(area_means(odd, (2, 4), (8, 12)), enlarged)
+    # a grid that does not divide the image: windows that overlap by a pixel
+    assert area_means(torch.tensor([[[0.0, 1.0, 2.0]]]), (1, 2), (1, 3)).tolist() == [[[0.5, 1.5]]]
 
 
 def test_min_max_by_hand():
