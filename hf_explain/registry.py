@@ -6,7 +6,7 @@ import inspect
 import os
 import re
 from collections import OrderedDict
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -300,20 +300,39 @@ def default_method(classifier: FrozenClassifier) -> tuple[str, dict[str, Any]]:
     return (DEFAULT_ATTENTION_METHOD if shown and classifier.token_layout is not None else DEFAULT_METHOD), {}
 
 
-def resolve_method(name: str):
+def resolve_method(name: str, argument: str = "method"):
     """
     The training-free method of a name.
 
     Args:
         name (`str`): A key of `METHODS`.
+        argument (`str`, *optional*, defaults to `"method"`): What it was given as, for the error.
 
     Raises:
         ValueError: If there is none; the message lists the names.
     """
     if name not in METHODS:
         known = f"the methods are {', '.join(METHODS)}.{did_you_mean(name, METHODS)}"
-        raise ValueError(f"`method` {name!r} does not exist; {known}")
+        raise ValueError(f"`{argument}` {name!r} does not exist; {known}")
     return METHODS[name]
+
+
+def check_method_options(name: str, options: Iterable[str]) -> None:
+    """
+    Refuse what is no option of a method.
+
+    Args:
+        name (`str`): A key of `METHODS`.
+        options (`Iterable[str]`): Names of options.
+
+    Raises:
+        ValueError: If the method has no such option; the message lists those that it has.
+    """
+    parameters = inspect.signature(METHODS[name]).parameters
+    known = [one for one in parameters if one not in ("classifier", "pixel_values", "target", "image_ids")]
+    for option in options:
+        if option not in known:
+            raise ValueError(f"{name!r} has no option {option!r}; its options are {', '.join(known) or 'none'}.")
 
 
 def method_allows_bfloat16(name: str) -> bool:

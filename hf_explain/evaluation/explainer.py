@@ -22,7 +22,7 @@ from hf_explain.evaluation.forms import Form, resolve_form
 from hf_explain.heads.modeling_explainer import ExplainerPreTrainedModel
 from hf_explain.io.downloads import whole_downloads
 from hf_explain.io.paths import public_name
-from hf_explain.registry import default_method, method_allows_bfloat16, resolve_method
+from hf_explain.registry import check_method_options, default_method, method_allows_bfloat16, resolve_method
 from hf_explain.tensors.outputs import SaliencyOutput
 
 
@@ -197,12 +197,8 @@ def resolve_explainer(
         method, own = default_method(classifier)
         options = {**own, **options}
     function = resolve_method(method)
-    parameters = inspect.signature(function).parameters
-    known = [name for name in parameters if name not in ("classifier", "pixel_values", "target", "image_ids")]
-    for name in options:
-        if name not in known:
-            raise ValueError(f"{method!r} has no option {name!r}; its options are {', '.join(known) or 'none'}.")
-    if "seed" in parameters:
+    check_method_options(method, options)
+    if "seed" in inspect.signature(function).parameters:
         options.setdefault("seed", seed)
     identity |= {"explainer": method, "method_options": options}
     allowed = method_allows_bfloat16(method)
