@@ -118,12 +118,15 @@ HEADS = {
     "scan": ("scan", {"feature_layers": ["stage2"], "decoder_width": 2}),
 }
 
+# the same, where the first steps go by a method that draws
+DISTILLED = {"distill_method": "rise", "distill_steps": 2, "method_options": {"rise": {"num_masks": 20}}}
+
 
 def train_head(name: str, directory: Path, **options) -> list[float]:
     """Train a real head for a few steps on a tiny classifier; its trainable weights and statistics."""
     from testing_common import tiny_classifier
 
-    from hf_explain.registry import resolve_head
+    from hf_explain.registry import METHODS, resolve_head
     from hf_explain.training.arguments import ExplainerTrainingArguments
     from hf_explain.training.loop import train
 
@@ -139,6 +142,6 @@ def train_head(name: str, directory: Path, **options) -> list[float]:
         dataloader_num_workers=0,
         **options,
     )
-    train(head, picture_dataset(), None, processor(), args)
+    train(head, picture_dataset(), None, processor(), args, method=METHODS.get(args.distill_method))
     own = (value for key, value in head.state_dict().items() if not key.startswith("backbone."))
     return torch.cat([value.flatten().double() for value in own]).tolist()

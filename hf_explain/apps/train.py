@@ -14,8 +14,8 @@ from hf_explain.apps.arguments import TrainCommand
 from hf_explain.apps.command_line import part_of
 from hf_explain.classifiers.frozen_classifier import FrozenClassifier
 from hf_explain.io.paths import public_name
-from hf_explain.registry import DEFAULT_METHOD, resolve_head
-from hf_explain.training.arguments import ExplainerTrainingArguments
+from hf_explain.registry import DEFAULT_METHOD, check_method_options, resolve_head, resolve_method
+from hf_explain.training.arguments import ExplainerTrainingArguments, check_distillation
 from hf_explain.training.loop import train
 
 
@@ -35,6 +35,11 @@ def run(arguments: TrainCommand) -> dict[str, Any]:
     """
     settings = part_of(arguments, ExplainerTrainingArguments)
     head_class = resolve_head(arguments.head)
+    check_distillation(settings)
+    method = None
+    if settings.distill_method is not None:
+        method = resolve_method(settings.distill_method, "distill_method")
+        check_method_options(settings.distill_method, settings.method_options.get(settings.distill_method, ()))
     fields = dict(arguments.head_options)
     if "preset" in fields:
         raise ValueError(f"head_option preset={fields['preset']} is not a field of a head: write --preset instead.")
@@ -68,7 +73,7 @@ def run(arguments: TrainCommand) -> dict[str, Any]:
         "train_split": arguments.split,
         "eval_split": arguments.eval_split,
     }
-    record = train(head, train_dataset, eval_dataset, classifier.image_processor, settings, description)
+    record = train(head, train_dataset, eval_dataset, classifier.image_processor, settings, description, method)
     if int(os.environ.get("RANK", 0)) == 0:
         print("\n".join(_next_steps(arguments, record)))
     return record

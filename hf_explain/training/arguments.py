@@ -6,8 +6,10 @@ Nothing here needs PyTorch.
 
 from __future__ import annotations
 
+import json
 import math
 import os
+from collections.abc import Mapping
 from dataclasses import InitVar, dataclass
 from pathlib import Path
 from typing import Any
@@ -37,6 +39,12 @@ class ExplainerTrainingArguments:
         lr_scheduler (`str`, *optional*, defaults to `"onecycle"`): `"onecycle"` (`learning_rate` is its maximum, as
             `torch.optim.lr_scheduler.OneCycleLR`), `"exponential"` (times `lr_decay` after every epoch), `"cosine"`,
             `"constant"`.
+        distill_method (`str`, *optional*): A training-free method, by its name in `hf_explain.METHODS`. In the first
+            `distill_steps` optimiser steps the loss is one minus Pearson's correlation of the head's raw map with this
+            method's map of the same image and class; afterwards it is the head's own, in the same run and schedule.
+            Validation is always by the head's own. For heads that are trained by masks.
+        method_options (`dict[str, dict]`, *optional*): Options of that method, under its name. A random method draws
+            anew in every step unless a `seed` is among them.
         resume_from_checkpoint (`str`, *optional*): A checkpoint directory, or `"last"`: the newest in `output_dir`, or
             a fresh start if there is none. The run ends at the weights it would have had without a break. With more
             steps than it was begun with (`max_steps`, `num_train_epochs`) it is made longer: from the step it resumes
@@ -64,6 +72,19 @@ class ExplainerTrainingArguments:
     cycle_momentum: bool = option(True, "onecycle: run momentum 0.95 -> 0.85 -> 0.95 against the rate, as torch does")
     lr_decay: float = option(0.95, "exponential: factor per epoch", interval="(0, inf)")
     max_grad_norm: float | None = option(None, "clip the gradient norm of the head", interval="(0, inf)")
+    distill_method: str | None = option(
+        None, "training-free method whose maps the head learns first, in distill_steps; for lcam, ttame and ptame"
+    )
+    distill_steps: int | None = option(
+        None, "optimiser steps at the beginning that go by those maps instead of the head's own loss", minimum=1
+    )
+    method_options: Mapping[str, Mapping[str, Any]] = option(
+        {},
+        "an option of distill_method, e.g. rise.num_masks=2000; may be repeated",
+        flag="method_option",
+        form="METHOD.OPTION=VALUE",
+        example="rise.num_masks=2000",
+    )
     torch_compile: bool = option(False, "compile the classifier: its first steps take minutes, the others less time")
     torch_compile_backend: str | None = option(None, "backend of torch.compile; inductor unless given")
     mixed_precision: str | None = option(
@@ -122,6 +143,7 @@ class ExplainerTrainingArguments:
                 f"decode_draft needs augmentation 'crop', got {self.augmentation!r}: with another one the image "
                 "processor resizes, which has to see images as they are."
             )
+        self.method_options = {name: dict(values) for name, values in self.method_options.items()}
         if self.report_to:
             _check_trackers(self.report_to)
 
@@ -135,6 +157,31 @@ def _check_trackers(names: list[str]) -> None:
         raise ValueError(
             f"report_to {missing[0]!r} is not installed or unknown: available here are "
             f"{', '.join(available) or 'none'}; install it with pip."
+        )
+
+
+def check_distillation(args: ExplainerTrainingArguments) -> None:
+    """
+    Hold the settings of distilling against each other.
+
+    Raises:
+        ValueError: If one is there without the other, `method_options` are another method's, or the classifier would
+            be compiled.
+    """
+    method, steps = args.distill_method, args.distill_steps
+    if method is not None and steps is None:
+        raise ValueError(f"distill_method {method!r} needs distill_steps, for how many steps at the beginning.")
+    if steps is not None and method is None:
+        raise ValueError(
+            f"distill_steps {steps} needs distill_method, a training-free method such as transformer_attribution."
+        )
+    for name in args.method_options:
+        if name != method:
+            raise ValueError(f"method_option names {name!r}, but distill_method is {method!r}.")
+    if method is not None and args.torch_compile:
+        raise ValueError(
+            f"distill_method {method!r} needs torch_compile off: methods look into the classifier by hooks, which "
+            "compiled modules do not call."
         )
 
 
@@ -159,9 +206,12 @@ _PATH_FIELDS = (
     "decode_draft",
     "torch_compile",
     "torch_compile_backend",
+    "distill_method",
+    "distill_steps",
+    "method_options",
 )
 # Of those, what all runs did before there was a choice; their checkpoints say nothing of it.
-_PATH_BEFORE = {"decode_draft": False, "torch_compile": False}
+_PATH_BEFORE: dict[str, Any] = {"decode_draft": False, "torch_compile": False, "method_options": {}}
 
 
 def plan_steps(
@@ -207,6 +257,8 @@ def describe_path(
 ) -> dict[str, Any]:
     """Everything that decides which weights a run arrives at, as a checkpoint remembers it."""
     path = {name: getattr(args, name) for name in _PATH_FIELDS}
+    # as a file has them: a tuple is a list there
+    path["method_options"] = json.loads(json.dumps(args.method_options, default=str))
     path.update(num_processes=num_processes, mixed_precision=precision, num_examples=num_examples)
     if args.lr_scheduler in ("onecycle", "cosine"):
         # These schedules bend to the length of the run; under the others it makes no difference.

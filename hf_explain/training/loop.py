@@ -16,6 +16,7 @@ import dataclasses
 import json
 import math
 import time
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -58,6 +59,7 @@ from hf_explain.training.checkpoints import (
     save_checkpoint,
     trim_log,
 )
+from hf_explain.training.distillation import Distillation
 from hf_explain.training.identity import check_same_run, compare_surroundings, describe_data, describe_run
 from hf_explain.training.record import TrainingRecord
 from hf_explain.training.runtime import (
@@ -81,6 +83,7 @@ def train(
     image_processor: Any = None,
     args: ExplainerTrainingArguments | None = None,
     description: dict[str, Any] | None = None,
+    method: Callable[..., Any] | None = None,
 ) -> dict[str, Any]:
     r"""
     Train a head and save it, with its image processor and a record of the run, to `args.output_dir`.
@@ -95,12 +98,15 @@ def train(
         image_processor (*optional*): Defaults to the classifier's own, `model.backbone.image_processor`.
         args (`ExplainerTrainingArguments`): Settings.
         description (`dict[str, Any]`, *optional*): Facts for the record, for example where the data came from.
+        method (`Callable`, *optional*): What `args.distill_method` names: `(classifier, pixel_values, target,
+            **options)` to an output with `saliency`, as the functions of `hf_explain.METHODS` are.
 
     Returns:
         `dict[str, Any]`: What `training_record.json` holds: settings, data, versions, machine, steps, time, losses.
 
     Raises:
-        ValueError: If the data or the settings cannot work, or the checkpoint is of a run with other settings.
+        ValueError: If the data or the settings cannot work, the method is not defined for the classifier, or the
+            checkpoint is of a run with other settings.
         OSError: If `output_dir` is not writable or another run is using it, the disk is full or the checkpoint is
             unreadable.
         FloatingPointError: If the loss is not finite; names the step, the samples and the last good checkpoint.
@@ -110,7 +116,8 @@ def train(
     if image_processor is None:
         image_processor = getattr(getattr(model, "backbone", None), "image_processor", None)
     with contextlib.ExitStack() as held:
-        return _Run(model, train_dataset, eval_dataset, image_processor, args, description or {}, held).run()
+        run = _Run(model, train_dataset, eval_dataset, image_processor, args, description or {}, method, held)
+        return run.run()
 
 
 class _Answer:
@@ -161,7 +168,7 @@ class _Images:
 class _Run:
     """One call of `train`; `held` gets the lock of its directory."""
 
-    def __init__(self, model, train_dataset, eval_dataset, image_processor, args, description, held) -> None:
+    def __init__(self, model, train_dataset, eval_dataset, image_processor, args, description, method, held) -> None:
         self.args, self.output_dir, self.description = args, Path(args.output_dir), description
         self.accelerator = make_accelerator(args)
         self.model, self._had_forward = model, "forward" in model.__dict__
@@ -182,6 +189,8 @@ class _Run:
             self.eval = self._images(eval_dataset, TrainingTransform(image_processor, "none"))
         self._plan(train_dataset)
         optimizer = make_optimizer(model, args)
+        self.distillation = Distillation(args, model, method, self.total_steps)
+        self.distillation.try_out(self.accelerator.device)
         self.identity, self.surroundings = on_main_process(self.accelerator, lambda: self._identify(images))
         state = self._claim(held)
         mine = state["processes"][self.accelerator.process_index] if state is not None else {}
@@ -408,6 +417,7 @@ class _Run:
                 elif momentum is not None:
                     group["betas"] = (momentum, group["betas"][1])
             losses, sample_ids, checks = [], [], []
+            how = self.distillation.inputs(step)
             for micro in range(args.gradient_accumulation_steps):
                 inputs, ids = self._next(batches)
                 # A head that draws random numbers draws the same ones when this step is done again after a resume.
@@ -415,7 +425,7 @@ class _Run:
                 last = micro == args.gradient_accumulation_steps - 1
                 with contextlib.nullcontext() if last else accelerator.no_sync(self.wrapped):
                     with gathered_checks() as found:
-                        output = self.wrapped(**inputs, return_loss=True)
+                        output = self.wrapped(**inputs, **how, return_loss=True)
                     accelerator.backward(output.loss / args.gradient_accumulation_steps)
                 losses.append(output.loss.detach())
                 sample_ids += ids
@@ -429,7 +439,8 @@ class _Run:
 
             last = self.steps_done == self.total_steps
             save = args.save_steps is not None and self.steps_done % args.save_steps == 0
-            log = self.steps_done % args.logging_steps == 0 or last
+            # a line at the switch, too: a line's means are of one loss
+            log = self.steps_done % args.logging_steps == 0 or last or self.steps_done == args.distill_steps
             evaluate = self.eval is not None and (self.steps_done % self.eval_steps == 0 or last)
             # What the GPU answers it answers once it has come so far: ask of this step, and read what it said of the
             # one before, unless something is due.

@@ -168,6 +168,7 @@ def test_words_that_are_no_options_stay():
         ("evaluate", ["--metrics", "auc_d,road", "--preset", "auc_d=chefer", "--metric_option", "auc_d.steps=20"]),
         ("evaluate", ["--method_option", "a.b=[1]", "--method_option", 'a.c="1"', "--slow", "a,b", "--no_progress"]),
         ("train", ["--report_to", "--head_option", "variant=img", "--no_cycle_momentum", "--learning_rate", "0.5"]),
+        ("train", ["--distill_method", "rise", "--distill_steps", "9", "--method_option", "rise.num_masks=10"]),
         ("card", ["--evaluation", "a.json", "b.json"]),
         ("explain", ["--target", "tench", "--target", "3", "--on_error", "skip"]),
         ("explain", ["--method", "a=b", "--method", "rise", "--save_map", "npy", "--method_option", "rise.seed=1"]),

@@ -17,7 +17,7 @@ from accelerate.state import AcceleratorState
 from safetensors.torch import load_file
 from testing_common import save_classifier, tiny_classifier
 from testing_processes import launch, start
-from testing_training import HEADS, TinyHead, parquet_shards, picture_dataset, processor, train_head
+from testing_training import DISTILLED, HEADS, TinyHead, parquet_shards, picture_dataset, processor, train_head
 from torch import nn
 from transformers import ResNetConfig, ResNetForImageClassification, ViTConfig, ViTForImageClassification
 
@@ -194,8 +194,9 @@ def test_two_processes(tmp_path):
     alone_weights = list(alone.head.parameters())
     weights = torch.cat([weight.data.flatten() for weight in alone_weights])
     torch.testing.assert_close(torch.tensor(found["quiet"]), weights)
-    for name in HEADS:
-        alone = train_head(name, tmp_path / f"alone-{name}", per_device_batch_size=4)
+    for name in (*HEADS, "distilled"):
+        kind, more = ("ttame", DISTILLED) if name == "distilled" else (name, {})
+        alone = train_head(kind, tmp_path / f"alone-{name}", per_device_batch_size=4, **more)
         torch.testing.assert_close(torch.tensor(found[name]), torch.tensor(alone), rtol=1e-4, atol=1e-5, msg=name)
     # in a step nothing but the gradients, and one number that says whether all is well
     two, five = found["traffic"]
@@ -421,6 +422,9 @@ PATH = {
     "decode_draft": True,
     "torch_compile": True,
     "torch_compile_backend": "eager",
+    "distill_method": "rise",
+    "distill_steps": 3,
+    "method_options": {"rise": {"num_masks": 7}},
     "num_examples": 31,
     "total_steps": 3,
     "num_processes": 2,
@@ -429,7 +433,9 @@ PATH = {
 
 
 # what checkpoints of earlier versions say nothing of
-CHOSEN_LATER = ("decode_draft", "torch_compile", "torch_compile_backend")
+CHOSEN_LATER = (
+    "decode_draft", "torch_compile", "torch_compile_backend", "distill_method", "distill_steps", "method_options"
+)  # fmt: skip
 
 
 @pytest.mark.parametrize("name", PATH)
@@ -446,7 +452,8 @@ def test_every_setting_of_the_path_counts(name):
         run[name] = PATH[name]
     else:
         settings = ExplainerTrainingArguments(output_dir="out", **{name: PATH[name]})
-    with pytest.raises(ValueError, match=rf"checkpoint-4' was written with {name} .*, this run has {PATH[name]!r}"):
+    this = re.escape(repr(PATH[name]))
+    with pytest.raises(ValueError, match=rf"checkpoint-4' was written with {name} .*, this run has {this}"):
         check_same_path(Path("checkpoint-4"), info, describe_path(settings, *run.values()), 8)
 
 

@@ -4,7 +4,7 @@ import contextlib
 from pathlib import Path
 
 import torch
-from testing_training import HEADS, TinyHead, picture_dataset, processor, train_head
+from testing_training import DISTILLED, HEADS, TinyHead, picture_dataset, processor, train_head
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
@@ -73,6 +73,7 @@ def main(rank: int, directory: Path) -> dict:
     )
     for name in HEADS:
         found[name] = train_head(name, directory / name, per_device_batch_size=2)
+    found["distilled"] = train_head("ttame", directory / "distilled", per_device_batch_size=2, **DISTILLED)
     found["traffic"] = []
     for steps in (2, 5):
         with Traffic() as traffic:
