@@ -326,6 +326,11 @@ def _is_set(settings: Mapping[str, Any], name: str) -> bool:
     return settings.get(name) not in (None, getattr(ExplainerTrainingArguments, name))
 
 
+def _distill_options(settings: Mapping[str, Any]) -> Mapping[str, Any]:
+    """The options of the method that the first steps went by."""
+    return (settings.get("method_options") or {}).get(settings.get("distill_method"), {})
+
+
 def _recipe(training: TrainingRecord | None) -> list[tuple[str, str]]:
     if training is None:
         return []
@@ -340,6 +345,9 @@ def _recipe(training: TrainingRecord | None) -> list[tuple[str, str]]:
         "learning rate": settings.get("learning_rate"),
         "weight decay": settings.get("weight_decay"),
         **{name.replace("_", " "): settings.get(name) for name in _SELDOM if _is_set(settings, name)},
+        "distilled from": settings.get("distill_method"),
+        "distilling steps": settings.get("distill_steps"),
+        "distilling options": ", ".join(f"{name} {value}" for name, value in _distill_options(settings).items()),
         "augmentation": settings.get("augmentation"),
         "explained class": settings.get("target"),
         "mixed precision": machine.get("mixed_precision"),
@@ -380,6 +388,7 @@ def _trained(
         "dataset_config": dataset_config or _told(training, "dataset_config"),
         "dataset_split": _told(training, "train_split", "dataset_split"),
         "recipe": _recipe(training),
+        "distill_options": _distill_options(training.arguments if training else {}),
         "license": license,
         "data_terms": data_terms,
     }
@@ -394,6 +403,8 @@ _FLAGS = {
     "learning rate": "learning_rate",
     "weight decay": "weight_decay",
     **{name.replace("_", " "): name for name in _SELDOM},
+    "distilled from": "distill_method",
+    "distilling steps": "distill_steps",
     "augmentation": "augmentation",
     "explained class": "target",
     "mixed precision": "mixed_precision",
@@ -405,6 +416,7 @@ def _train_command(config: Mapping[str, Any], classifier: Mapping[str, Any], tra
     """The command that trains such a head: what is not its own choice for such a classifier, and what was recorded."""
     preset, options = _preset_and_options(config)
     recipe = dict(trained["recipe"])
+    method, asked = recipe.get("distilled from"), trained["distill_options"]
     named = f"--head {config['model_type']}" + (f" --preset {preset}" if preset else "")
     data = [f"--dataset {_hub_dataset(trained['dataset']) or 'DATASET'}"]
     data += [f"--dataset_config {shlex.quote(trained['dataset_config'])}"] if trained["dataset_config"] else []
@@ -413,6 +425,7 @@ def _train_command(config: Mapping[str, Any], classifier: Mapping[str, Any], tra
         f"{' '.join(data)} --output_dir HEAD",
         " ".join(f"--{flag} {recipe[label]}" for label, flag in _FLAGS.items() if label in recipe),
         *(f"--head_option {shlex.quote(f'{key}={json.dumps(value)}')}" for key, value in options.items()),
+        *(f"--method_option {shlex.quote(f'{method}.{key}={json.dumps(value)}')}" for key, value in asked.items()),
     ]
     return " \\\n    ".join(filter(None, lines))
 

@@ -181,6 +181,21 @@ def test_the_card_of_weights_that_are_not_on_the_hub_yet(saved):
     assert "--momentum" not in card.text and "| lr decay | 0.5 |" in card.text
 
 
+def test_the_card_says_what_a_head_was_distilled_from(saved):
+    head = TTameForSaliency.from_classifier("user/resnet")
+    none = {"distill_method": None, "distill_steps": None, "method_options": {}}
+    card = build_model_card(head, training_record={**RECORD, "arguments": {**RECORD["arguments"], **none}})
+    assert "distill" not in card.text
+    given = {"num_masks": 2000, "grid": [4, 4]}
+    own = {"distill_method": "rise", "distill_steps": 40, "method_options": {"rise": given}}
+    recorded = {**RECORD, "arguments": {**RECORD["arguments"], **own}}
+    card = build_model_card(head, training_record=recorded, unreleased=True)
+    assert "| distilled from | rise |\n| distilling steps | 40 |" in card.text
+    assert "| distilling options | num_masks 2000, grid [4, 4] |" in card.text
+    read = read_command(card.text)
+    assert {name: getattr(read, name) for name in own} == own
+
+
 @pytest.mark.parametrize("options", [{}, {"contrast": 3.0, "mask_space": "normalized"}])
 def test_the_command_names_the_preset_and_what_is_not_of_it(saved, options):
     head = TTameForSaliency.from_classifier("user/resnet", preset="ranking", **options)
