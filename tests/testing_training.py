@@ -137,10 +137,9 @@ def train_head(name: str, directory: Path, **options) -> list[float]:
         output_dir=str(directory),
         max_steps=4,
         learning_rate=0.01,
-        save_steps=0,
         disable_tqdm=True,
         dataloader_num_workers=0,
-        **options,
+        **{"save_steps": 0, **options},
     )
     train(head, picture_dataset(), None, processor(), args, method=METHODS.get(args.distill_method))
     own = (value for key, value in head.state_dict().items() if not key.startswith("backbone."))

@@ -73,7 +73,7 @@ class ExplainerTrainingArguments:
     lr_decay: float = option(0.95, "exponential: factor per epoch", interval="(0, inf)")
     max_grad_norm: float | None = option(None, "clip the gradient norm of the head", interval="(0, inf)")
     distill_method: str | None = option(
-        None, "training-free method whose maps the head learns first, in distill_steps; for lcam, ttame and ptame"
+        None, "training-free method whose maps the head learns in its first distill_steps; for lcam, ttame and ptame"
     )
     distill_steps: int | None = option(
         None, "optimiser steps at the beginning that go by those maps instead of the head's own loss", minimum=1
@@ -208,7 +208,6 @@ _PATH_FIELDS = (
     "torch_compile_backend",
     "distill_method",
     "distill_steps",
-    "method_options",
 )
 # Of those, what all runs did before there was a choice; their checkpoints say nothing of it.
 _PATH_BEFORE: dict[str, Any] = {"decode_draft": False, "torch_compile": False, "method_options": {}}

@@ -198,6 +198,7 @@ def test_two_processes(tmp_path):
         kind, more = ("ttame", DISTILLED) if name == "distilled" else (name, {})
         alone = train_head(kind, tmp_path / f"alone-{name}", per_device_batch_size=4, **more)
         torch.testing.assert_close(torch.tensor(found[name]), torch.tensor(alone), rtol=1e-4, atol=1e-5, msg=name)
+    assert found["distilled"] == found["distilled_from_1"] == found["distilled_from_3"]
     # in a step nothing but the gradients, and one number that says whether all is well
     two, five = found["traffic"]
     gradients = sum(4 * weight.numel() for weight in alone_weights)

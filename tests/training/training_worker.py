@@ -73,7 +73,13 @@ def main(rank: int, directory: Path) -> dict:
     )
     for name in HEADS:
         found[name] = train_head(name, directory / name, per_device_batch_size=2)
-    found["distilled"] = train_head("ttame", directory / "distilled", per_device_batch_size=2, **DISTILLED)
+    distilled = {"per_device_batch_size": 2, "save_steps": 1, "save_total_limit": 0, **DISTILLED}
+    found["distilled"] = train_head("ttame", directory / "distilled", **distilled)
+    for step in (1, 3):  # before the switch and after it
+        last = str(directory / f"distilled/checkpoint-{step}")
+        found[f"distilled_from_{step}"] = train_head(
+            "ttame", directory / "distilled", **distilled, resume_from_checkpoint=last
+        )
     found["traffic"] = []
     for steps in (2, 5):
         with Traffic() as traffic:
