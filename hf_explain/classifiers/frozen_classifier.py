@@ -45,8 +45,9 @@ _OTHER_TASKS = re.compile("For(DepthEstimation|ObjectDetection|VideoClassificati
 
 def _leave_the_file(model: nn.Module) -> None:
     """
-    Copy what was not laid out, a few MB: it may still lie in the loaded file, and all of that stays in memory as long
-    as anything does, with the convolutions as nobody reads them any more.
+    Copy what was not laid out, a few MB, of a model that was loaded here: it still lies in the file, and all of that
+    stays in memory as long as anything does, with the convolutions as nobody reads them any more. Not of a model that
+    somebody hands over, who may share its tensors.
     """
     for parameter in model.parameters():
         if parameter.ndim != 4:
@@ -184,6 +185,8 @@ class FrozenClassifier(nn.Module):
                 "incompletely or as another kind of model: save or download it again, as an image classifier."
             )
         classifier = cls(model, image_processor=image_processor)
+        if classifier.memory_format is torch.channels_last:
+            _leave_the_file(classifier.model)
         classifier.name_or_path = name
         if not local:
             classifier.revision = revision
@@ -300,7 +303,6 @@ class FrozenClassifier(nn.Module):
         if type(self.model).__name__ in CHANNELS_LAST:
             # not the model's own `to`, which refuses models that are quantised or spread over devices
             nn.Module.to(self.model, memory_format=torch.channels_last)  # type: ignore[call-overload,unused-ignore]
-            _leave_the_file(self.model)
 
     # ------------------------------------------------------------------ facts
 

@@ -134,6 +134,15 @@ def test_the_loaded_file_does_not_stay_in_memory(tmp_path):
     assert classifier.memory_format is torch.channels_last
 
 
+def test_a_model_that_is_handed_over_keeps_its_other_tensors():
+    model = tiny_model("resnet")
+    kept = [*(one for one in model.parameters() if one.ndim != 4), *model.buffers()]
+    places = [one.data_ptr() for one in kept]
+    FrozenClassifier(model)
+    now = [*(one for one in model.parameters() if one.ndim != 4), *model.buffers()]
+    assert [one.data_ptr() for one in now] == places
+
+
 def test_an_efficientnet_runs_in_channels_last_too():
     model = randomize(efficientnet())
     pixel_values = random_pixels("vit", 2, (64, 96))
