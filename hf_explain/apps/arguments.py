@@ -19,6 +19,7 @@ ON_ERROR = ("raise", "skip")
 _MODEL = "trained head or plain classifier: directory or Hub id"
 _METHOD = "training-free method; unless given, the head itself, or the default of a plain classifier's architecture"
 _DEVICE = "torch device; the accelerator where there is one, or else the CPU"
+_ATTENTION = "attention of the classifier; for a small ViT in bf16 on a CPU 'eager' is faster"
 
 
 @dataclass(kw_only=True)
@@ -102,9 +103,7 @@ class TrainCommand(ClassesArguments, DatasetArguments, ExplainerTrainingArgument
 
     classifier: str = option(help="Hub id or directory of the image classifier to explain")
     classifier_revision: str | None = option(None, "branch, tag or commit of the classifier")
-    attn_implementation: str | None = option(
-        None, "attention of the classifier; for a small ViT in bf16 on a CPU 'eager' is faster"
-    )
+    attn_implementation: str | None = option(None, _ATTENTION)
     head: str = option("lcam", "kind of head: lcam, ttame, ptame, scan, shapley")
     preset: str | None = option(
         None, "fields of the head's config that go together: ttame has 'ranking', scan 'contribution'"
@@ -195,6 +194,7 @@ class EvaluateCommand(ComparisonArguments, DatasetArguments, ClassesArguments):
 
     classifier: str = option(help="Hub id or directory of the image classifier")
     classifier_revision: str | None = option(None, "branch, tag or commit of the classifier")
+    attn_implementation: str | None = option(None, _ATTENTION)
     explainers: list[str] = option(
         help="trained heads as NAME=DIRECTORY and training-free methods by name; random and centre are always added. "
         "NAME@8x8 is the maps of one of them averaged over so many cells, NAME@cells without the smooth resize, "

@@ -36,6 +36,7 @@ def run(arguments: EvaluateCommand) -> dict[str, Any]:
         part_of(arguments, ComparisonArguments),
         command=[*program, *as_words(arguments)],
         revision=arguments.classifier_revision,
+        attn_implementation=arguments.attn_implementation,
         trust_remote_code=arguments.trust_remote_code,
         **arguments.classes,
     ).to_json()

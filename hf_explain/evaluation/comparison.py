@@ -207,6 +207,7 @@ def run_comparison(
     *,
     command: Sequence[str] | None = None,
     revision: str | None = None,
+    attn_implementation: str | None = None,
     trust_remote_code: bool = False,
     candidate_labels: Sequence[str] | None = None,
     hypothesis_template: str | None = None,
@@ -219,6 +220,7 @@ def run_comparison(
         classifier, data, explainers, command, revision, trust_remote_code, candidate_labels, hypothesis_template,
             report: As for [`compare`].
         arguments ([`ComparisonArguments`]): The settings; its `output_dir` is needed.
+        attn_implementation (`str`, *optional*): Attention of a classifier that is loaded here; its own where not given.
 
     Returns:
         [`Comparison`].
@@ -248,9 +250,11 @@ def run_comparison(
     with contextlib.ExitStack() as held:
         on_first_process(rank, world, claim)
         if not isinstance(classifier, FrozenClassifier):
+            attention = {} if attn_implementation is None else {"attn_implementation": attn_implementation}
             classifier = FrozenClassifier.from_pretrained(
                 classifier,
                 revision=revision,
+                **attention,
                 candidate_labels=candidate_labels,
                 hypothesis_template=hypothesis_template,
                 trust_remote_code=trust_remote_code,

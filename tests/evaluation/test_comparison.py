@@ -43,6 +43,22 @@ def command(root, output, *more):
             "-o", str(output), "--no_progress", "--batch_size", "4", *more]  # fmt: skip
 
 
+def test_command_loads_the_classifier_with_the_attention_asked_for(directories, tmp_path, monkeypatch, capsys):
+    save_classifier("vit", tmp_path / "vit")
+    seen = []
+    monkeypatch.setattr(
+        comparison_module, "_measure", lambda classifier, *_: seen.append(classifier) or pytest.fail("enough")
+    )
+    words = ["evaluate", "--classifier", str(tmp_path / "vit"), "--dataset", str(directories / "data.parquet"),
+             "--explainers", "gradcam", "--no_progress", "-o", str(tmp_path / "out")]  # fmt: skip
+    for asked in ("eager", "sdpa"):
+        with pytest.raises(pytest.fail.Exception, match="enough"):
+            main([*words, "--attn_implementation", asked])
+    assert [one.config._attn_implementation for one in seen] == ["eager", "sdpa"]
+    assert main([*words, "--attn_implementation", "eagre"]) == 1
+    assert "eagre" in capsys.readouterr().err
+
+
 @pytest.mark.charts
 def test_command_writes_everything_and_keeps_what_works(directories, tmp_path, monkeypatch, capsys):
     explainers = f"lcam={directories / 'head'},gradcam,rise,raw_attention"
