@@ -13,7 +13,7 @@ import torch
 
 from hf_explain.classifiers.fingerprint import fingerprint
 from hf_explain.classifiers.frozen_classifier import FrozenClassifier
-from hf_explain.evaluation.arguments import ComparisonArguments
+from hf_explain.evaluation.arguments import ComparisonArguments, EvaluationArguments
 from hf_explain.evaluation.comparison_report import MeasuredComparison, write_comparison
 from hf_explain.evaluation.evaluator import check_metric, load_metrics
 from hf_explain.evaluation.explainer import Explainer, resolve_explainer
@@ -220,7 +220,7 @@ def run_comparison(
         classifier, data, explainers, command, revision, trust_remote_code, candidate_labels, hypothesis_template,
             report: As for [`compare`].
         arguments ([`ComparisonArguments`]): The settings; its `output_dir` is needed.
-        attn_implementation (`str`, *optional*): Attention of a classifier that is loaded here; its own where not given.
+        attn_implementation (`str`, *optional*): Attention of a classifier that is loaded here; its own by default.
 
     Returns:
         [`Comparison`].
@@ -414,6 +414,8 @@ def _check_sanity(explainer: Explainer, data, arguments: ComparisonArguments, ev
     # the images are among those of the evaluation, which has seen that they are the same
     count = min(wanted, most or wanted)
     settings = {"images": count, "evaluation": evaluation.settings, "thresholds": THRESHOLDS, "seeds": SEEDS}
+    if arguments.dtype != EvaluationArguments.dtype:  # what was found before there was another one is kept
+        settings["dtype"] = arguments.dtype
     file = arguments.folder / SANITY_FILE
     rank, world, _ = launched_processes()
 
@@ -434,6 +436,7 @@ def _check_sanity(explainer: Explainer, data, arguments: ComparisonArguments, ev
         batch_size=arguments.batch_size,
         seed=arguments.seed,
         seeds=SEEDS,
+        dtype=arguments.dtype,
     )
     if rank == 0:
         write_json_file(file, {"settings": settings, "found": found.to_json()})

@@ -12,9 +12,10 @@ from torch import nn
 from hf_explain.classifiers.frozen_classifier import FrozenClassifier
 from hf_explain.evaluation.arguments import ComparisonArguments, EvaluationArguments
 from hf_explain.evaluation.explainer import Explainer, resolve_explainer
-from hf_explain.evaluation.inputs import ExampleReader
+from hf_explain.evaluation.inputs import ExampleReader, choose_precision
 from hf_explain.evaluation.results import SanityResult
 from hf_explain.methods.controls import centre_maps, random_maps
+from hf_explain.metrics import load
 from hf_explain.metrics.functional import auc_d
 from hf_explain.metrics.presets import PRESETS
 from hf_explain.metrics.statistics import bootstrap_interval
@@ -43,6 +44,7 @@ def check_sanity(
     batch_size: int = EvaluationArguments.batch_size,
     seed: int = 0,
     seeds: int = SEEDS,
+    dtype: str = EvaluationArguments.dtype,
 ) -> dict[str, Any]:
     """
     Whether maps depend on what the classifier learnt, on the class explained, and beat maps that look at nothing.
@@ -68,6 +70,8 @@ def check_sanity(
         batch_size (`int`, *optional*, defaults to 8): Images per pass.
         seed (`int`, *optional*, defaults to 0): Seed of the weights, the labels and the random maps.
         seeds (`int`, *optional*, defaults to 3): Draws of the weights, with this seed and those after it.
+        dtype (`str`, *optional*, defaults to `"float32"`): Precision of the unchanged classifier's passes that score
+            maps, as for [`SaliencyEvaluator.compute`]. Maps, and the redrawn classifier, are always in float32.
 
     Returns:
         `dict`: `passed` (`bool`), `verdict` (one line), `checks` (name to `passed` and numbers), `cascade` and
@@ -87,6 +91,7 @@ def check_sanity(
         batch_size=batch_size,
         seed=seed,
         seeds=seeds,
+        dtype=dtype,
     )
     return found.to_json()
 
@@ -100,13 +105,14 @@ def check_explainer(
     batch_size: int,
     seed: int,
     seeds: int = SEEDS,
+    dtype: str = EvaluationArguments.dtype,
 ) -> SanityResult:
     """
     [`check_sanity`] for an [`Explainer`].
 
     Args:
         explainer ([`Explainer`]): What explains. It is not changed.
-        data, image_column, max_examples, batch_size, seed, seeds: As for [`check_sanity`].
+        data, image_column, max_examples, batch_size, seed, seeds, dtype: As for [`check_sanity`].
 
     Returns:
         [`SanityResult`].
@@ -114,7 +120,7 @@ def check_explainer(
     Raises:
         ValueError: As for [`check_sanity`].
     """
-    images = _Images(explainer, data, image_column, max_examples, batch_size, seed)
+    images = _Images(explainer, data, image_column, max_examples, batch_size, seed, dtype)
     predicted = [logits.argmax(-1) for logits in images.logits]
     own = images.maps(explainer, predicted)
     own_score = images.score(own)
@@ -177,21 +183,29 @@ def check_explainer(
 class _Images:
     """The images of the checks in batches, with the unchanged classifier's logits, by which every map is scored."""
 
-    def __init__(self, explainer: Explainer, data, image_column, max_examples: int, batch_size: int, seed: int):
+    def __init__(
+        self, explainer: Explainer, data, image_column, max_examples: int, batch_size: int, seed: int, dtype: str
+    ):
         self.classifier, self.seed = explainer.classifier, seed
         reader = ExampleReader(data, explainer, image_column, max_examples=max_examples)
         rows = [entry for _, rows in reader.shards(max_examples, lambda shard: True) for entry in rows]
         examples = [reader.read(index, row) for index, row in rows]
         if self.classifier.num_labels < 2:
             raise ValueError("the sanity checks explain another class, but the classifier has only one class.")
+        self.precision = choose_precision(dtype, explainer, reader, batch_size)
+        self.in_half = load("auc_d").allows_bfloat16
         self.ids = torch.tensor([example.index for example in examples]).split(batch_size)
         self.pixel_values, self.logits = [], []
         for start in range(0, len(examples), batch_size):
             batch = torch.stack([example.pixel_values for example in examples[start : start + batch_size]])
             batch = batch.to(device=self.classifier.device, dtype=self.classifier.dtype)
             self.pixel_values.append(batch)
-            with torch.no_grad():
-                self.logits.append(self.classifier(batch))
+            with torch.no_grad(), self._scoring(self.classifier):
+                self.logits.append(self.classifier.decided(batch, self.classifier(batch)))
+
+    def _scoring(self, classifier: FrozenClassifier):
+        """The precision in which AUC-D keeps its numbers; of a redrawn classifier that was not measured."""
+        return self.precision.passes(classifier, self.in_half and classifier is self.classifier)
 
     def maps(self, explainer: Explainer, targets: list[torch.Tensor]) -> list[torch.Tensor]:
         batches = zip(self.pixel_values, targets, self.ids)
@@ -221,10 +235,11 @@ class _Images:
             "image_std": self.classifier.image_std,
             "seed": self.seed,
         }
-        scores = [
-            auc_d(judge, batch, saliency, logits=logits, image_ids=ids, **settings).auc_d
-            for batch, saliency, logits, ids in zip(self.pixel_values, maps, all_logits, self.ids)
-        ]
+        with self._scoring(judge):
+            scores = [
+                auc_d(judge, batch, saliency, logits=logits, image_ids=ids, **settings).auc_d
+                for batch, saliency, logits, ids in zip(self.pixel_values, maps, all_logits, self.ids)
+            ]
         return torch.cat(scores).cpu()
 
 

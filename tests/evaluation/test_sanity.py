@@ -124,7 +124,7 @@ def test_maps_worse_than_random_have_no_gain_to_keep(monkeypatch):
 
 
 def test_equal_pictures_have_random_maps_of_their_own(classifier):
-    images = _Images(resolve_explainer(classifier), pictures(1) * 3, None, 3, 2, 0)
+    images = _Images(resolve_explainer(classifier), pictures(1) * 3, None, 3, 2, 0, "float32")
     maps = torch.cat(images.random_maps(4, 5))
     assert maps.shape == (3, 4, 5) and len(maps.flatten(1).unique(dim=0)) == 3
 
@@ -162,6 +162,26 @@ def test_nothing_changes_and_the_seed_decides(classifier):
     assert full["lowest_similarity"] <= full["similarity"] <= full["highest_similarity"] and full["seeds"] == 2
     assert first["thresholds"]["max_similarity_random_weights"] == 0.5
     assert check_sanity(head, pictures(3), seed=2, seeds=1)["cascade"] != first["cascade"]
+
+
+def test_half_precision_is_for_the_scores_of_the_unchanged_classifier(classifier, monkeypatch):
+    seen = []  # whether the classifier is the unchanged one, whether it answers in half precision
+    forward = FrozenClassifier.forward
+
+    def spy(self, pixel_values, *args, **kwargs):
+        logits = forward(self, pixel_values, *args, **kwargs)
+        seen.append((self is classifier, logits.dtype is torch.bfloat16))
+        return logits
+
+    monkeypatch.setattr(FrozenClassifier, "forward", spy)
+    plain = check_sanity(classifier, pictures(4), method="layercam", seeds=1)
+    assert not any(half for _, half in seen)
+    seen.clear()
+    half = check_sanity(classifier, pictures(4), method="layercam", seeds=1, dtype="bfloat16")
+    assert {half for unchanged, half in seen if not unchanged} == {False}
+    assert sum(half for unchanged, half in seen if unchanged) > len(seen) / 2
+    assert half["cascade"][-1]["similarity"] == plain["cascade"][-1]["similarity"]  # the maps are the same
+    assert half["own_auc_d"] == pytest.approx(plain["own_auc_d"], abs=1.0)
 
 
 @pytest.mark.parametrize("family", ["vit", "deit", "convnext", "resnet"])
