@@ -185,7 +185,11 @@ def train_command(head: Head, training: dict[str, Any], classifier: str, args) -
     for name, value in training.items():
         if value is not False:
             words += [f"--{name}"] if value is True else [f"--{name}", str(value)]
-    return words
+    return words + attention(args)
+
+
+def attention(args) -> list[str]:
+    return [] if args.attn_implementation is None else ["--attn_implementation", args.attn_implementation]
 
 
 def command(entry_point: str, words: list[str]) -> str:
@@ -460,6 +464,9 @@ def compare(classifier: str, trained: dict[str, Path], directory: Path, args) ->
         words += ["--metric_option", option]
     if args.dtype != "float32":
         words += ["--dtype", args.dtype]
+    words += attention(args)
+    if args.pictures is not None:
+        words += ["--pictures", str(args.pictures)]
     words += ["--sanity"] * args.sanity + ["--batch_size", str(args.batch_size), "--output_dir", str(directory)]
     words.append("--no_progress")
     asked = (directory / COMPARISON).is_file() and (directory / SCRIPT).is_file() and (directory / SCRIPT).read_text()
@@ -840,6 +847,10 @@ def main() -> int:
     parser.add_argument("--batch_size", type=int, default=8)
     parser.add_argument(
         "--dtype", choices=("float32", "bfloat16", "auto"), default="float32", help="of the passes that measure"
+    )
+    parser.add_argument("--attn_implementation", help="of the classifiers, as for `hf-explain train` and `evaluate`")
+    parser.add_argument(
+        "--pictures", type=int, help="best and worst images shown; with slow methods they take minutes"
     )
     args = parser.parse_args()
     # a summary only asks for the names, in order

@@ -223,7 +223,9 @@ def test_evidence_takes_presets_and_config_fields(evidence, tmp_path):
     assert evidence("train", "--heads", "scan-contribution", *own)[0] == 0
     config = json.loads((tmp_path / "out/resnet/scan-contribution-seed0/config.json").read_text())
     assert (config["feature_layers"], config["levels"], config["mask_by"]) == (["stage3"], 0, "contribution")
-    assert evidence("train", "--heads", "ttame-ranking-contrast")[0] == 0  # a preset but for one field
+    eager = ("--attn_implementation", "eager")
+    assert evidence("train", "--heads", "ttame-ranking-contrast", *eager)[0] == 0  # a preset but for one field
+    assert "--attn_implementation eager" in (tmp_path / "out/resnet/ttame-ranking-contrast-seed0/run.sh").read_text()
     config = json.loads((tmp_path / "out/resnet/ttame-ranking-contrast-seed0/config.json").read_text())
     assert (config["contrast"], config["ranking_weight"], config["mask_fills"]) == (2.0, 1.0, None)
 
@@ -319,9 +321,12 @@ def test_evidence_fills_as_it_measures_and_stops_in_time(evidence, tmp_path, cap
     assert evidence(*method, "patches", "--metrics", "auc_d@patch") == (0, [])  # a CNN reads none
     for fill, options in (("mean", ["mask_space=normalized"]), ("blur", [])):
         words = (fill, "--metric_option", f"auc_d.fill={fill}", "--method_option", "rise.num_masks=4")
+        words += ("--attn_implementation", "eager", "--pictures", "0")
         assert evidence(*method, *words)[0] == 0
         command = (tmp_path / f"out/resnet/{fill}/run.sh").read_text()
         assert [word[5:] for word in command.split() if word.startswith("rise.")] == ["num_masks=4", *options]
+        assert "--attn_implementation eager --pictures 0" in command
+        assert not list((tmp_path / f"out/resnet/{fill}").glob("best*"))
     capsys.readouterr()
     assert evidence(*method, "late", "--minutes", "0") == (3, [])
     assert "--minutes 0 are over; start the same command again" in capsys.readouterr().out
