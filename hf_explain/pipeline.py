@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import functools
-import inspect
 import os
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -36,6 +35,7 @@ from hf_explain.methods.common import class_probabilities
 from hf_explain.registry import (
     HEADS,
     METHOD_ENTRIES,
+    check_method_options,
     default_method,
     load_model,
     method_allows_bfloat16,
@@ -400,7 +400,7 @@ class SaliencyPipeline(Pipeline):
         else:
             used, preset = default_method(classifier) if method is None else (method, {})
             explain, options = resolve_method(used), {**preset, **options}
-        _check_options(explain, used if head is None else type(head).__name__, options)
+        check_method_options(used if head is None else type(head).__name__, options, explain)
         if signed or against is not None:
             _check_sign(used, "signed" if against is None else "against")
 
@@ -642,16 +642,6 @@ def _check_sign(method: str, argument: str) -> None:
     if method not in able:
         what = "are not linear in the class's score" if argument == "against" else "do not say what speaks against it"
         raise ValueError(f"`{argument}` cannot be had of {method!r}, whose maps {what}; what can: {', '.join(able)}.")
-
-
-def _check_options(function, name: str, options: dict[str, Any]) -> None:
-    parameters = inspect.signature(function).parameters
-    known = [key for key in parameters if key not in ("classifier", "pixel_values", "target", "features", "self")]
-    for option in options:
-        if option not in known:
-            raise ValueError(
-                f"{name!r} has no option {option!r}; its options are {', '.join(known) if known else 'none'}."
-            )
 
 
 # `pipeline()` loads configurations and models before this package hears of them, and where nobody gave it

@@ -36,6 +36,9 @@ from hf_explain.tensors.outputs import SaliencyOutput
 from hf_explain.tensors.scalars import did_you_mean
 
 
+# What an explainer is given by who calls it; its other parameters are options
+_GIVEN = ("classifier", "pixel_values", "features", "target", "image_ids")
+
 # model_type -> Head; `register_head` adds to it
 HEADS: dict[str, Head] = {}
 
@@ -317,19 +320,19 @@ def resolve_method(name: str, argument: str = "method"):
     return METHODS[name]
 
 
-def check_method_options(name: str, options: Iterable[str]) -> None:
+def check_method_options(name: str, options: Iterable[str], function: Callable[..., Any] | None = None) -> None:
     """
     Refuse what is no option of a method.
 
     Args:
-        name (`str`): A key of `METHODS`.
+        name (`str`): A key of `METHODS`, or with `function` what the message calls that.
         options (`Iterable[str]`): Names of options.
+        function (`Callable`, *optional*): What has the options instead, such as a head's `forward_head`.
 
     Raises:
         ValueError: If the method has no such option; the message lists those that it has.
     """
-    parameters = inspect.signature(METHODS[name]).parameters
-    known = [one for one in parameters if one not in ("classifier", "pixel_values", "target", "image_ids")]
+    known = [one for one in inspect.signature(function or METHODS[name]).parameters if one not in _GIVEN]
     for option in options:
         if option not in known:
             raise ValueError(f"{name!r} has no option {option!r}; its options are {', '.join(known) or 'none'}.")
