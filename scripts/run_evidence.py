@@ -53,6 +53,7 @@ from typing import Any
 
 from hf_explain.classifiers.frozen_classifier import FrozenClassifier
 from hf_explain.evaluation.comparison_report import standings_tables, write_charts
+from hf_explain.evaluation.ranking import standing_columns
 from hf_explain.evaluation.results import Column, Comparison, ExplainerResult
 from hf_explain.io.datasets import cell_content, leave_encoded, load_image_dataset, resolve_columns
 from hf_explain.io.files import RECORD_FILE, read_json_file, write_atomically, write_json_file
@@ -634,11 +635,9 @@ def keep(args) -> bool:
     found = sorted(args.output_dir.glob(f"*/{args.comparison}/{COMPARISON}"))
     for file in found:
         value = json.loads(file.read_text())
-        main = {}  # differences by other numbers are most of a file, and no table has them
-        for column in read_comparison(file).columns():
-            if column.number.higher_is_better is not None:
-                main.setdefault(column.metric, column.key)
-        kept = [one for one in value.get("differences", ()) if main.get(one["metric"]) == one["key"]]
+        # differences by other numbers are most of a file, and no table has them
+        told = {(column.metric, column.key) for column in standing_columns(read_comparison(file))}
+        kept = [one for one in value.get("differences", ()) if (one["metric"], one["key"]) in told]
         value = {**value, "differences": kept}
         content = (json.dumps(value, separators=(",", ":")) + "\n").encode()
         if len(content) > MOST_KEPT:

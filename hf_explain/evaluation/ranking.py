@@ -204,9 +204,9 @@ def metric_agreement(comparison: Comparison) -> list[Agreement]:
 def standings(comparison: Comparison) -> Iterator[tuple[str, list[tuple[str, str, list[str], list[str]]]]]:
     """
     Every metric's heading, and its explainers, the best first: name, number, those it is ahead of, those it is level
-    with, by the interval of their difference.
+    with, by the interval of their difference; by the metric's main number and those that say they rank.
     """
-    for column in _main_columns(comparison):
+    for column in standing_columns(comparison):
         own = [one for one in comparison.differences if (one.metric, one.key) == (column.metric, column.key)]
         if not own:
             continue
@@ -221,6 +221,12 @@ def standings(comparison: Comparison) -> Iterator[tuple[str, list[tuple[str, str
             places = order.index
             rows.append((name, f"{means[name]:.2f}", sorted(behind, key=places), sorted(level, key=places)))
         yield column.number.heading_of(column.key), rows
+
+
+def standing_columns(comparison: Comparison) -> Iterator[Column]:
+    """The numbers by which it is told who is ahead."""
+    main = set(_main_columns(comparison))
+    yield from (one for one in comparison.columns() if one in main or one.number.ranks)
 
 
 def _main_columns(comparison: Comparison) -> Iterator[Column]:

@@ -27,6 +27,7 @@ from hf_explain.evaluation.partial_results import check_rows, claim, give_back, 
 from hf_explain.evaluation.results import EvaluationResult, ExplainerResult, MetricResult
 from hf_explain.io.files import write_json_file
 from hf_explain.io.processes import launched_processes, on_first_process, package_versions
+from hf_explain.metrics.module import ColumnMetric
 from hf_explain.metrics.photographs import Photographs
 from hf_explain.tensors.checks import checks_together
 from hf_explain.tensors.maps import resize_maps
@@ -560,6 +561,9 @@ def _summarize(records, task: _Task, settings: dict[str, Any]) -> tuple[Evaluati
         metrics[name] = MetricResult.from_json(
             metric.module.compute(protocol=protocol, **task.arguments.summary_options, **own)
         )
+        if isinstance(metric.module, ColumnMetric):  # one's own may know of no further numbers
+            further = metric.module.derived(own, protocol)
+            columns |= {f"{name}/{key}": values for key, values in further.items()}
         metrics[name].seconds_per_image = per_image(name, 0)
         metrics[name].forward_passes_per_image = per_image(name, 1)
     found = ExplainerResult(

@@ -243,6 +243,19 @@ class ColumnMetric(evaluate.Metric, ABC):
             protocol (`dict`): What is known about how they were measured.
         """
 
+    def derived(self, columns: Mapping[str, list], protocol: Mapping[str, Any]) -> dict[str, list[float]]:
+        """
+        Further numbers of every image that `compute` makes of the columns, so that explainers can be compared by them.
+
+        Args:
+            columns (`dict[str, list]`): As `measure` gave them, one entry per image.
+            protocol (`dict`): What is known about how they were measured.
+
+        Returns:
+            `dict[str, list[float]]`: By the key of the number; nothing where the columns are all there is.
+        """
+        return {}
+
     def _numbers(self, name: str, column: list) -> torch.Tensor:
         if not column:
             raise ValueError(f"{self.metric_name} has no images to compute from: its columns are empty.")

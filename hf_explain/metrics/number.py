@@ -22,6 +22,8 @@ class Number:
         per_percent (`bool`, *optional*, defaults to `False`): There is one for every percentage `v` of pixels, with
             the key `KEY_v`. The first of them may stand under `key` as well.
         in_tables (`bool`, *optional*, defaults to `True`): Whether a table that has to fit a page shows it.
+        ranks (`bool`, *optional*, defaults to `False`): Whether it is told who is ahead by it, as it is by the first
+            number of every metric.
 
     Example:
 
@@ -41,6 +43,7 @@ class Number:
     heading: str | None = None
     per_percent: bool = False
     in_tables: bool = True
+    ranks: bool = False
 
     def describes(self, key: str) -> bool:
         """Whether `key` of a result is this number's."""

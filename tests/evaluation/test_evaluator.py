@@ -223,6 +223,8 @@ def test_fills_of_the_heads_stand_apart_whatever_the_batches(data, tmp_path):
     seen = [found[f"auc_d_fill_{fill}"] for fill in ("blur", "mean")]
     assert found["auc_d_fills_seen"] == pytest.approx(sum(seen) / 2) and "auc_d_fills_unseen" in found
     assert len(whole["columns"]["auc_d_fills@all/auc_d_fill_photo"]) == 7
+    unseen = whole["columns"]["auc_d_fills@all/auc_d_fills_unseen"]  # of each image, so that explainers can be paired
+    assert len(unseen) == 7 and found["auc_d_fills_unseen"] == pytest.approx(sum(unseen) / 7)
     for batch_size in (1, 3):
         assert_close(numbers(compute(head, data, **options, return_columns=True, batch_size=batch_size)), whole)
     fewer = numbers(

@@ -12,6 +12,7 @@ from hf_explain.evaluation.ranking import (
     reached,
     seed_groups,
     seed_spreads,
+    standing_columns,
 )
 from hf_explain.evaluation.results import Comparison, ExplainerResult, MetricResult
 from hf_explain.metrics.number import Number
@@ -77,6 +78,23 @@ def test_tables():
     assert text.index("| a | 51.00") < text.index("| c | 50.50") < text.index("| b | 50.00")
     assert "Kendall's τ is at least 0.82 (Area and drop)" in _agreement_lines(compared(AGREEING))
     assert "- Area has a ahead of b; by drop it is the other way round" in _agreement_lines(compared(OPPOSED))
+
+
+def test_who_is_ahead_by_a_further_number_that_ranks():
+    numbers = {"area": tuple(Number(name, name, True, ranks=name == "b") for name in ("area", *"abc"))}
+    columns = {
+        one: {f"area/{key}": [value, value + 1] for key in ("area", *"abc")} for one, value in (("x", 2.0), ("y", 1.0))
+    }
+    results = {
+        one: ExplainerResult({"area": MetricResult({key.split("/")[1]: sum(own) / 2 for key, own in found.items()})})
+        for one, found in columns.items()
+    }
+    comparison = Comparison(results, numbers=numbers)
+    comparison.differences = paired_differences(comparison, columns)
+    assert [column.key for column in standing_columns(comparison)] == ["area", "b"]
+    text = standings_tables(Comparison.from_json(json.loads(json.dumps(comparison.to_json()))))
+    assert text == standings_tables(comparison) and text.count("| x | 2.50 | y |") == 2
+    assert metric_agreement(comparison) == []  # it is no metric of its own
 
 
 def test_json_and_results_of_earlier_versions():

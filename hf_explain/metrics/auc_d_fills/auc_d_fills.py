@@ -64,10 +64,8 @@ class AucDFills(SaliencyMetric):
     numbers = (
         Number("auc_d_fills", "AUC-D over several fills", True, "points", heading="AUC-D, fills"),
         *(Number(f"auc_d_fill_{fill}", f"AUC-D with {fill}", True, "points", f"AUC-D, {fill}") for fill in EVERY_FILL),
-        *(
-            Number(f"auc_d_fills_{kind}", f"AUC-D over {kind} fills", True, "points", heading=f"AUC-D, {kind} fills")
-            for kind in ("seen", "unseen")
-        ),
+        Number("auc_d_fills_seen", "AUC-D over seen fills", True, "points", "AUC-D, seen fills"),
+        Number("auc_d_fills_unseen", "AUC-D over unseen fills", True, "points", "AUC-D, unseen fills", ranks=True),
     )
     presets = PRESETS["auc_d_fills"]
     allows_bfloat16 = True
@@ -93,12 +91,17 @@ class AucDFills(SaliencyMetric):
         columns = {f"auc_d_fill_{fill}": one.auc_d for fill, one in result.by_fill.items()}
         return {"auc_d_fills": result.auc_d_fills, **columns}, result.protocol
 
-    def _summarize(self, columns, protocol):
-        scalars, seen = dict(columns), protocol.get("seen_fills") or []
-        apart: dict[str, list[torch.Tensor]] = {"seen": [], "unseen": []}
+    def derived(self, columns, protocol):
+        seen = protocol.get("seen_fills")
+        if not seen:
+            return {}
+        apart: dict[str, list[list[float]]] = {"seen": [], "unseen": []}
         for fill in protocol["fills"]:
             apart["seen" if fill in seen else "unseen"].append(columns[f"auc_d_fill_{fill}"])
-        if seen:
-            means = {kind: torch.stack(found).mean(0) for kind, found in apart.items() if found}
-            scalars |= {f"auc_d_fills_{kind}": mean for kind, mean in means.items()}
-        return scalars, {}, {}
+        means = {kind: torch.tensor(found, dtype=torch.float64).mean(0) for kind, found in apart.items() if found}
+        return {f"auc_d_fills_{kind}": mean.tolist() for kind, mean in means.items()}
+
+    def _summarize(self, columns, protocol):
+        further = self.derived({name: column.tolist() for name, column in columns.items()}, protocol)
+        tensors = {name: torch.tensor(values, dtype=torch.float64) for name, values in further.items()}
+        return {**columns, **tensors}, {}, {}
