@@ -14,6 +14,7 @@ import argparse
 from pathlib import Path
 
 import torch
+import torch.nn.functional as F
 
 from hf_explain.evaluation.explainer import resolve_explainer
 from hf_explain.evaluation.inputs import ExampleReader
@@ -84,9 +85,8 @@ def measure(args: argparse.Namespace) -> dict[str, dict[str, list[float]]]:
 
 def correlation(maps: torch.Tensor, others: torch.Tensor) -> torch.Tensor:
     """Pearson's, of each image; shape `(batch_size,)`."""
-    flat = [values.flatten(1).double() for values in (maps, others)]
-    one, two = (values - values.mean(1, keepdim=True) for values in flat)
-    return (one * two).sum(1) / (one.norm(dim=1) * two.norm(dim=1)).clamp(min=1e-12)
+    one, two = (values.flatten(1).double() for values in (maps, others))
+    return F.cosine_similarity(one - one.mean(1, keepdim=True), two - two.mean(1, keepdim=True))
 
 
 def table(found: dict[str, dict[str, list[float]]]) -> str:

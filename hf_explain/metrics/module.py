@@ -219,6 +219,8 @@ class ColumnMetric(evaluate.Metric, ABC):
         check_seed(bootstrap_seed, "bootstrap_seed")
         numbers = {name: self._numbers(name, column) for name, column in columns.items()}
         scalars, curves, stated = self._summarize(numbers, protocol)
+        further = self.derived(columns, protocol)
+        scalars = {**scalars, **{name: self._numbers(name, values) for name, values in further.items()}}
         table = torch.stack(list(scalars.values()), dim=1)
         low, high = bootstrap_interval(table, confidence, resamples, bootstrap_seed)
         result: dict[str, Any] = {}
@@ -245,7 +247,8 @@ class ColumnMetric(evaluate.Metric, ABC):
 
     def derived(self, columns: Mapping[str, list], protocol: Mapping[str, Any]) -> dict[str, list[float]]:
         """
-        Further numbers of every image that `compute` makes of the columns, so that explainers can be compared by them.
+        Further numbers of every image, made of the columns: `compute` has their means, and explainers are compared by
+        them.
 
         Args:
             columns (`dict[str, list]`): As `measure` gave them, one entry per image.
