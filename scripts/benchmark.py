@@ -357,8 +357,13 @@ class LiteralTTame(nn.Module):
 
 def ttame(bench: Bench) -> None:
     head = TTameForSaliency.from_classifier(bench.classifier, regularize="own")
-    ours, other = bench.pipelines(bench.saved(head))
-    bench.compare("T-TAME pipeline", "image-classification pipeline", ours, other, bench.pipeline_bar(1.00, 1.15))
+    preset = TTameForSaliency.from_classifier(bench.classifier, preset="ranking")
+    for name, explainer, at_most in (
+        ("T-TAME pipeline", head, bench.pipeline_bar(1.00, 1.15)),
+        ("T-TAME pipeline, preset ranking", preset, 1.15),
+    ):
+        ours, other = bench.pipelines(bench.saved(explainer))
+        bench.compare(name, "image-classification pipeline", ours, other, at_most)
     step = bench.step(head)
     bench.compare_step("T-TAME step, own", "forward + forward + backward", head, bench.input_step, 1.20)
     literal = LiteralTTame(head)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator, Sequence
 from typing import Any, ClassVar
 
 import torch
@@ -15,6 +16,7 @@ from hf_explain.heads.class_maps import ClassConv2d, class_maps, is_bare
 from hf_explain.heads.distributed import GlobalBatchNorm2d
 from hf_explain.heads.modeling_mask_trained import MaskTrainedConfig, MaskTrainedExplainer
 from hf_explain.heads.taps import spread_blocks
+from hf_explain.tensors.maps import resize_maps
 from hf_explain.tensors.scalars import check_choice, check_count
 
 
@@ -41,11 +43,16 @@ class BranchedConfig(MaskTrainedConfig):
         kwargs: The loss, see [`MaskTrainedConfig`].
     """
 
-    additions: ClassVar[dict[str, str]] = {**MaskTrainedConfig.additions, "context_size": "context"}
+    additions: ClassVar[dict[str, str]] = {
+        **MaskTrainedConfig.additions,
+        "context_size": "context",
+        "tap_products": "products of taps",
+    }
 
     feature_kind: str | None = None
     token_product: bool = False
     context_size: int = 1
+    tap_products: bool = False
     skip: bool = True
     batch_norm: bool = True
     branch_activation: str = "relu"
@@ -85,6 +92,7 @@ class BranchedExplainer(MaskTrainedExplainer):
             "area_weight": 0.0,
             "regularize": "own",
             "contrast": 2.0,
+            "tap_products": True,
             # all but "photo": what a table measures with it, no head has seen
             "mask_fills": ["black", "mean", "blur", "white", "noise", "color"],
         }
@@ -98,10 +106,20 @@ class BranchedExplainer(MaskTrainedExplainer):
             self.contexts = nn.ModuleList(
                 nn.Conv2d(width, width, config.context_size, padding="same", groups=width) for width in channels
             )
-        self.bns = nn.ModuleList(GlobalBatchNorm2d(width) for width in channels) if config.batch_norm else None
+        self.bns = self._norms(channels)
+        fused = sum(channels)
+        if config.tap_products:
+            first, *others = channels
+            self.gates = nn.ModuleList(nn.Conv2d(width, first, kernel_size=1) for width in others)
+            self.gate_norms = self._norms([first] * len(others))
+            self.product_norms = self._norms([first] * len(others))
+            fused += first * len(others)
         assert config.num_labels is not None  # a configuration has two where nothing else is said
-        self.fuser = ClassConv2d(sum(channels), config.num_labels, kernel_size=1, bias=self.fuser_bias)
+        self.fuser = ClassConv2d(fused, config.num_labels, kernel_size=1, bias=self.fuser_bias)
         self.post_init()
+
+    def _norms(self, channels: Sequence[int]) -> nn.ModuleList | None:
+        return nn.ModuleList(GlobalBatchNorm2d(width) for width in channels) if self.config.batch_norm else None
 
     @classmethod
     def preset_fields(cls, preset: str, classifier: FrozenClassifier) -> dict[str, Any]:
@@ -156,8 +174,18 @@ class BranchedExplainer(MaskTrainedExplainer):
     def _maps(self, features: ClassifierFeatures, target: torch.Tensor, pairwise: bool) -> torch.Tensor:
         taps = list(self.config.taps)
         size = [min(side, self.config.max_map_size) for side in features[taps[0]].feature_map.shape[-2:]]
-        branches = (self._branch(index, self._tap(features[layer])) for index, layer in enumerate(taps))
+        branches = self._branches([self._tap(features[layer]) for layer in taps])
         return self.on_grid(class_maps(self.fuser, branches, target, size, pairwise), features)
+
+    def _branches(self, feature_maps: Sequence[torch.Tensor]) -> Iterator[torch.Tensor]:
+        """What is fused, one after the other, so that what has been reduced to the target need not be kept."""
+        first = self._branch(0, feature_maps[0])
+        yield first
+        for index, feature_map in enumerate(feature_maps[1:], 1):
+            yield self._branch(index, feature_map)
+        if self.config.tap_products:
+            for index, feature_map in enumerate(feature_maps[1:]):
+                yield self._product(index, first, feature_map)
 
     def _tap(self, features: LayerFeatures) -> torch.Tensor:
         """One layer's features as its branch reads them."""
@@ -171,25 +199,34 @@ class BranchedExplainer(MaskTrainedExplainer):
 
     def _branch(self, index: int, feature_map: torch.Tensor) -> torch.Tensor:
         """Convolutions, BatchNorm, skip, activation of one tap, `(batch_size, channels, height, width)`."""
-        conv, norm = self.convs[index], self.bns[index] if self.bns is not None else None
         context = self.contexts[index] if self.config.context_size > 1 else None
         branch = feature_map if context is None else context(feature_map)
         skip = self.config.skip
-        if not self.training and is_bare(conv) and (norm is None or is_bare(norm)):
-            assert isinstance(conv, nn.Conv2d) and isinstance(norm, _BatchNorm | None)
-            folds_skip = skip and context is None
-            weight, bias = _folded(conv, norm, folds_skip)
-            # a convolution, not a product over positions: on a CPU its kernels take half the time on every grid
-            branch = F.conv2d(branch, weight[:, :, None, None], bias)
-            skip = skip and not folds_skip
-        else:
-            branch = conv(branch)
-            if norm is not None:
-                branch = norm(branch)
-        if skip:
+        norm = self.bns[index] if self.bns is not None else None
+        branch, skipped = self._convolved(self.convs[index], norm, branch, skip and context is None)
+        if skip and not skipped:
             branch = branch + feature_map
         # in place: neither a convolution, nor BatchNorm, nor a sum needs its output for its gradient
         return branch.relu_() if self.config.branch_activation == "relu" else branch.sigmoid_()
+
+    def _product(self, index: int, first: torch.Tensor, feature_map: torch.Tensor) -> torch.Tensor:
+        """The first tap's branch times what another tap makes of its channels, on the first one's grid."""
+        norm = self.gate_norms[index] if self.gate_norms is not None else None
+        gate, _ = self._convolved(self.gates[index], norm, feature_map, skip=False)
+        product = first * resize_maps(gate, first.shape[-2:])
+        return self.product_norms[index](product) if self.product_norms is not None else product
+
+    def _convolved(
+        self, conv: nn.Module, norm: nn.Module | None, feature_map: torch.Tensor, skip: bool
+    ) -> tuple[torch.Tensor, bool]:
+        """A 1×1 convolution and BatchNorm; and, where they fold into one convolution with the skip, that as well."""
+        if self.training or not (is_bare(conv) and (norm is None or is_bare(norm))):
+            convolved = conv(feature_map)
+            return (convolved if norm is None else norm(convolved)), False
+        assert isinstance(conv, nn.Conv2d) and isinstance(norm, _BatchNorm | None)
+        weight, bias = _folded(conv, norm, skip)
+        # a convolution, not a product over positions: on a CPU its kernels take half the time on every grid
+        return F.conv2d(feature_map, weight[:, :, None, None], bias), skip
 
 
 def _folded(conv: nn.Conv2d, norm: _BatchNorm | None, skip: bool) -> tuple[torch.Tensor, torch.Tensor]:

@@ -38,6 +38,9 @@ VARIANTS = {
     "no-skip-no-norm": {"skip": False, "batch_norm": False},
     "context": {"context_size": 3},
     "context-no-skip": {"context_size": 5, "skip": False, "feature_layers": [1, 2]},
+    "products": {"tap_products": True},
+    "products-no-norm": {"tap_products": True, "batch_norm": False, "feature_layers": [2, 1]},
+    "products-one-tap": {"tap_products": True, "feature_layers": [1]},
 }
 
 
@@ -48,6 +51,7 @@ class TestTTame(ExplainerTesterMixin):
         "own-removal": VARIANTS["hidden"],
         "preset-ranking": {"preset": "ranking"},
         "context": VARIANTS["context"],
+        "products": VARIANTS["products"],
         "cells": {"mask_grid": (2, 2), "ranking_weight": 1.0, "regularize": "own"},
     }
 
@@ -58,7 +62,7 @@ class TestTTame(ExplainerTesterMixin):
 
 def literal_maps(head, features, training=False):
     """As published: branches at the map's size, concatenated, a map of every class; written again, slowly."""
-    config, size, branches = head.config, None, []
+    config, size, branches, feature_maps = head.config, None, [], []
     for index, layer in enumerate(config.feature_layers):
         tapped = features[layer]
         if config.feature_kind == "pre_norm":
@@ -79,17 +83,32 @@ def literal_maps(head, features, training=False):
             branch = branch + head.contexts[index].bias[:, None, None]
         branch = F.conv2d(branch, head.convs[index].weight, head.convs[index].bias)
         if config.batch_norm:
-            norm = head.bns[index]
-            mean, variance = norm.running_mean, norm.running_var
-            if training:
-                mean, variance = branch.mean((0, 2, 3)), branch.var((0, 2, 3), unbiased=False)
-            branch = (branch - mean[:, None, None]) / (variance[:, None, None] + norm.eps).sqrt()
-            branch = branch * norm.weight[:, None, None] + norm.bias[:, None, None]
+            branch = literal_norm(head.bns[index], branch, training)
         if config.skip:
             branch = branch + feature_map
         branch = branch.clamp(min=0) if config.branch_activation == "relu" else branch.sigmoid()
-        branches.append(F.interpolate(branch, size=size, mode="bilinear", align_corners=False))
+        branches.append(branch)
+        feature_maps.append(feature_map)
+    if config.tap_products:
+        for index, feature_map in enumerate(feature_maps[1:]):
+            gate = F.conv2d(feature_map, head.gates[index].weight, head.gates[index].bias)
+            if config.batch_norm:
+                gate = literal_norm(head.gate_norms[index], gate, training)
+            sides = branches[0].shape[-2:]
+            product = branches[0] * F.interpolate(gate, size=sides, mode="bilinear", align_corners=False)
+            branches.append(
+                literal_norm(head.product_norms[index], product, training) if config.batch_norm else product
+            )
+    branches = [F.interpolate(branch, size=size, mode="bilinear", align_corners=False) for branch in branches]
     return F.conv2d(torch.cat(branches, 1), head.fuser.weight, head.fuser.bias)
+
+
+def literal_norm(norm, branch, training):
+    mean, variance = norm.running_mean, norm.running_var
+    if training:
+        mean, variance = branch.mean((0, 2, 3)), branch.var((0, 2, 3), unbiased=False)
+    branch = (branch - mean[:, None, None]) / (variance[:, None, None] + norm.eps).sqrt()
+    return branch * norm.weight[:, None, None] + norm.bias[:, None, None]
 
 
 def make_head(family, seed=1, **options):
@@ -176,10 +195,11 @@ def test_token_product_equals_the_literal_form(family, feature_kind):
         assert not torch.allclose(own, plain.saliency_logits(features, target), atol=1e-2)
 
 
+@pytest.mark.parametrize("products", [False, True])
 @pytest.mark.parametrize("training", [False, True])
-def test_gradients_equal_those_of_the_literal_form(training):
+def test_gradients_equal_those_of_the_literal_form(training, products):
     """Also through the folded weights: a head may be trained in eval mode, with its statistics fixed."""
-    head = make_head("resnet").train(training)
+    head = make_head("resnet", tap_products=products).train(training)
     features = head.forward_features(random_pixels("resnet", 3))
     target = torch.tensor([3, 0, 3])
     weights = torch.randn(3, 16, 16, generator=torch.Generator().manual_seed(0))
@@ -192,9 +212,11 @@ def test_gradients_equal_those_of_the_literal_form(training):
         torch.testing.assert_close(gradient, gradients[1][name], rtol=1e-3, atol=1e-3, msg=name)
 
 
-def test_no_map_of_every_class_and_no_full_size_branch():
+@pytest.mark.parametrize("products", [False, True])
+def test_no_map_of_every_class_and_no_full_size_branch(products):
     """37 classes: no tensor of the pass, forward or backward, has 37 channels but the fuser's own gradient."""
-    head = TTameForSaliency.from_classifier(tiny_classifier("resnet", num_labels=37)).train()
+    classifier = tiny_classifier("resnet", num_labels=37)
+    head = TTameForSaliency.from_classifier(classifier, tap_products=products).train()
     shapes = []
 
     class Record(torch.utils._python_dispatch.TorchDispatchMode):
@@ -273,6 +295,7 @@ def test_the_ranking_preset():
 
     resnet = TTameForSaliency.from_classifier(tiny_classifier("resnet"), preset="ranking")
     assert resnet.config.context_size == 1 and resnet.config.contrast == 2
+    assert resnet.config.tap_products and [gate.weight.shape[0] for gate in resnet.gates] == [12] * 2
     # whole patches where the classifier reads patches, unless they are asked for otherwise
     grids = {
         family: TTameForSaliency.from_classifier(tiny_classifier(family), preset="ranking") for family in FAMILIES
