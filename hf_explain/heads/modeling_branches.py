@@ -92,7 +92,6 @@ class BranchedExplainer(MaskTrainedExplainer):
             "area_weight": 0.0,
             "regularize": "own",
             "contrast": 2.0,
-            "tap_products": True,
             # all but "photo": what a table measures with it, no head has seen
             "mask_fills": ["black", "mean", "blur", "white", "noise", "color"],
         }
@@ -132,9 +131,10 @@ class BranchedExplainer(MaskTrainedExplainer):
     @classmethod
     def preset_taps(cls, preset: str, tapped: FrozenClassifier) -> dict[str, Any]:
         if tapped.is_transformer:
-            return {"feature_layers": spread_blocks(tapped)}
-        # a ResNet and a ViT gained nothing from it
-        return {"context_size": 3} if getattr(tapped.config, "model_type", "").startswith("convnext") else {}
+            return {"feature_layers": spread_blocks(tapped), "tap_products": True}
+        # a ResNet gained nothing from either, a ViT nothing from context
+        convnext = getattr(tapped.config, "model_type", "").startswith("convnext")
+        return {"context_size": 3, "tap_products": True} if convnext else {}
 
     @classmethod
     def complete_config(cls, classifier: FrozenClassifier, config: Any) -> None:

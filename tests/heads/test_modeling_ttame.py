@@ -295,7 +295,10 @@ def test_the_ranking_preset():
 
     resnet = TTameForSaliency.from_classifier(tiny_classifier("resnet"), preset="ranking")
     assert resnet.config.context_size == 1 and resnet.config.contrast == 2
-    assert resnet.config.tap_products and [gate.weight.shape[0] for gate in resnet.gates] == [12] * 2
+    # measured on each: a ResNet gained nothing from products
+    assert head.config.tap_products and [gate.weight.shape[0] for gate in head.gates] == [len(head.convs[0].bias)] * 2
+    assert not resnet.config.tap_products and not hasattr(resnet, "gates")
+    assert TTameForSaliency.from_classifier(tiny_classifier("vit"), preset="ranking").config.tap_products
     # whole patches where the classifier reads patches, unless they are asked for otherwise
     grids = {
         family: TTameForSaliency.from_classifier(tiny_classifier(family), preset="ranking") for family in FAMILIES

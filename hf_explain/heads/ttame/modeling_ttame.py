@@ -14,9 +14,9 @@ class TTameForSaliency(BranchedExplainer):
 
     `from_classifier(..., preset="ranking")` is what ranked pixels best in this package's own measurements: the
     ranking term, a contrast of its own and six drawn fills (see [`MaskTrainedConfig`]) instead of the published area
-    prior; products of the first tap with every other one (`tap_products`); on ViT and DeiT four taps spread over the
-    depth instead of the inputs of the last three blocks; on ConvNeXt `context_size=3`; and on every vision transformer
-    whose attention keeps to one grid of patches `mask_grid="patch"`.
+    prior; on ViT and DeiT four taps spread over the depth instead of the inputs of the last three blocks; on ConvNeXt
+    `context_size=3`; on these three products of the first tap with every other one (`tap_products`); and on every
+    vision transformer whose attention keeps to one grid of patches `mask_grid="patch"`.
 
     Example:
 
