@@ -35,6 +35,7 @@ onnx = pytest.importorskip("onnx")
 pytest.importorskip("onnxscript")
 
 HEADS = {"lcam": LCamForSaliency, "ttame": TTameForSaliency, "ptame": PTameForSaliency}
+FIELDS = {"ttame": {"tap_products": True}}
 
 
 def make_head(kind, family, classifier=None):
@@ -42,7 +43,7 @@ def make_head(kind, family, classifier=None):
     if more and classifier:  # beside it on disk
         more = {"auxiliary": save_classifier("resnet", Path(classifier).parent / "auxiliary", seed=7)}
     torch.manual_seed(1)
-    head = HEADS[kind].from_classifier(classifier or tiny_classifier(family), **more)
+    head = HEADS[kind].from_classifier(classifier or tiny_classifier(family), **more, **FIELDS.get(kind, {}))
     train_steps(head, random_pixels(family), steps=1)
     return head
 
