@@ -132,9 +132,9 @@ class BranchedExplainer(MaskTrainedExplainer):
     def preset_taps(cls, preset: str, tapped: FrozenClassifier) -> dict[str, Any]:
         if tapped.is_transformer:
             return {"feature_layers": spread_blocks(tapped), "tap_products": True}
-        # a ResNet gained nothing from either, a ViT nothing from context
-        convnext = getattr(tapped.config, "model_type", "").startswith("convnext")
-        return {"context_size": 3, "tap_products": True} if convnext else {}
+        if not getattr(tapped.config, "model_type", "").startswith("convnext"):
+            return {}  # a ResNet gained nothing from products and context, a ViT nothing from context
+        return {"feature_layers": list(tapped.layer_names[1:]), "context_size": 3, "tap_products": True}
 
     @classmethod
     def complete_config(cls, classifier: FrozenClassifier, config: Any) -> None:

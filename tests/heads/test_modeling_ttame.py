@@ -287,16 +287,17 @@ def test_the_ranking_preset():
     assert head.config.regularize == "own"
     assert head.config.contrast == 1.5  # a field given beside the preset wins
     assert (
-        head.config.context_size == 3 and [tuple(conv.weight.shape[1:]) for conv in head.contexts] == [(1, 3, 3)] * 3
+        head.config.context_size == 3 and [tuple(conv.weight.shape[1:]) for conv in head.contexts] == [(1, 3, 3)] * 4
     )
     head.config.mask_fills.remove("blur")  # of this head alone
     assert TTameForSaliency.from_classifier(head.backbone, preset="ranking").config.mask_fills[2] == "blur"
-    assert head.config.feature_layers == TTameForSaliency.from_classifier(head.backbone).config.feature_layers
+    # one stage more than published, which products make something of
+    assert head.config.feature_layers == ["stage1", "stage2", "stage3", "stage4"]
 
     resnet = TTameForSaliency.from_classifier(tiny_classifier("resnet"), preset="ranking")
     assert resnet.config.context_size == 1 and resnet.config.contrast == 2
     # measured on each: a ResNet gained nothing from products
-    assert head.config.tap_products and [gate.weight.shape[0] for gate in head.gates] == [len(head.convs[0].bias)] * 2
+    assert head.config.tap_products and [gate.weight.shape[0] for gate in head.gates] == [len(head.convs[0].bias)] * 3
     assert not resnet.config.tap_products and not hasattr(resnet, "gates")
     assert TTameForSaliency.from_classifier(tiny_classifier("vit"), preset="ranking").config.tap_products
     # whole patches where the classifier reads patches, unless they are asked for otherwise

@@ -15,8 +15,8 @@ class TTameForSaliency(BranchedExplainer):
     `from_classifier(..., preset="ranking")` is what ranked pixels best in this package's own measurements: the
     ranking term, a contrast of its own and six drawn fills (see [`MaskTrainedConfig`]) instead of the published area
     prior; on ViT and DeiT four taps spread over the depth instead of the inputs of the last three blocks; on ConvNeXt
-    `context_size=3`; on these three products of the first tap with every other one (`tap_products`); and on every
-    vision transformer whose attention keeps to one grid of patches `mask_grid="patch"`.
+    all stages and `context_size=3`; on these three products of the first tap with every other one (`tap_products`);
+    and on every vision transformer whose attention keeps to one grid of patches `mask_grid="patch"`.
 
     Example:
 
