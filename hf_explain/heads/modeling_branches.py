@@ -199,34 +199,35 @@ class BranchedExplainer(MaskTrainedExplainer):
 
     def _branch(self, index: int, feature_map: torch.Tensor) -> torch.Tensor:
         """Convolutions, BatchNorm, skip, activation of one tap, `(batch_size, channels, height, width)`."""
-        context = self.contexts[index] if self.config.context_size > 1 else None
-        branch = feature_map if context is None else context(feature_map)
-        skip = self.config.skip
+        seen = feature_map if self.config.context_size == 1 else self.contexts[index](feature_map)
         norm = self.bns[index] if self.bns is not None else None
-        branch, skipped = self._convolved(self.convs[index], norm, branch, skip and context is None)
-        if skip and not skipped:
-            branch = branch + feature_map
+        branch = self._convolved(self.convs[index], norm, seen, feature_map if self.config.skip else None)
         # in place: neither a convolution, nor BatchNorm, nor a sum needs its output for its gradient
         return branch.relu_() if self.config.branch_activation == "relu" else branch.sigmoid_()
 
     def _product(self, index: int, first: torch.Tensor, feature_map: torch.Tensor) -> torch.Tensor:
         """The first tap's branch times what another tap makes of its channels, on the first one's grid."""
         norm = self.gate_norms[index] if self.gate_norms is not None else None
-        gate, _ = self._convolved(self.gates[index], norm, feature_map, skip=False)
+        gate = self._convolved(self.gates[index], norm, feature_map)
         product = first * resize_maps(gate, first.shape[-2:])
         return self.product_norms[index](product) if self.product_norms is not None else product
 
     def _convolved(
-        self, conv: nn.Module, norm: nn.Module | None, feature_map: torch.Tensor, skip: bool
-    ) -> tuple[torch.Tensor, bool]:
-        """A 1×1 convolution and BatchNorm; and, where they fold into one convolution with the skip, that as well."""
+        self, conv: nn.Module, norm: nn.Module | None, feature_map: torch.Tensor, skip: torch.Tensor | None = None
+    ) -> torch.Tensor:
+        """A 1×1 convolution, BatchNorm and `skip` added: in evaluation one convolution, where they fold."""
         if self.training or not (is_bare(conv) and (norm is None or is_bare(norm))):
             convolved = conv(feature_map)
-            return (convolved if norm is None else norm(convolved)), False
-        assert isinstance(conv, nn.Conv2d) and isinstance(norm, _BatchNorm | None)
-        weight, bias = _folded(conv, norm, skip)
-        # a convolution, not a product over positions: on a CPU its kernels take half the time on every grid
-        return F.conv2d(feature_map, weight[:, :, None, None], bias), skip
+            if norm is not None:
+                convolved = norm(convolved)
+        else:
+            assert isinstance(conv, nn.Conv2d) and isinstance(norm, _BatchNorm | None)
+            folds = skip is feature_map
+            weight, bias = _folded(conv, norm, folds)
+            # a convolution, not a product over positions: on a CPU its kernels take half the time on every grid
+            convolved = F.conv2d(feature_map, weight[:, :, None, None], bias)
+            skip = None if folds else skip
+        return convolved if skip is None else convolved + skip
 
 
 def _folded(conv: nn.Conv2d, norm: _BatchNorm | None, skip: bool) -> tuple[torch.Tensor, torch.Tensor]:

@@ -27,8 +27,8 @@ class PTameConfig(BranchedConfig):
         feature_layers (`list[str]`, *optional*): Tapped layers of the auxiliary classifier; the first one sets the
             map's size. By default the last layer of each resolution, from a quarter of the picture's sides on (the
             four stages of a ResNet, as published), and four blocks spread over the depth of ViT and DeiT.
-        feature_kind, token_product, context_size, tap_products (*optional*): As in [`BranchedConfig`], of the auxiliary
-            classifier.
+        feature_kind, token_product, context_size, tap_products (*optional*): As in [`BranchedConfig`], of the
+            auxiliary classifier.
         mask_space (`str`, *optional*): As in [`BranchedConfig`], by the explained classifier.
         kwargs: As for [`BranchedConfig`]. The weights of the loss, where neither they nor a preset is given, are those
             the paper found by search: `ce_weight=0.161, area_weight=0.839, variation_weight=0` for ResNet and
