@@ -97,6 +97,7 @@ HEADS: dict[str, Head] = {
         "ranking",
         {"mask_fills": None, "mask_space": "pixel", "tap_products": False},
     ),
+    # a ConvNeXt's has the preset's four stages; in the results that are kept it had the last three
     "ttame-ranking-contrast-fills": ("ttame", "ranking", {"tap_products": False}),
     # and what a position of the first tap shows counts by what the deeper ones say there: the preset
     "ttame-ranking-products": ("ttame", "ranking", {}),
@@ -136,7 +137,7 @@ NOTES = {
 TITLES = {
     "ttame-ranking-products": "T-TAME, preset `ranking` (ours)",
     "ttame-ranking-contrast-fills": "T-TAME, preset `ranking` without products",
-    "ttame-ranking-contrast": "the same with black alone",
+    "ttame-ranking-contrast": "T-TAME, preset `ranking` without products, black alone",
     "ttame-ranking-fills": "T-TAME, ranking term and drawn fills",
     "ttame-ranking": "T-TAME, ranking term alone",
     "ttame-removal": "T-TAME, removal term",

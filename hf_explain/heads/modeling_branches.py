@@ -174,18 +174,19 @@ class BranchedExplainer(MaskTrainedExplainer):
     def _maps(self, features: ClassifierFeatures, target: torch.Tensor, pairwise: bool) -> torch.Tensor:
         taps = list(self.config.taps)
         size = [min(side, self.config.max_map_size) for side in features[taps[0]].feature_map.shape[-2:]]
-        branches = self._branches([self._tap(features[layer]) for layer in taps])
-        return self.on_grid(class_maps(self.fuser, branches, target, size, pairwise), features)
+        return self.on_grid(class_maps(self.fuser, self._branches(features), target, size, pairwise), features)
 
-    def _branches(self, feature_maps: Sequence[torch.Tensor]) -> Iterator[torch.Tensor]:
-        """What is fused, one after the other, so that what has been reduced to the target need not be kept."""
-        first = self._branch(0, feature_maps[0])
-        yield first
-        for index, feature_map in enumerate(feature_maps[1:], 1):
-            yield self._branch(index, feature_map)
-        if self.config.tap_products:
-            for index, feature_map in enumerate(feature_maps[1:]):
-                yield self._product(index, first, feature_map)
+    def _branches(self, features: ClassifierFeatures) -> Iterator[torch.Tensor]:
+        """What is fused, one after the other: what has been reduced to the target need not be kept."""
+        factors: list[torch.Tensor] = []  # the first tap's branch and the other taps, where products are asked for
+        for index, layer in enumerate(self.config.taps):
+            feature_map = self._tap(features[layer])
+            branch = self._branch(index, feature_map)
+            if self.config.tap_products:
+                factors.append(feature_map if factors else branch)
+            yield branch
+        for index, feature_map in enumerate(factors[1:]):
+            yield self._product(index, factors[0], feature_map)
 
     def _tap(self, features: LayerFeatures) -> torch.Tensor:
         """One layer's features as its branch reads them."""
