@@ -90,7 +90,11 @@ class BranchedExplainer(MaskTrainedExplainer):
             "ranking_weight": 1.0,
             "ce_weight": 1.0,
             "area_weight": 0.0,
+            # asks for smooth maps, the more the finer their grid is, and the order of positions pays for it
+            "variation_weight": 0.0,
             "regularize": "own",
+            # neither harder (0.1) nor softer (1) thresholds teach as much
+            "ranking_temperature": 0.6,
             "contrast": 2.0,
             # all but "photo": what a table measures with it, no head has seen
             "mask_fills": ["black", "mean", "blur", "white", "noise", "color"],

@@ -285,6 +285,7 @@ def test_the_ranking_preset():
     assert head.config.ranking_weight == head.config.ce_weight == 1 and head.config.area_weight == 0
     assert head.config.mask_fills == ["black", "mean", "blur", "white", "noise", "color"]
     assert head.config.regularize == "own"
+    assert head.config.variation_weight == 0 and head.config.ranking_temperature == 0.6
     assert head.config.contrast == 1.5  # a field given beside the preset wins
     assert (
         head.config.context_size == 3 and [tuple(conv.weight.shape[1:]) for conv in head.contexts] == [(1, 3, 3)] * 4
