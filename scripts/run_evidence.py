@@ -66,8 +66,10 @@ from hf_explain.training.arguments import ExplainerTrainingArguments
 
 Head = tuple[str, str | None, dict[str, Any]]  # kind, preset, fields of its config
 
-# what the preset asked for before it let maps be rough and thresholds be soft
+# what the preset asks for on a ResNet, and asked for everywhere
 _SMOOTH = {"variation_weight": 0.01, "ranking_temperature": 0.3}
+# and on ConvNeXt, ViT and DeiT
+_ROUGH = {"variation_weight": 0.0, "ranking_temperature": 0.6}
 
 # "as published" apart from what a name says
 HEADS: dict[str, Head] = {
@@ -104,8 +106,8 @@ HEADS: dict[str, Head] = {
     "ttame-ranking-contrast-fills": ("ttame", "ranking", {"tap_products": False, **_SMOOTH}),
     # and what a position of the first tap shows counts by what the deeper ones say there; on a ResNet the one before
     "ttame-ranking-products": ("ttame", "ranking", {**_SMOOTH}),
-    # and nothing asks for smooth maps, and the ranking term's thresholds are softer: the preset
-    "ttame-ranking-soft": ("ttame", "ranking", {}),
+    # and nothing asks for smooth maps, and the ranking term's thresholds are softer; on a ResNet, too
+    "ttame-ranking-soft": ("ttame", "ranking", {**_ROUGH}),
 }
 # What a head's authors train with, where it is not the command's default. `lr_decay_in_all`: what is left of the rate
 # at the end of an exponential schedule of any length.
@@ -140,7 +142,7 @@ NOTES = {
 }
 # What a row is called where readers choose
 TITLES = {
-    "ttame-ranking-soft": "T-TAME, preset `ranking` (ours)",
+    "ttame-ranking-soft": "T-TAME, ranking, rough maps (ours)",
     "ttame-ranking-products": "T-TAME, ranking, contrast, fills, products",
     "ttame-ranking-contrast-fills": "T-TAME, ranking, contrast, fills",
     "ttame-ranking-contrast": "T-TAME, ranking, contrast, black alone",
