@@ -61,9 +61,8 @@ def test_a_lock_whose_file_was_removed_meanwhile_is_no_lock(tmp_path, monkeypatc
 
 def hold(pipe, directory):
     with lock_directory(directory):
-        worker = os.fork()
-        if worker:
-            pipe.send(worker)
+        if os.fork() == 0:
+            pipe.send(os.getpid())  # of the worker itself: here it has let go, in the parent it may not have run yet
         time.sleep(600)
 
 
