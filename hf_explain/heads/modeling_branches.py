@@ -127,7 +127,7 @@ class BranchedExplainer(MaskTrainedExplainer):
         if classifier.patch_size is not None and classifier.token_layout is not None:
             fields["mask_grid"] = "patch"
         # Asking for smooth maps costs the order of positions, and thresholds of 0.3 are too hard, 1 too soft; measured
-        # on ConvNeXt, ViT and DeiT. A ResNet gained nothing.
+        # on ConvNeXt, ViT and DeiT. A ResNet lost by it.
         if classifier.is_transformer or _is_convnext(classifier):
             fields |= {"variation_weight": 0.0, "ranking_temperature": 0.6}
         return fields

@@ -297,7 +297,7 @@ def test_the_ranking_preset():
 
     resnet = TTameForSaliency.from_classifier(tiny_classifier("resnet"), preset="ranking")
     assert resnet.config.context_size == 1 and resnet.config.contrast == 2
-    assert resnet.config.variation_weight == 0.01 and resnet.config.ranking_temperature == 0.3  # nor from rough maps
+    assert resnet.config.variation_weight == 0.01 and resnet.config.ranking_temperature == 0.3  # by rough maps it lost
     # measured on each: a ResNet gained nothing from products
     assert head.config.tap_products and [gate.weight.shape[0] for gate in head.gates] == [len(head.convs[0].bias)] * 3
     assert not resnet.config.tap_products and not hasattr(resnet, "gates")
