@@ -77,5 +77,5 @@ run evaluate "${reporting[@]}" "${all[@]}" --examples "${SLOW:-100}" --compariso
 # the main rows, classifiers side by side
 "$python" scripts/run_evidence.py summary --output_dir "$output" \
   --numbers comparison-fills/auc_d_fills comparison/average_drop_100 comparison/increase_in_confidence_100 \
-  --explainers ttame-ranking-soft ttame-ranking-products ttame lcam-img scan transformer_attribution hirescam \
-  gradcam rise lime integrated_gradients centre random
+  --explainers ttame-ranking-soft ttame-ranking-products ttame-ranking-contrast-fills ttame lcam-img scan \
+  transformer_attribution hirescam gradcam rise lime integrated_gradients centre random
