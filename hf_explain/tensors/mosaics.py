@@ -31,7 +31,8 @@ def compose(
         taken = pixel_values[places[:, place].to(pixel_values.device)]
         cell = (rows.stop - rows.start, columns.stop - columns.start)
         if sides != cell:
-            taken = F.interpolate(taken, size=cell, mode="bilinear", antialias=True)
+            # in float32: on a CPU there is no such resize in half precision
+            taken = F.interpolate(taken.float(), size=cell, mode="bilinear", antialias=True)
         pictures[..., rows, columns] = taken
     return pictures
 
