@@ -70,20 +70,6 @@ class ExplainerPreTrainedModel(BoundPreTrainedModel):
         """The class that each image is explained for in a training pass that names none, `(batch_size,)`."""
         return logits.argmax(-1)
 
-    def training_images(self, pixel_values: torch.Tensor, target: Target) -> tuple[torch.Tensor, torch.Tensor | None]:
-        """
-        What a pass in train mode trains on instead of the images given.
-
-        Args:
-            pixel_values (`torch.FloatTensor` of shape `(batch_size, num_channels, height, width)`): Normalised pixels.
-            target (*optional*): The classes given.
-
-        Returns:
-            `tuple[torch.FloatTensor, torch.LongTensor | None]`: As many images, and, where there is no `target`, the
-            classes of the first of them if they are not to be `training_target`'s of these images.
-        """
-        return pixel_values, None
-
     def scale_maps(self, maps: torch.Tensor) -> torch.Tensor:
         """Raw maps, `(batch_size, height, width)`, as they are given out: float32, from 0 to 1 each."""
         return min_max(maps.float())
@@ -198,16 +184,11 @@ class ExplainerPreTrainedModel(BoundPreTrainedModel):
                 check).
         """
         target, return_loss = self.resolve_request(target, return_loss, labels)
-        first = None
-        if return_loss and self.training:
-            pixel_values, first = self.training_images(pixel_values, target)
         features = self.forward_features(pixel_values)
         if not return_loss:
             return check_output(self.forward_head(features, target))
         if target is None:
             target = self.training_target(features.logits)
-            if first is not None:
-                target = torch.cat([first, target[len(first) :]])
         classes = self.attached.resolve_target(target, features.logits.shape[0], features.logits)
         if distill_from is None:
             output = self.compute_loss(pixel_values, features, classes)

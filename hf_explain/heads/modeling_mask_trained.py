@@ -11,14 +11,12 @@ import torch.nn.functional as F
 
 from hf_explain.classifiers.features import ClassifierFeatures
 from hf_explain.classifiers.frozen_classifier import FrozenClassifier
-from hf_explain.classifiers.targets import Target
 from hf_explain.heads.configuration_explainer import ExplainerConfig
 from hf_explain.heads.distributed import batch_uniform, gather_targets
 from hf_explain.heads.losses import area_loss, cross_entropy, ranked_masks, removal_loss, variation_loss
 from hf_explain.heads.modeling_explainer import ExplainerPreTrainedModel
 from hf_explain.tensors.grids import cell_means, check_grid, grid_cells, spread_cells
 from hf_explain.tensors.maps import resize_maps, standardize
-from hf_explain.tensors.mosaics import compose
 from hf_explain.tensors.outputs import SaliencyOutput
 from hf_explain.tensors.perturbation import (
     MASK_SPACES,
@@ -32,9 +30,6 @@ from hf_explain.tensors.perturbation import (
 )
 from hf_explain.tensors.randomness import image_keys, random_uniform
 from hf_explain.tensors.scalars import check_choice, check_count, check_number
-
-
-_MOSAIC_CELLS = 4  # 2 × 2
 
 
 class MaskTrainedConfig(ExplainerConfig):
@@ -88,11 +83,6 @@ class MaskTrainedConfig(ExplainerConfig):
             `target="prediction"`), every image of every step is explained for one of so many of the classifier's first
             classes, each as likely (ours), so that the map of a second class is trained, too. 1 is the first class, as
             published; validation is always of that.
-        mosaic_share (`float`, *optional*, defaults to 0.0): Part of the images of every training batch, rounded and at
-            least one, that become mosaics of 2 × 2 photographs of the batch of its process, each at half its size
-            (ours). A mosaic is explained for the class of one of its four: the `target` that image was given, or the
-            classifier's first class of it alone; so a map has to tell where one class is and others are not. 0 is the
-            images as they are, as published; so is validation.
     """
 
     additions: ClassVar[dict[str, str]] = {
@@ -102,7 +92,6 @@ class MaskTrainedConfig(ExplainerConfig):
         "contrast": "contrast of its own",
         "mask_grid": "masks of whole cells",
         "target_top_k": "drawn targets",
-        "mosaic_share": "mosaics",
     }
 
     ce_weight: float = 1.5
@@ -123,7 +112,6 @@ class MaskTrainedConfig(ExplainerConfig):
     mix_fills: bool = False
     mask_grid: tuple[int, int] | list[int] | str = "pixel"
     target_top_k: int = 1
-    mosaic_share: float = 0.0
 
     @property
     def seen_fills(self) -> list[str]:
@@ -142,7 +130,6 @@ class MaskTrainedConfig(ExplainerConfig):
         check_count(self.ranking_parts, "ranking_parts")
         check_count(self.target_top_k, "target_top_k")
         check_number(self.contrast, "contrast", "(0, inf)", optional=True)
-        check_number(self.mosaic_share, "mosaic_share", "[0, 1]")
         if not (self.ce_weight or self.removal_weight or self.ranking_weight):
             raise ValueError(
                 "`ce_weight`, `removal_weight` and `ranking_weight` are all 0, so nothing would ask the classifier; "
@@ -179,28 +166,6 @@ class MaskTrainedExplainer(ExplainerPreTrainedModel):
             return super().training_target(logits)
         drawn = (batch_uniform(len(logits), logits.device) * count).long()
         return logits.topk(count).indices.gather(1, drawn[:, None])[:, 0]
-
-    def training_images(self, pixel_values: torch.Tensor, target: Target) -> tuple[torch.Tensor, torch.Tensor | None]:
-        share, size, device = self.config.mosaic_share, len(pixel_values), pixel_values.device
-        if not share:
-            return pixel_values, None
-        if size < _MOSAIC_CELLS:
-            raise ValueError(
-                f"`mosaic_share` {share} puts {_MOSAIC_CELLS} images of a batch into one, and this batch has {size}; "
-                "train with larger batches (of a loader, without its shorter last one) or set it to 0."
-            )
-        # the first ones: batches are in random order, and a count that is always the same waits for no GPU
-        count = max(1, round(share * size))
-        asked = None
-        if target is None:
-            with torch.no_grad():
-                asked = self.training_target(self.attached(pixel_values[:count]))
-        # image i and the three after it, in turn, from a drawn cell on
-        cells = torch.arange(_MOSAIC_CELLS, device=device)
-        turns = (batch_uniform(size, device)[:count] * _MOSAIC_CELLS).long()
-        places = torch.arange(count, device=device)[:, None] + (cells + turns[:, None]) % _MOSAIC_CELLS
-        mosaics = compose(pixel_values, places % size)
-        return torch.cat([mosaics, pixel_values[count:]]), asked
 
     def pairwise_saliency_logits(self, features: ClassifierFeatures, target: torch.Tensor) -> torch.Tensor:
         """

@@ -7,13 +7,13 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 
 from hf_explain.metrics.localization import pointing
 from hf_explain.metrics.photographs import Photographs
 from hf_explain.metrics.presets import PRESETS
 from hf_explain.tensors.checks import check_saliency
 from hf_explain.tensors.maps import resize_maps
-from hf_explain.tensors.mosaics import cell_slices, compose
 from hf_explain.tensors.randomness import image_keys, random_bits
 from hf_explain.tensors.scalars import check_choice, check_count, check_number
 
@@ -115,8 +115,14 @@ def grid_composites(
     places = chosen[torch.where(of_class, bits[:, None, len(known) :], -1).argmax(-1)]
 
     sides = photos.pixel_values.shape[-2:]
-    size = [side * cells if enlarged else side for side in sides]
-    composites = compose(photos.pixel_values, places, cells, size)
+    height, width = (side * cells if enlarged else side for side in sides)
+    composites = photos.pixel_values.new_empty(len(numbers), photos.pixel_values.shape[1], height, width)
+    for place, (rows, columns) in enumerate(_cell_slices(cells, (height, width))):
+        taken = photos.pixel_values[places[:, place].to(photos.pixel_values.device)]
+        size = (rows.stop - rows.start, columns.stop - columns.start)
+        if tuple(sides) != size:
+            taken = F.interpolate(taken, size=size, mode="bilinear", antialias=True)
+        composites[..., rows, columns] = taken
     cell = numbers % number
     return Composites(
         composites, classes.gather(1, cell[:, None])[:, 0], cell, classes, photos.ids[places], len(chosen)
@@ -190,7 +196,7 @@ def grid_pointing(
     """
     check_count(cells, "cells", minimum=2)
     check_choice(scale, "scale", ("map", "top"))
-    slices = cell_slices(cells, image_size)
+    slices = _cell_slices(cells, image_size)
     masks = torch.zeros(len(slices), *image_size)
     for mask, (rows, columns) in zip(masks, slices):
         mask[rows, columns] = 1
@@ -216,3 +222,12 @@ def _top(saliency: torch.Tensor, size: tuple[int, int], part: float) -> torch.Te
     above, equal = maps > limit, maps == limit
     left = count - above.sum((1, 2), keepdim=True)
     return above.float() + equal * (left / equal.sum((1, 2), keepdim=True))
+
+
+def _cell_slices(cells: int, size: Sequence[int]) -> list[tuple[slice, slice]]:
+    """Rows and columns of every cell; where they cannot be equal, they differ by a pixel."""
+    rows, columns = (
+        [slice(round(place * side / cells), round((place + 1) * side / cells)) for place in range(cells)]
+        for side in size
+    )
+    return [(row, column) for row in rows for column in columns]

@@ -418,59 +418,6 @@ def test_training_draws_the_target_among_the_first_classes():
     assert head.train()(pixel_values, return_loss=True).target.max() <= 4
 
 
-def seen_in_training(head, pixel_values, **kwargs):
-    """The images that a training pass reads features of, the target, and how many were asked alone before."""
-    seen, alone = [], []
-    read = head.forward_features
-    head.forward_features = lambda images: (seen.append(images), read(images))[1]
-    hook = head.backbone.register_forward_pre_hook(lambda module, inputs: alone.append(len(inputs[0])))
-    output = head(pixel_values, return_loss=True, **kwargs)
-    hook.remove()
-    del head.forward_features
-    return seen[0], output.target, sum(alone) - len(pixel_values)  # the masked images
-
-
-@pytest.mark.parametrize(("family", "size"), [("resnet", None), ("vit", None), ("convnext", (95, 65))])
-def test_training_asks_mosaics_for_the_class_of_one_of_their_photographs(family, size):
-    head = LCamForSaliency.from_classifier(tiny_classifier(family), variant="img", mosaic_share=0.3).train()
-    pixel_values = random_pixels(family, 8, size) + torch.linspace(-2, 2, 8).view(8, 1, 1, 1)
-    height, width = (side / 2 for side in pixel_values.shape[-2:])
-    rows, columns = ((0, round(side), None) for side in (height, width))
-    own, cells = head.attached(pixel_values).argmax(-1), set()
-    for _ in range(12):
-        images, target, before = seen_in_training(head, pixel_values)
-        assert before == 2  # alone, for their class: 0.3 of 8 images
-        assert torch.equal(images[2:], pixel_values[2:])
-        assert torch.equal(target[:2], own[:2])
-        assert torch.equal(target[2:], own[2:])
-        for index, image in enumerate(images[:2]):
-            found = []
-            for top, bottom in zip(rows, rows[1:]):
-                for left, right in zip(columns, columns[1:]):
-                    cell = image[:, top:bottom, left:right]
-                    small = F.interpolate(pixel_values, cell.shape[-2:], mode="bilinear", antialias=True)
-                    errors = (small - cell).abs().amax((1, 2, 3))
-                    assert errors.min() < 1e-5
-                    found.append(int(errors.argmin()))
-            assert sorted(found) == list(range(index, index + 4))
-            cells.add(found.index(index))
-    assert cells == {0, 1, 2, 3}
-
-
-def test_mosaics_of_given_classes_and_of_no_others():
-    head = LCamForSaliency.from_classifier(tiny_classifier("resnet"), variant="img", mosaic_share=0.01)
-    pixel_values, given = random_pixels("resnet", 6), torch.tensor([4, 3, 2, 1, 0, 4])
-    images, target, before = seen_in_training(head.train(), pixel_values, target=given)
-    assert before == 0 and torch.equal(target, given)
-    assert not torch.equal(images[0], pixel_values[0]) and torch.equal(images[1:], pixel_values[1:])  # at least one
-    images, target, before = seen_in_training(head.eval(), pixel_values)
-    assert before == 0 and torch.equal(images, pixel_values)
-    head.train()
-    with pytest.raises(ValueError, match="`mosaic_share` 0.01 puts 4 images of a batch into one, .* has 3"):
-        head(pixel_values[:3], return_loss=True)
-    head(pixel_values[:3])  # nothing is trained
-
-
 def test_masks_of_whole_cells_mix_no_pixels():
     """Half of the patches hidden: each pixel is the image's or the fill's, and the map has a value per patch."""
     head = LCamForSaliency.from_classifier(tiny_classifier("deit"), mask_grid="patch", mask_fills=["mean"])
@@ -524,7 +471,6 @@ def test_fills_belong_to_pixels():
         ("mix_fills", True, "`mix_fills` needs several `mask_fills` to draw from, got mask_fills=None"),
         ("ranking_parts", 0, "`ranking_parts` must be a whole number of at least 1, got 0"),
         ("ranking_area_power", 0.0, "`ranking_area_power` must be above 0"),
-        ("mosaic_share", 1.5, r"`mosaic_share` must lie in \[0, 1\], got 1.5"),
         ("target_top_k", 0, "`target_top_k` must be a whole number of at least 1, got 0"),
         ("mask_fills", ["blur", "blur"], r"`mask_fills` .*each once, got \['blur', 'blur'\]"),
         ("ce_weight", -1.0, "`ce_weight` must be at least 0 and finite, got -1.0"),
