@@ -408,7 +408,7 @@ def check_released(path, hub, folder, monkeypatch, ran):
     # under the names that the card uses.
     snippet = re.search(r"```python\n(.*?)```", content, re.DOTALL).group(1)
     names = re.findall(r'(?:model=|from_pretrained\()"(.*?)"', snippet)
-    classifier = re.search(r'classifier="(.*?)"', snippet)
+    classifier, auxiliary = (re.search(rf'{name}="(.*?)"', snippet) for name in ("classifier", "auxiliary"))
     (kind,) = set(KINDS) & set(data["tags"])
     form = (kind, *snippet.split('"')[::2])
     if form in ran:
@@ -422,7 +422,8 @@ def check_released(path, hub, folder, monkeypatch, ran):
         hub.add_repo(stand_in, {file.name: file.read_bytes() for file in (home / "classifier").iterdir()})
     else:
         stand_in = save_classifier(home / (classifier.group(1) if classifier else "classifier"))
-    head = KINDS[kind].from_classifier(stand_in)
+    others = {"auxiliary": save_classifier(home / auxiliary.group(1))} if auxiliary else {}
+    head = KINDS[kind].from_classifier(stand_in, **others)
     head.save_pretrained(home / names[0], self_contained=classifier is None and not data.get("base_model"))
     if "/" in names[0]:
         hub.add_repo(names[0], {file.name: file.read_bytes() for file in (home / names[0]).iterdir()})
@@ -458,4 +459,4 @@ def test_the_commands_of_released_cards_can_be_given():
             assert {head.config_class.renamed.get(name, name) for name in read.head_options} <= fields
             assert read.dataset == "frgfm/imagenette" and read.dataset_config == "160px"
             commands += 1
-    assert commands == 16
+    assert commands == 17
